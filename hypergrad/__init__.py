@@ -1,0 +1,63 @@
+"""Hypergradients: the derivative of a validation loss with respect to hyperparameters of training.
+
+    problem   = hg.Bilevel(inner=train_loss, outer=val_loss)
+    estimator = hg.Greedy(hg.SGD(0.1))
+    state     = estimator.init(problem, params, hparams)
+    out       = estimator.estimate(problem, state, hparams, train, val)
+
+Start with `Bilevel`, then `Greedy`, `Unrolled` and `Implicit`; `Tuner` runs the whole loop, and
+`check_hypergradient` says whether a number is right on your problem.
+"""
+
+from hypergrad.check import Check, check_hypergradient
+from hypergrad.errors import HypergradError
+from hypergrad.estimators import (
+    Estimate,
+    Greedy,
+    HypergradientEstimator,
+    Implicit,
+    Report,
+    State,
+    Unrolled,
+    hypergradient,
+)
+from hypergrad.history import History
+from hypergrad.problem import Bilevel
+from hypergrad.solvers import CG, Direct, Identity, Neumann
+from hypergrad.spaces import Interval, NonNegative, Positive, Real, Simplex
+from hypergrad.tapes import Full, States
+from hypergrad.tuner import Tuner
+from hypergrad.updates import SGD, Adam, AdamW, RMSprop, Schedule
+
+__all__ = [
+    "CG",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Bilevel",
+    "Check",
+    "Direct",
+    "Estimate",
+    "Full",
+    "Greedy",
+    "History",
+    "HypergradError",
+    "HypergradientEstimator",
+    "Identity",
+    "Implicit",
+    "Interval",
+    "Neumann",
+    "NonNegative",
+    "Positive",
+    "RMSprop",
+    "Real",
+    "Report",
+    "Schedule",
+    "Simplex",
+    "State",
+    "States",
+    "Tuner",
+    "Unrolled",
+    "check_hypergradient",
+    "hypergradient",
+]

@@ -1,0 +1,255 @@
+"""What an array framework must offer, and how the one in use is found.
+
+A backend is a stateless object with the methods of `Backend`. It wraps no arrays, holds no settings,
+and there is no current one: every estimate finds it from the leaves that it is given, or takes it as
+``backend=``. Backends come in through the entry-point group ``hypergrad.backends``, whose key is the
+name of the framework's module; `hypergrad.testing` holds the laws that each must obey.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+from hypergrad.errors import ArgumentError, BackendError, LeafTypeError
+
+Array = Any
+Tree = Any
+Scalar = Any
+
+GROUP = "hypergrad.backends"
+
+
+class Leaf(NamedTuple):
+    """What a backend knows about one leaf without reading its values."""
+
+    kind: Literal["float", "int", "bool", "complex", "other"]
+    dtype: str
+    shape: tuple[int, ...]
+    itemsize: int
+    device: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the leaf's data."""
+        size = self.itemsize
+        for n in self.shape:
+            size *= n
+        return size
+
+
+class Pullback(Protocol):
+    """The transposed derivative of a function at one linearisation, to be called as often as needed."""
+
+    def __call__(self, cotangent: Tree) -> tuple[Tree, ...]:
+        """Return uᵀ ∂f/∂primal for each primal; zeros where f does not depend on a leaf."""
+
+    @property
+    def reached(self) -> tuple[Tree, ...]:
+        """For each primal a tree of booleans: does f depend on this leaf? Read off the graph."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays that the linearisation keeps alive."""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Calculus, vector space and control flow of one array framework.
+
+    Functions given to the calculus take and return trees. Leaves that are not floating point are
+    carried along and get zero cotangents. All of it nests: a `vjp` of a `vjp` is a second derivative.
+    """
+
+    name: str
+    """The name of the framework's module, which is also the key of the entry point."""
+
+    xp: Any
+    """Elementwise functions under their array-API names, differentiable, with a ``linalg``."""
+
+    # Leaves and trees.
+    def owns(self, leaf: Any) -> bool:
+        """Is this an array of the framework, traced ones included?"""
+
+    def describe(self, leaf: Array) -> Leaf:
+        """Kind, dtype, shape and device, for checks and messages."""
+
+    def readable(self, *leaves: Array) -> bool:
+        """Can the values be read now: neither traced nor on a device that one would have to wait for?"""
+
+    def flatten(self, tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Tree]]:
+        """Take a tree apart, and return what puts leaves back together. ``None`` is no leaf."""
+
+    def paths(self, tree: Tree, root: str) -> list[str]:
+        """Name every leaf as one would write it in Python, starting from the name of the tree."""
+
+    def map(self, f: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+        """Apply f leaf by leaf; each tree in ``rest`` may go deeper than the first."""
+
+    # The vector space of trees.
+    def inner(self, x: Tree, y: Tree) -> Scalar:
+        """Inner product ⟨x, y⟩ over all floating-point leaves, 0 for trees without any."""
+
+    def axpy(self, a: Scalar, x: Tree, y: Tree) -> Tree:
+        """Return a x + y, each leaf in the dtype that it has in y."""
+
+    def zeros(self, tree: Tree) -> Tree:
+        """The zero vector of the tree's space."""
+
+    def ravel(self, tree: Tree) -> tuple[Array, Callable[[Array], Tree]]:
+        """All leaves as one flat vector, and the way back."""
+
+    # Calculus.
+    def value_and_grad(self, f: Callable[[Tree], Scalar], x: Tree) -> tuple[Scalar, Tree]:
+        """Value and gradient of a scalar function of one tree."""
+
+    def vjp(self, f: Callable[..., Any], *primals: Tree, has_aux: bool = False) -> Any:
+        """Return ``(f(*primals), pullback)``.
+
+        With ``has_aux`` f returns ``(value, aux)`` and a third result is aux, cut off from the graph.
+        """
+
+    def jvp(self, f: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tuple[Tree, ...]) -> Any:
+        """Return ``(f(*primals), ∂f · tangents)``."""
+
+    def detach(self, tree: Tree) -> Tree:
+        """The same values, constant for every derivative."""
+
+    # Control flow.
+    def scan(
+        self,
+        body: Callable[[Tree, Any, Any], tuple[Tree, Any]],
+        carry: Tree,
+        length: int,
+        xs: Any = None,
+        reverse: bool = False,
+    ) -> tuple[Tree, Any]:
+        """Run ``carry, y = body(carry, k, x)`` for k = 0 … length−1 and return ``carry, ys``.
+
+        ``ys`` are kept in the framework's own way; all that one may do is hand them back as ``xs``.
+        """
+
+    def while_loop(
+        self, going: Callable[[Tree], Any], body: Callable[[Tree], Tree], carry: Tree, limit: int
+    ) -> Tree:
+        """Run the body while ``going(carry)``, which is false after ``limit`` rounds at the latest."""
+
+    def indexed(self, items: Sequence[Tree]) -> Callable[[Any], Tree]:
+        """A function k -> items[k] for an index that a `scan` hands out."""
+
+    # Randomness.
+    def generator(self, seed: int | None = None) -> Any:
+        """State of the framework's own generator, as it is now or as the seed makes it; else None."""
+
+    def replay(self, generator: Any) -> AbstractContextManager[None]:
+        """A block that draws from the state given, and leaves the generator as it found it."""
+
+    def restore(self, generator: Any) -> None:
+        """Put the generator into a state that `generator` returned."""
+
+    # The way in and out.
+    def asarray(self, values: Any, like: Array | None = None) -> Array:
+        """An array from NumPy values, in the dtype and on the device of ``like``."""
+
+    def to_numpy(self, array: Array) -> Any:
+        """The values as a NumPy array; waits for a device if it must."""
+
+
+class Listing(NamedTuple):
+    """A registered backend, as `available` finds it."""
+
+    name: str
+    installed: bool
+    install: str
+    distribution: str
+
+
+def registered() -> dict[str, EntryPoint]:
+    """Every backend that an installed distribution offers, by the name of its framework."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def available() -> list[Listing]:
+    """Say of each registered backend whether its framework is installed, and what installs it."""
+    found = []
+    for name, entry in sorted(registered().items()):
+        distribution = entry.dist.name if entry.dist is not None else "hypergradients"
+        install = f"python -m pip install '{distribution}[{name}]'"
+        found.append(Listing(name, find_spec(name) is not None, install, distribution))
+    return found
+
+
+@cache
+def get_backend(name: str) -> Backend:
+    """Load a backend by the name of its framework.
+
+    Raises:
+        BackendError: if no such backend is registered, or its framework is not installed.
+
+    """
+    entries = registered()
+    if name not in entries:
+        known = ", ".join(sorted(entries)) or "none: is hypergradients installed?"
+        raise BackendError(f"no backend {name!r} is registered; there are: {known}")
+    if find_spec(name) is None:
+        hint = next(row.install for row in available() if row.name == name)
+        raise BackendError(f"the backend {name!r} needs its framework: {hint}")
+    backend: Backend = entries[name].load()()
+    return backend
+
+
+def find_backend(*trees: Tree, backend: Backend | str | None = None) -> Backend:
+    """Find the one backend whose arrays the trees hold.
+
+    Whoever holds an array of a framework has imported it, so only backends whose framework is already
+    loaded are asked, and none is ever imported by asking.
+
+    Raises:
+        LeafTypeError: if the trees hold no array, arrays that nobody knows, or those of two frameworks.
+        BackendError: if ``backend`` is a name that is not registered or not installed.
+
+    """
+    if isinstance(backend, str):
+        return get_backend(backend)
+    if backend is not None:
+        return backend
+    owners = [candidate for candidate in _loaded() if _owns_any(candidate, trees)]
+    if len(owners) == 1:
+        return owners[0]
+    if owners:
+        names = " and ".join(owner.name for owner in owners)
+        raise LeafTypeError(
+            f"the arguments mix arrays of {names}, and no derivative passes from one framework to "
+            "another: convert all leaves of params and hparams to one of them"
+        )
+    leaves = [leaf for tree in trees for leaf in get_backend("numpy").flatten(tree)[0]]
+    if not leaves:
+        raise ArgumentError("params and hparams hold no arrays: there is nothing to differentiate")
+    kinds = ", ".join(sorted({f"{type(leaf).__module__}.{type(leaf).__qualname__}" for leaf in leaves}))
+    known = ", ".join(candidate.name for candidate in _loaded())
+    raise LeafTypeError(
+        f"no loaded backend ({known}) knows leaves of type {kinds}: pass arrays of one of these "
+        "frameworks, or the backend itself as backend="
+    )
+
+
+def _loaded() -> list[Backend]:
+    return [_entry(name) for name in _registered_names() if name in sys.modules]
+
+
+@cache
+def _registered_names() -> tuple[str, ...]:
+    return tuple(sorted(registered()))
+
+
+def _entry(name: str) -> Backend:
+    return get_backend(name)
+
+
+def _owns_any(backend: Backend, trees: tuple[Tree, ...]) -> bool:
+    return any(backend.owns(leaf) for tree in trees for leaf in backend.flatten(tree)[0])

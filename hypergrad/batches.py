@@ -1,0 +1,113 @@
+"""How ``train`` and ``val`` are read.
+
+    a function      t -> batch, where t is the training step; it may be traced
+    a list          a sequence of batches
+    an iterator     hands out batches, one for each step
+    anything else   one batch: an array, tuple, dict, dataclass … or ``None``, for a loss without data
+
+A list is always a sequence, so a batch that comes as a list (torch's ``DataLoader`` makes those) is
+given as ``tuple(batch)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+from hypergrad.backend import Backend, Tree
+from hypergrad.errors import ArgumentError
+
+Batches = Any
+
+
+def one_batch(name: str, batches: Batches, step: Any) -> Tree:
+    """The batch of one training step.
+
+    Raises:
+        ArgumentError: if a list does not hold exactly one batch, or an iterator is exhausted.
+
+    """
+    if callable(batches):
+        return batches(step)
+    if isinstance(batches, Iterator):
+        return _take(name, batches, 1)[0]
+    if isinstance(batches, list):
+        if len(batches) != 1:
+            raise ArgumentError(
+                f"{name}: one batch is needed and the list holds {len(batches)}. Likely causes:\n"
+                "  (a) one batch given as a list: pass tuple(batch);\n"
+                "  (b) several batches where the estimator takes one: pass one, or a function t -> batch."
+            )
+        return batches[0]
+    return batches
+
+
+def every_batch(name: str, batches: Batches, step: Any) -> list[Tree]:
+    """All the batches given, of which a function gives one.
+
+    Raises:
+        ArgumentError: if there are none.
+
+    """
+    found = (
+        batches
+        if isinstance(batches, list)
+        else list(batches)
+        if isinstance(batches, Iterator)
+        else [one_batch(name, batches, step)]
+    )
+    if not found:
+        raise ArgumentError(f"{name} is empty: at least one batch is needed")
+    return found
+
+
+def batch_series(
+    backend: Backend, name: str, batches: Batches, start: Any, steps: int
+) -> Callable[[Any], Tree]:
+    """The batches of ``steps`` training steps from step ``start`` on, as a function of k = 0 … steps−1.
+
+    Raises:
+        ArgumentError: if there are fewer batches than steps, or one batch for more than one step.
+
+    """
+    if callable(batches):
+        return lambda k: batches(start + k)
+    if batches is None:
+        return lambda k: None
+    if isinstance(batches, Iterator):
+        return backend.indexed(_take(name, batches, steps))
+    if isinstance(batches, list):
+        if len(batches) < steps:
+            raise ArgumentError(
+                f"{name}: {steps} steps need {steps} batches and the list holds {len(batches)}"
+            )
+        return backend.indexed(batches[:steps])
+    if steps == 1:
+        return lambda k: batches
+    raise ArgumentError(
+        f"{name}: {steps} steps need {steps} batches, and a {type(batches).__name__} is one batch: pass a "
+        "list of batches, or a function t -> batch (lambda t: batch to train on the same one throughout)"
+    )
+
+
+def stream(backend: Backend, name: str, batches: Batches) -> Batches:
+    """Batches for as long as one asks: a list starts again at its end, an iterator does not.
+
+    Raises:
+        ArgumentError: if a list is empty.
+
+    """
+    if not isinstance(batches, list):
+        return batches
+    if not batches:
+        raise ArgumentError(f"{name} is empty: at least one batch is needed")
+    at = backend.indexed(batches)
+    return lambda t: at(t % len(batches))
+
+
+def _take(name: str, batches: Iterator[Tree], count: int) -> list[Tree]:
+    taken = list(islice(batches, count))
+    if len(taken) < count:
+        raise ArgumentError(f"{name}: the iterator is exhausted: {count} batches needed, {len(taken)} left")
+    return taken

@@ -1,0 +1,47 @@
+"""Files of named arrays, written whole or not at all and read without running any code."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import numpy as np
+
+from hypergrad.errors import CheckpointError
+
+
+def write_arrays(path: str | Path, arrays: dict[str, Any]) -> None:
+    """Write an ``.npz`` file beside the old one, flush it to the disk, and put it in its place.
+
+    Raises:
+        OSError: if that is not possible; an older file is then left as it was.
+
+    """
+    path = Path(path)
+    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def read_arrays(path: str | Path) -> dict[str, Any]:
+    """Read a file that `write_arrays` wrote; pickled objects are refused.
+
+    Raises:
+        CheckpointError: if it is damaged or no such file.
+        FileNotFoundError: if there is none.
+
+    """
+    try:
+        with np.load(Path(path), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (zipfile.BadZipFile, ValueError, EOFError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged, or was not written by hypergrad: {error}") from error

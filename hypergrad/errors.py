@@ -1,0 +1,170 @@
+"""Every error and warning of `hypergrad`.
+
+A message states the fact, the consequence, the likely causes in order of likelihood, and the remedy
+for each; it names leaves by their path, as in ``params['layers'][0]['w']``. After any of these errors
+nothing is half done: estimates are pure, and random generators are put back as they were found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Literal
+
+
+class HypergradError(Exception):
+    """Base class of every error that this library raises on purpose."""
+
+
+class ArgumentError(HypergradError, ValueError):
+    """An argument has the wrong value, shape or structure."""
+
+
+class LeafTypeError(HypergradError, TypeError):
+    """A leaf has a type, dtype, device or framework that cannot be differentiated here."""
+
+
+class UnsupportedLeafError(HypergradError, NotImplementedError):
+    """A leaf is of a kind that no estimator supports, such as a complex array."""
+
+
+class UnsupportedOpError(HypergradError, NotImplementedError):
+    """An operation inside a loss has no (second) derivative in its framework."""
+
+
+class BackendError(HypergradError, LookupError):
+    """No backend of that name is registered, or its framework is not installed."""
+
+
+class MissingExtraError(HypergradError, ImportError):
+    """A feature needs an optional dependency that is not installed."""
+
+
+class CheckpointError(HypergradError, ValueError):
+    """A saved file is damaged, or belongs to another problem, backend or version."""
+
+
+class DisconnectedError(HypergradError, ValueError):
+    """A loss does not depend on what it is differentiated by, as its graph shows.
+
+    Attributes:
+        path: the leaf or tree that is not reached, as in ``hparams['log_l2']``.
+
+    """
+
+    path: str
+
+    def __init__(self, message: str, path: str) -> None:
+        Exception.__init__(self, message)
+        self.path = path
+
+
+class NonFiniteError(HypergradError, ArithmeticError):
+    """A loss or a derivative came out as NaN or infinite.
+
+    Attributes:
+        where: ``"T1"`` or ``"T2"``: the loss in which it appeared.
+        step: the training step, counted from 0.
+        path: the leaf, if the loss was finite and a derivative was not.
+
+    """
+
+    where: Literal["T1", "T2"]
+    step: int
+    path: str | None
+
+    def __init__(self, where: Literal["T1", "T2"], step: int, path: str | None = None) -> None:
+        if path is None:
+            fact = f"the {where} loss is not finite at step {step}"
+            causes = (
+                "the training diverged: lower the learning rate",
+                "a hyperparameter left the domain in which the loss is defined: give it a space",
+                "the batch itself holds NaN or Inf",
+            )
+        else:
+            fact = f"the {where} loss is finite at step {step}, but {path} has a non-finite derivative"
+            causes = (
+                "a square root, norm, power or logarithm was differentiated at zero: add a small constant",
+                "an overflow in the backward pass: rescale the loss, or accumulate in a wider dtype",
+            )
+        Exception.__init__(
+            self, explain(fact, "No hypergradient was returned and nothing was changed.", causes)
+        )
+        self.where, self.step, self.path = where, step, path
+
+
+class Failure(IntEnum):
+    """Why a linear solve failed; the code that a compiled `Report` carries."""
+
+    NONE = 0
+    SINGULAR = 1
+    NEGATIVE_CURVATURE = 2
+    MAX_STEPS = 3
+    DIVERGED = 4
+
+
+class SolveError(HypergradError, ArithmeticError):
+    """The inverse-Hessian solve of `Implicit` did not do what was asked of it.
+
+    Attributes:
+        reason: ``"singular"``, ``"negative_curvature"``, ``"max_steps"`` or ``"diverged"``.
+        step: how many products had been taken.
+        residual: the true relative residual ‖Hx − v‖/‖v‖.
+
+    """
+
+    reason: str
+    step: int
+    residual: float
+
+    def __init__(self, message: str, reason: Failure, step: int, residual: float) -> None:
+        Exception.__init__(self, message)
+        self.reason, self.step, self.residual = reason.name.lower(), step, residual
+
+
+class InnerNotConvergedError(HypergradError, ArithmeticError):
+    """An implicit estimate was asked for away from the inner optimum, with ``strict=True``.
+
+    Attributes:
+        gradient_norm: ‖∇C̃1‖ at the parameters given.
+        tolerance: the norm up to which they count as an optimum.
+
+    """
+
+    gradient_norm: float
+    tolerance: float
+
+    def __init__(self, gradient_norm: float, tolerance: float) -> None:
+        Exception.__init__(self, not_converged(gradient_norm, tolerance))
+        self.gradient_norm, self.tolerance = gradient_norm, tolerance
+
+
+class HypergradWarning(UserWarning):
+    """Base class of every warning that this library gives."""
+
+
+class InnerNotConvergedWarning(HypergradWarning):
+    """An implicit estimate was made away from the inner optimum."""
+
+
+class SolveWarning(HypergradWarning):
+    """A linear solve failed and its bias was accepted with ``on_failure="warn"``."""
+
+
+def explain(fact: str, consequence: str, causes: Sequence[str]) -> str:
+    """Compose a message: the fact, what follows from it, and the causes, each with its remedy."""
+    listed = ";\n".join(f"  ({letter}) {cause}" for letter, cause in zip("abcdefgh", causes, strict=False))
+    return f"{fact}.\n  {consequence}" + (f" Likely causes:\n{listed}." if causes else "")
+
+
+def not_converged(gradient_norm: float, tolerance: float) -> str:
+    """Say that the implicit function theorem is being used away from an optimum."""
+    return explain(
+        f"the implicit hypergradient was taken where ‖∇C̃1‖ = {gradient_norm:.1e} > {tolerance:.1e}",
+        "The implicit function theorem holds at an optimum; the error is of that order.",
+        (
+            "the inner problem is not solved: train longer, or use Unrolled",
+            "the batch differs from the one that was trained on: give all of T1",
+            "the tolerance is too strict for this problem: raise Implicit(tolerance=...)",
+        ),
+    )

@@ -1,0 +1,23 @@
+"""Estimators: which terms of the hypergradient's sum are kept."""
+
+from hypergrad.estimators.base import (
+    Estimate,
+    HypergradientEstimator,
+    Report,
+    State,
+    hypergradient,
+)
+from hypergrad.estimators.greedy import Greedy
+from hypergrad.estimators.implicit import Implicit
+from hypergrad.estimators.unrolled import Unrolled
+
+__all__ = [
+    "Estimate",
+    "Greedy",
+    "HypergradientEstimator",
+    "Implicit",
+    "Report",
+    "State",
+    "Unrolled",
+    "hypergradient",
+]

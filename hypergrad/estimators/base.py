@@ -1,0 +1,327 @@
+r"""What an estimator is, what it takes and what it returns.
+
+With A_t = ∂Φ/∂z and B_t = ∂Φ/∂λ at training step t, and v = ∂_θ C2 at the last state, every estimator
+is a choice of which terms of one sum to keep:
+
+    dC2/dλ = ∂_λ C2 + Σ_k B_kᵀ (A_{k+1}ᵀ ⋯ A_{T−1}ᵀ) v
+             direct    response
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, NamedTuple
+
+from hypergrad import vectors
+from hypergrad.arguments import check_same, check_variables
+from hypergrad.backend import Backend, Scalar, Tree, find_backend
+from hypergrad.batches import Batches
+from hypergrad.errors import DisconnectedError, Failure, NonFiniteError, explain
+from hypergrad.problem import Bilevel
+from hypergrad.training import Inner, Seen, evaluate, first_nonfinite
+
+
+class State(NamedTuple):
+    """Where training stands: a tree that every framework knows how to carry.
+
+    ``step`` counts training steps; a function of batches is called with it, and a schedule too.
+    ``memory`` is what an estimator carries from one estimate to the next, if anything.
+    """
+
+    params: Tree
+    opt_state: Tree = ()
+    step: Any = 0
+    memory: Tree = ()
+
+
+class Report(NamedTuple):
+    """What an estimate assumed and what was seen. Norms are Euclidean over all leaves.
+
+    A number that does not apply is NaN. The fields are arrays or numbers, so that a compiled estimate
+    can return them; `HypergradientEstimator.check` turns the faults among them into errors.
+    """
+
+    inner_gradient_norm: Scalar
+    """‖∇_θ C̃1‖ at the last point where it was taken."""
+    direct_norm: Scalar
+    """‖∂_λ C2‖, the direct term."""
+    response_norm: Scalar
+    """Norm of the response term: what reaches C2 through the parameters."""
+    responds: Tree
+    """For each hyperparameter: does the response depend on it? By the graph; if not, it is exactly 0."""
+    gradients: Scalar
+    """First-order gradients spent, of C̃1 or C2 on one batch."""
+    products: Scalar
+    """Second-order products spent; one costs about two gradients."""
+    bytes_held: Any
+    """Bytes of graph or of states that were kept for the backward pass."""
+    residual: Scalar = float("nan")
+    """True relative residual ‖Hx − v‖/‖v‖ of a linear solve."""
+    iterations: Any = 0
+    """Iterations of a linear solve."""
+    curvature: Scalar = float("nan")
+    """Largest eigenvalue of H that the solver met, by its own estimate."""
+    failure: Any = Failure.NONE
+    """A code of `hypergrad.errors.Failure`."""
+    bad_step: Any = -1
+    """First step with a non-finite T1 loss or gradient, −1 if there was none."""
+    bad_leaf: Any = -1
+    """The leaf of that gradient, −1 if the loss itself was not finite."""
+    bad_outer_leaf: Any = -1
+    """First leaf of a non-finite ∂_θ C2, −1 if there was none."""
+
+    @property
+    def cost(self) -> Scalar:
+        """Cost in training gradients, a second-order product counting two."""
+        return self.gradients + 2 * self.products
+
+
+class Estimate(NamedTuple):
+    """A hypergradient, and the state from which training goes on."""
+
+    hypergradient: Tree
+    """dC2/dλ, with the structure, shapes and dtypes of the hyperparameters."""
+    state: State
+    """Training goes on from here; nothing of it need be computed again."""
+    inner_value: Scalar
+    """C̃1 at the last training step."""
+    outer_value: Scalar
+    """C2 where ∂_θ C2 was taken."""
+    report: Report
+
+
+class Validation(NamedTuple):
+    """C2 and its derivatives at one point: the value, v = ∂_θ C2, ∂_λ C2, and which λ it reaches."""
+
+    value: Scalar
+    v: Tree
+    direct: Tree
+    reached: Tree
+
+
+@dataclass(frozen=True)
+class HypergradientEstimator(ABC):
+    """A published way to estimate dC2/dλ.
+
+    An estimator is a value: frozen, comparable, printable. Its work is pure: what it is given is left as
+    it was, and the same arguments give the same estimate. To write one, implement `_init` and
+    `_estimate`; the checks before and after are done here, for all.
+    """
+
+    _: KW_ONLY
+    allow_unused: bool = False
+    """Give zeros for a hyperparameter that neither loss uses, instead of a `DisconnectedError`."""
+
+    @property
+    @abstractmethod
+    def training_steps(self) -> int:
+        """How many training steps one estimate takes."""
+
+    def init(
+        self, problem: Bilevel, params: Tree, hparams: Tree, *, backend: Backend | str | None = None
+    ) -> State:
+        """The state before the first training step.
+
+        Raises:
+            ArgumentError, LeafTypeError, UnsupportedLeafError: as for `estimate`.
+
+        """
+        found = find_backend(params, hparams, backend=backend)
+        check_variables(found, params=params, hparams=hparams)
+        return self._init(found, params)
+
+    def estimate(
+        self,
+        problem: Bilevel,
+        state: State,
+        hparams: Tree,
+        train: Batches,
+        val: Batches,
+        *,
+        backend: Backend | str | None = None,
+    ) -> Estimate:
+        """Estimate dC2/dλ, training as far as the estimator's definition asks for.
+
+        Args:
+            problem: the two losses.
+            state: from `init`, or from the last estimate.
+            hparams: λ, any tree of floating-point arrays.
+            train: batches of T1; see `hypergrad.batches`.
+            val: a batch of T2.
+            backend: found from the arrays if it is not given.
+
+        Raises:
+            ArgumentError: empty trees, a loss that is not scalar, too few batches, wrong structures.
+            LeafTypeError: integer, boolean or foreign leaves; mixed dtypes or devices.
+            UnsupportedLeafError: complex leaves.
+            DisconnectedError: a hyperparameter that neither loss uses; a loss that uses no parameter.
+            NonFiniteError: a NaN or an infinity in a loss or a derivative.
+            SolveError, InnerNotConvergedError: `Implicit` only.
+
+        Where values cannot be read (under a compiler, or on a device that would have to be waited for)
+        the last three kinds are not raised here but by `check`, once they can.
+
+        """
+        found = find_backend(state.params, hparams, backend=backend)
+        check_variables(found, params=state.params, hparams=hparams)
+        draws = found.generator()
+        try:
+            out = self._estimate(found, problem, state, hparams, train, val)
+            check_same(found, type(self).__name__, out.hypergradient, "hparams", hparams)
+            if found.readable(out.outer_value, *found.flatten(out.hypergradient)[0]):
+                self.check(out, backend=found)
+        except BaseException:
+            found.restore(draws)
+            raise
+        return out
+
+    def check(self, out: Estimate, *, backend: Backend | str | None = None) -> Estimate:
+        """Raise what an estimate has to report, and return it if there is nothing.
+
+        Raises:
+            NonFiniteError: a NaN or an infinity in a loss or a derivative.
+            SolveError, InnerNotConvergedError: `Implicit` only.
+
+        """
+        found = find_backend(out.hypergradient, backend=backend)
+        self._check_finite(found, out)
+        self._check(found, out)
+        return out
+
+    @abstractmethod
+    def _init(self, backend: Backend, params: Tree) -> State: ...
+
+    @abstractmethod
+    def _estimate(
+        self, backend: Backend, problem: Bilevel, state: State, hparams: Tree, train: Batches, val: Batches
+    ) -> Estimate: ...
+
+    def _check(self, backend: Backend, out: Estimate) -> None:
+        """Raise what is this estimator's own."""
+
+    def _check_finite(self, backend: Backend, out: Estimate) -> None:
+        report, step = out.report, int(out.state.step)
+        if (bad := int(report.bad_step)) >= 0:
+            leaf = int(report.bad_leaf)
+            path = None if leaf < 0 else backend.paths(out.state.params, "params")[leaf]
+            raise NonFiniteError("T1", bad, path)
+        if not bool(backend.xp.isfinite(out.outer_value)):
+            raise NonFiniteError("T2", step)
+        if (leaf := int(report.bad_outer_leaf)) >= 0:
+            raise NonFiniteError("T2", step, backend.paths(out.state.params, "params")[leaf])
+        if (leaf := int(first_nonfinite(backend, out.hypergradient))) >= 0:
+            raise NonFiniteError("T1", max(step - 1, 0), backend.paths(out.hypergradient, "hparams")[leaf])
+
+
+def hypergradient(
+    problem: Bilevel,
+    params: Tree,
+    hparams: Tree,
+    train: Batches,
+    val: Batches,
+    estimator: HypergradientEstimator,
+    *,
+    backend: Backend | str | None = None,
+) -> Tree:
+    """dC2/dλ from these parameters, in one call: ``estimator.init``, then ``estimator.estimate``.
+
+    Arguments and errors as for `HypergradientEstimator.estimate`.
+    """
+    state = estimator.init(problem, params, hparams, backend=backend)
+    return estimator.estimate(problem, state, hparams, train, val, backend=backend).hypergradient
+
+
+def validate(backend: Backend, problem: Bilevel, params: Tree, hparams: Tree, val: Tree) -> Validation:
+    """Evaluate C2 and both of its gradients: one backward pass."""
+    value, pullback = evaluate(backend, "outer", lambda p, h: problem.outer(p, h, val), val, params, hparams)
+    v, direct = pullback(backend.xp.ones_like(value))
+    return Validation(value, v, direct, pullback.reached[1])
+
+
+def assemble(
+    backend: Backend,
+    validation: Validation,
+    response: Tree,
+    responds: Tree,
+    seen: Seen,
+    state: State,
+    unused: Callable[[], Tree] | None,
+    **report: Any,
+) -> Estimate:
+    """Add the direct to the response term, and report both.
+
+    ``unused`` evaluates, only if it has to, whether C̃1 itself reaches each hyperparameter: one that is
+    merely added to C̃1 has no response and is still used. ``None`` allows unused ones.
+
+    Raises:
+        DisconnectedError: for a hyperparameter that neither loss uses.
+
+    """
+    if unused is not None:
+        _check_connected(backend, validation.reached, responds, unused)
+    detached = backend.detach((validation.direct, response, validation.v))
+    return Estimate(
+        vectors.add(backend, validation.direct, response),
+        state,
+        seen.inner_value,
+        validation.value,
+        Report(
+            inner_gradient_norm=seen.gradient_norm,
+            direct_norm=vectors.norm(backend, detached[0]),
+            response_norm=vectors.norm(backend, detached[1]),
+            responds=responds,
+            bad_step=seen.bad_step,
+            bad_leaf=seen.bad_leaf,
+            bad_outer_leaf=first_nonfinite(backend, detached[2]),
+            **report,
+        ),
+    )
+
+
+def inner_reaches(
+    backend: Backend, problem: Bilevel, params: Tree, hparams: Tree, first: Callable[[], Tree]
+) -> Callable[[], Tree]:
+    """A function that says which hyperparameters C̃1 uses, at the price of one evaluation."""
+
+    def reached() -> Tree:
+        draws, batch = backend.generator(), first()
+        _, pullback = evaluate(
+            backend, "inner", lambda p, h: problem.inner(p, h, batch), batch, params, hparams
+        )
+        backend.restore(draws)
+        return pullback.reached[1]
+
+    return reached
+
+
+def _check_connected(backend: Backend, direct: Tree, responds: Tree, inner: Callable[[], Tree]) -> None:
+    flags = zip(backend.flatten(direct)[0], backend.flatten(responds)[0], strict=True)
+    silent = [i for i, (outer, update) in enumerate(flags) if not (outer or update)]
+    if not silent:
+        return
+    used = backend.flatten(inner())[0]
+    paths = backend.paths(direct, "hparams")
+    for i in silent:
+        if not used[i]:
+            raise DisconnectedError(
+                explain(
+                    f"neither the T1 nor the T2 loss depends on {paths[i]}",
+                    "Its hypergradient would be zero whatever its value.",
+                    (
+                        "it is not used, or used under another name: remove it, or pass allow_unused=True "
+                        "to get zeros",
+                        "it was detached inside the loss, or its value was taken out of the framework: "
+                        "keep it in the framework's own operations",
+                        "only the optimiser uses it, and this estimator does not differentiate through "
+                        "the optimiser: take Greedy(response='update') or Unrolled",
+                    ),
+                ),
+                paths[i],
+            )
+
+
+def inner_state(state: State) -> Inner:
+    """The part z of a state on which the update map acts."""
+    return Inner(state.params, state.opt_state)

@@ -1,0 +1,204 @@
+"""The implicit function theorem."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+from hypergrad import vectors
+from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.batches import Batches, every_batch, one_batch
+from hypergrad.errors import (
+    ArgumentError,
+    Failure,
+    InnerNotConvergedError,
+    InnerNotConvergedWarning,
+    SolveError,
+    SolveWarning,
+    explain,
+    not_converged,
+)
+from hypergrad.estimators.base import (
+    Estimate,
+    HypergradientEstimator,
+    State,
+    assemble,
+    inner_reaches,
+    validate,
+)
+from hypergrad.problem import Bilevel
+from hypergrad.solvers import CG, Solver
+from hypergrad.solvers.base import residual
+from hypergrad.training import inner_gradient, observe
+
+
+@final
+@dataclass(frozen=True)
+class Implicit(HypergradientEstimator):
+    r"""The implicit function theorem with an inexact inverse-Hessian product (Foo et al. 2008, eq. 4 of
+    Luketina et al. 2016; Lorraine et al. 2020).
+
+        dC2/dλ = ∂_λ C2 − (∂²_λθ C̃1)ᵀ x,    (H + δI) x = ∇_θ C2,    H = ∂²_θθ C̃1
+
+    Exact where θ solves the inner problem and the solve is exact; the error is of first order in both
+    residuals (Pedregosa 2016, theorem 1). It does not train: θ stays where it is.
+
+    Cost: 2 gradients and K + 1 products for K products of the solver. The gradient's graph is kept and
+    every product is one pull-back through it; the last one gives the mixed term and, in the same pass,
+    the true residual Hx − v, whatever the solver believed. Memory: one training graph for each batch.
+
+    Args:
+        solver: how x is found.
+        damping: δ ≥ 0, a bias towards x = v/δ that makes the solve well-posed.
+        tolerance: the ‖∇C̃1‖ up to which θ counts as an optimum.
+        strict: make it an error, not a warning, to be further away than that.
+        on_failure: what a failed solve does: ``"raise"``, or ``"warn"`` and accept the bias.
+
+    Raises:
+        SolveError: if the solve failed, with the reason, the step and the true residual.
+        InnerNotConvergedError: away from the optimum, if ``strict``.
+
+    Warns:
+        InnerNotConvergedWarning: away from the optimum. SolveWarning: with ``on_failure="warn"``.
+
+    """  # noqa: D205
+
+    solver: Solver = field(default_factory=CG)
+    damping: float = 0.0
+    tolerance: float = 1e-3
+    strict: bool = False
+    on_failure: Literal["raise", "warn"] = "raise"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.solver, Solver):
+            raise ArgumentError(f"Implicit: solver = {self.solver!r}; it is a solver such as hg.CG()")
+        if not self.damping >= 0:
+            raise ArgumentError(f"Implicit: damping = {self.damping!r}; it is a number ≥ 0")
+        if not self.tolerance > 0:
+            raise ArgumentError(f"Implicit: tolerance = {self.tolerance!r}; it is a positive number")
+        if self.on_failure not in ("raise", "warn"):
+            raise ArgumentError(f"Implicit: on_failure = {self.on_failure!r}; it is 'raise' or 'warn'")
+
+    @property
+    def training_steps(self) -> int:
+        """None: θ stays where it is."""
+        return 0
+
+    def _init(self, backend: Backend, params: Tree) -> State:
+        return State(params)
+
+    def _estimate(
+        self, backend: Backend, problem: Bilevel, state: State, hparams: Tree, train: Batches, val: Batches
+    ) -> Estimate:
+        batches = every_batch("train", train, state.step)
+
+        def gradient(params: Tree, hparams: Tree) -> tuple[Tree, tuple[Scalar, Tree]]:
+            value, g = mean_gradient(backend, problem, params, hparams, batches)
+            return g, (value, g)
+
+        _, pullback, (value, g) = backend.vjp(gradient, state.params, hparams, has_aux=True)
+        seen = observe(backend, value, g, state.step)
+        validation = validate(backend, problem, state.params, hparams, one_batch("val", val, state.step))
+
+        def matvec(p: Tree) -> Tree:
+            return backend.axpy(self.damping, p, pullback(p)[0])
+
+        solution = self.solver.solve(backend, matvec, validation.v)
+        # H is symmetric, so one pull-back of ∇C̃1 along x gives H x and (∂²_λθ C̃1)ᵀ x together.
+        hx, mixed = pullback(solution.x)
+        hx = backend.axpy(self.damping, solution.x, hx)
+        true_residual = residual(backend, backend.detach(hx), backend.detach(validation.v))
+        return assemble(
+            backend,
+            validation,
+            vectors.scale(backend, -1.0, mixed),
+            pullback.reached[1],
+            seen,
+            state,
+            None
+            if self.allow_unused
+            else inner_reaches(backend, problem, state.params, hparams, lambda: batches[0]),
+            gradients=len(batches) + 1,
+            products=len(batches) * (solution.products + 1),
+            bytes_held=pullback.nbytes,
+            residual=true_residual,
+            iterations=solution.iterations,
+            curvature=backend.detach(solution.curvature),
+            failure=self._judge(backend, solution.failure, true_residual),
+        )
+
+    def _judge(self, backend: Backend, failure: Scalar, true_residual: Scalar) -> Scalar:
+        """A solver that reports success is believed only if the true residual agrees."""
+        promised = self.solver.promises()
+        if promised is None:
+            return failure
+        missed = (failure == Failure.NONE) & ~(true_residual <= promised)
+        return backend.xp.where(missed, int(Failure.MAX_STEPS), failure)
+
+    def _check(self, backend: Backend, out: Estimate) -> None:
+        failure = Failure(int(out.report.failure))
+        if failure is not Failure.NONE:
+            message = self._explain(failure, out)
+            if self.on_failure == "raise":
+                raise SolveError(message, failure, int(out.report.iterations), float(out.report.residual))
+            warnings.warn(message, SolveWarning, stacklevel=4)
+        away = float(out.report.inner_gradient_norm)
+        if away > self.tolerance:
+            if self.strict:
+                raise InnerNotConvergedError(away, self.tolerance)
+            warnings.warn(not_converged(away, self.tolerance), InnerNotConvergedWarning, stacklevel=4)
+
+    def _explain(self, failure: Failure, out: Estimate) -> str:
+        report, name = out.report, type(self.solver).__name__
+        steps, relative = int(report.iterations), float(report.residual)
+        slope, curvature = float(report.inner_gradient_norm), float(report.curvature)
+        far = f"the parameters are far from the inner optimum (‖∇C̃1‖ = {slope:.1e}): train longer, or use Unrolled"
+        conditioned = "the Hessian is ill-conditioned: set damping > 0"
+        accept = 'accept the bias with on_failure="warn"'
+        bias = "The hypergradient would carry an error of that order."
+        match failure:
+            case Failure.SINGULAR:
+                return explain(
+                    f"the Hessian is singular: {name} met a direction without curvature after {steps} steps, "
+                    f"at relative residual {relative:.1e}",
+                    "H x = v has no solution, and the hypergradient is not defined by it.",
+                    ("a parameter is free: set damping > 0, or give it a penalty", far, accept),
+                )
+            case Failure.NEGATIVE_CURVATURE:
+                return explain(
+                    f"the Hessian is not positive definite: {name} met negative curvature at step {steps}",
+                    "θ is no minimum of C̃1, so the implicit function theorem does not hold there.",
+                    (far, f"set damping > 0 to make H + δI definite (‖H‖ ≈ {curvature:.1e})", accept),
+                )
+            case Failure.DIVERGED:
+                return explain(
+                    f"the series of {name} diverged after {steps} terms, at relative residual {relative:.1e}",
+                    bias,
+                    (
+                        f"the step is too large: step_size < {2 / curvature:.1e} is stable here",
+                        "the Hessian is not positive definite: set damping > 0, or train longer",
+                        accept,
+                    ),
+                )
+            case _:
+                return explain(
+                    f"the inverse-Hessian solve stopped at relative residual {relative:.1e} > rtol "
+                    f"{self.solver.promises():.1e} after {steps} steps of {name}",
+                    bias,
+                    (far, conditioned, f"too few steps: raise max_steps, or {accept}"),
+                )
+
+
+def mean_gradient(
+    backend: Backend, problem: Bilevel, params: Tree, hparams: Tree, batches: list[Tree]
+) -> tuple[Scalar, Tree]:
+    """C̃1 and its gradient, averaged over the batches given."""
+    value, gradient = inner_gradient(backend, problem, params, hparams, batches[0])
+    for batch in batches[1:]:
+        another, g = inner_gradient(backend, problem, params, hparams, batch)
+        value, gradient = value + another, vectors.add(backend, gradient, g)
+    if len(batches) == 1:
+        return value, gradient
+    share = 1.0 / len(batches)
+    return share * value, vectors.scale(backend, share, gradient)

@@ -1,0 +1,102 @@
+"""The Neumann series."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+from hypergrad import vectors
+from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.errors import ArgumentError, Failure
+from hypergrad.solvers.base import Matvec, Solution, Solver, check_steps, check_tolerance
+
+_POWER_STEPS = 10
+_GROWING_TERMS = 3
+
+
+class _Series(NamedTuple):
+    x: Tree
+    term: Tree
+    size: Scalar
+    growth: Scalar
+    grown: Any
+    k: Any
+
+
+@final
+@dataclass(frozen=True)
+class Neumann(Solver):
+    r"""The truncated Neumann series (Lorraine et al. 2020, algorithm 3).
+
+        x = η Σ_{k<K} (I − ηH)ᵏ v,    K: max_steps,  η: step_size
+
+    At a fixed point of gradient descent with learning rate η, K terms give the hypergradient of the
+    last K steps: `Unrolled(SGD(η), truncate=K)`. Without ``rtol`` the K terms are taken as they are,
+    a bias that was asked for; with it, the series stops when ‖Hx − v‖/‖v‖ ≤ rtol or fails. K products.
+    Three terms that grow one after the other are a divergence, found at once; the error names the
+    largest stable step.
+
+    Args:
+        max_steps: the number K of terms.
+        step_size: η; if it is not given, 1 over the largest eigenvalue of H by ten power iterations.
+        rtol: the relative residual to reach, if any.
+
+    """
+
+    max_steps: int = 20
+    step_size: float | None = None
+    rtol: float | None = None
+
+    def __post_init__(self) -> None:
+        check_steps("Neumann", self.max_steps)
+        check_tolerance("Neumann", self.rtol)
+        if self.step_size is not None and self.step_size <= 0:
+            raise ArgumentError(f"Neumann: step_size = {self.step_size!r}; it is a positive number")
+
+    def promises(self) -> float | None:  # noqa: D102
+        return self.rtol
+
+    def solve(self, backend: Backend, matvec: Matvec, v: Tree) -> Solution:  # noqa: D102
+        xp = backend.xp
+        if self.step_size is None:
+            eta, spent = 1.0 / largest_eigenvalue(backend, matvec, v), _POWER_STEPS
+        else:
+            eta, spent = self.step_size, 0
+        size = vectors.norm(backend, v)
+        target = 0.0 * size if self.rtol is None else self.rtol * size
+
+        # The remainder v − H x_k is the term (I − ηH)ᵏ v itself, so the residual costs no product.
+        def going(s: _Series) -> Any:
+            return (s.k < self.max_steps) & (s.size > target) & (s.grown < _GROWING_TERMS)
+
+        def body(s: _Series) -> _Series:
+            x = backend.axpy(eta, s.term, s.x)
+            term = backend.axpy(-eta, matvec(s.term), s.term)
+            new = vectors.norm(backend, term)
+            growth = new / s.size
+            return _Series(x, term, new, growth, xp.where(growth > 1, s.grown + 1, 0), s.k + 1)
+
+        start = _Series(backend.zeros(v), v, size, 0.0 * size, 0, 0)
+        end = backend.while_loop(going, body, start, self.max_steps)
+        diverged = end.grown >= _GROWING_TERMS
+        short = (end.size > target) & (self.rtol is not None)
+        failure = xp.where(
+            diverged, int(Failure.DIVERGED), xp.where(short, int(Failure.MAX_STEPS), int(Failure.NONE))
+        )
+        # ‖(I − ηH) r‖ → |1 − ηλ_max| ‖r‖ along the direction that grows.
+        return Solution(end.x, end.k, end.k + spent, failure, (1 + end.growth) / eta)
+
+
+def largest_eigenvalue(backend: Backend, matvec: Matvec, v: Tree) -> Scalar:
+    """The largest |eigenvalue| of H by power iterations from v, a little too large for safety."""
+    xp = backend.xp
+
+    def unit(x: Tree) -> tuple[Tree, Scalar]:
+        size = vectors.norm(backend, x)
+        return vectors.scale(backend, 1.0 / xp.where(size > 0, size, xp.ones_like(size)), x), size
+
+    def body(carry: tuple[Tree, Scalar], k: Any, _: Any) -> tuple[tuple[Tree, Scalar], None]:
+        return unit(matvec(carry[0])), None
+
+    (_, size), _ = backend.scan(body, unit(v), _POWER_STEPS)
+    return 1.1 * xp.where(size > 0, size, xp.ones_like(size))

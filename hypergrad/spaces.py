@@ -1,0 +1,223 @@
+r"""Domains of hyperparameters: free coordinates u, and the map u ↦ λ that stays inside.
+
+The hypergradient is chained through the map exactly, dC2/du = (∂λ/∂u)ᵀ dC2/dλ. One space serves a whole
+tree of hyperparameters, or a tree of spaces gives each leaf its own; it may stop at any level::
+
+    space = hg.Positive()
+    space = {"log_l2": hg.Real(), "noise": hg.NonNegative()}
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+from hypergrad.backend import Array, Backend, Tree
+from hypergrad.errors import ArgumentError
+
+
+class Space(ABC):
+    """A set of hyperparameter values, and free coordinates for it."""
+
+    @abstractmethod
+    def constrain(self, xp: Any, u: Array) -> Array:
+        """λ for free coordinates u."""
+
+    @abstractmethod
+    def unconstrain(self, xp: Any, h: Array) -> Array:
+        """Free coordinates u for λ; the inverse of `constrain`."""
+
+    @abstractmethod
+    def project(self, xp: Any, u: Array) -> Array:
+        """The nearest u that is allowed, after an update has moved it."""
+
+    @abstractmethod
+    def contains(self, xp: Any, h: Array) -> Array:
+        """Is each entry of λ where `unconstrain` can start from?"""
+
+
+@final
+@dataclass(frozen=True)
+class Real(Space):
+    """All real numbers: λ = u. For logarithms, biases, anything without a bound."""
+
+    def constrain(self, xp: Any, u: Array) -> Array:
+        return u
+
+    def unconstrain(self, xp: Any, h: Array) -> Array:
+        return h
+
+    def project(self, xp: Any, u: Array) -> Array:
+        return u
+
+    def contains(self, xp: Any, h: Array) -> Array:
+        return xp.isfinite(h)
+
+
+@final
+@dataclass(frozen=True)
+class Positive(Space):
+    r"""λ > 0 by a smooth map, which never stalls at the boundary.
+
+    λ = eᵘ              link="exp": equal ratios count the same; for strengths and rates
+    λ = log(1 + eᵘ)     link="softplus": linear for large λ; for noise levels
+    """
+
+    link: Literal["exp", "softplus"] = "exp"
+
+    def __post_init__(self) -> None:
+        if self.link not in ("exp", "softplus"):
+            raise ArgumentError(f"Positive: link = {self.link!r}; it is 'exp' or 'softplus'")
+
+    def constrain(self, xp: Any, u: Array) -> Array:
+        if self.link == "exp":
+            return xp.exp(u)
+        return xp.maximum(u, 0.0 * u) + xp.log1p(xp.exp(-xp.abs(u)))
+
+    def unconstrain(self, xp: Any, h: Array) -> Array:
+        if self.link == "exp":
+            return xp.log(h)
+        return h + xp.log(-xp.expm1(-h))
+
+    def project(self, xp: Any, u: Array) -> Array:
+        return u
+
+    def contains(self, xp: Any, h: Array) -> Array:
+        return xp.isfinite(h) & (h > 0)
+
+
+@final
+@dataclass(frozen=True)
+class NonNegative(Space):
+    """λ ≥ 0 in the linear domain, clipped at 0 after each update, as the T1−T2 paper did.
+
+    Zero itself is reached. At zero a hypergradient that points out of the domain does nothing.
+    """
+
+    def constrain(self, xp: Any, u: Array) -> Array:
+        return u
+
+    def unconstrain(self, xp: Any, h: Array) -> Array:
+        return h
+
+    def project(self, xp: Any, u: Array) -> Array:
+        return xp.maximum(u, 0.0 * u)
+
+    def contains(self, xp: Any, h: Array) -> Array:
+        return xp.isfinite(h) & (h >= 0)
+
+
+@final
+@dataclass(frozen=True)
+class Interval(Space):
+    r"""low < λ < high by λ = low + (high − low) / (1 + e⁻ᵘ). For momenta, rates of dropout, mixing weights.
+
+    Raises:
+        ArgumentError: unless low < high, both finite.
+
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not -float("inf") < self.low < self.high < float("inf"):
+            raise ArgumentError(f"Interval: [{self.low}, {self.high}] is empty or infinite")
+
+    def constrain(self, xp: Any, u: Array) -> Array:
+        # The logistic function by tanh, which overflows nowhere.
+        return self.low + (self.high - self.low) * 0.5 * (1.0 + xp.tanh(0.5 * u))
+
+    def unconstrain(self, xp: Any, h: Array) -> Array:
+        return xp.log(h - self.low) - xp.log(self.high - h)
+
+    def project(self, xp: Any, u: Array) -> Array:
+        return u
+
+    def contains(self, xp: Any, h: Array) -> Array:
+        return (h > self.low) & (h < self.high)
+
+
+@final
+@dataclass(frozen=True)
+class Simplex(Space):
+    r"""Positive numbers that sum to 1 along the last axis: λ = softmax(u). For weights of a mixture.
+
+    u is determined up to a constant; `unconstrain` takes the u that is log λ.
+    """
+
+    def constrain(self, xp: Any, u: Array) -> Array:
+        shifted = xp.exp(u - xp.max(u, axis=-1, keepdims=True))
+        return shifted / xp.sum(shifted, axis=-1, keepdims=True)
+
+    def unconstrain(self, xp: Any, h: Array) -> Array:
+        return xp.log(h)
+
+    def project(self, xp: Any, u: Array) -> Array:
+        return u
+
+    def contains(self, xp: Any, h: Array) -> Array:
+        total = xp.sum(h, axis=-1, keepdims=True)
+        return (h > 0) & (xp.abs(total - 1.0) < 1e-3)
+
+
+def spread(backend: Backend, space: Any, hparams: Tree) -> Tree:
+    """One space for each leaf, from one space or a tree of them that stops at any level.
+
+    Raises:
+        ArgumentError: if the tree of spaces does not fit the hyperparameters, or holds anything else.
+
+    """
+    for path, leaf in zip(backend.paths(space, "space"), backend.flatten(space)[0], strict=True):
+        if not isinstance(leaf, Space):
+            raise ArgumentError(f"{path} is {leaf!r}, not a space such as hg.Positive()")
+    try:
+        return backend.map(lambda s, part: backend.map(lambda _: s, part), space, hparams)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArgumentError(
+            f"space does not fit hparams: give one space, or a tree of spaces with the keys of hparams "
+            f"(hg.Real() leaves a part free). Leaves of hparams: {', '.join(backend.paths(hparams, 'hparams'))}"
+        ) from error
+
+
+def constrain(backend: Backend, spaces: Tree, free: Tree) -> Tree:
+    """λ for free coordinates, leaf by leaf."""
+    return backend.map(lambda s, u: s.constrain(backend.xp, u), spaces, free)
+
+
+def unconstrain(backend: Backend, spaces: Tree, hparams: Tree) -> Tree:
+    """Free coordinates for λ, leaf by leaf.
+
+    Raises:
+        ArgumentError: if a leaf is outside of its space, where that can be read.
+
+    """
+    leaves = zip(
+        backend.paths(hparams, "hparams"),
+        backend.flatten(hparams)[0],
+        backend.flatten(spaces)[0],
+        strict=True,
+    )
+    for path, leaf, space in leaves:
+        inside = space.contains(backend.xp, leaf)
+        if backend.readable(leaf) and not bool(backend.xp.all(inside)):
+            raise ArgumentError(
+                f"{path} lies outside of its space {space}: start inside, not on the boundary"
+            )
+    return backend.map(lambda s, h: s.unconstrain(backend.xp, h), spaces, hparams)
+
+
+def chain(backend: Backend, spaces: Tree, free: Tree, hypergradient: Tree) -> Tree:
+    """dC2/du = (∂λ/∂u)ᵀ dC2/dλ."""
+    _, pullback = backend.vjp(lambda u: constrain(backend, spaces, u), free)
+    (gradient,) = pullback(hypergradient)
+    return gradient
+
+
+def project(backend: Backend, spaces: Tree, free: Tree) -> tuple[Tree, Any]:
+    """The nearest allowed coordinates, and how many entries had to be moved."""
+    xp = backend.xp
+    allowed = backend.map(lambda s, u: s.project(xp, u), spaces, free)
+    moved = backend.map(lambda new, old: xp.sum(xp.where(new != old, 1, 0)), allowed, free)
+    return allowed, sum(backend.flatten(moved)[0])

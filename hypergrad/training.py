@@ -1,0 +1,161 @@
+"""The update map Φ: one step of training, as a differentiable function of everything it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+from hypergrad import vectors
+from hypergrad.arguments import check_batch, check_same, check_scalar
+from hypergrad.backend import Array, Backend, Pullback, Scalar, Tree
+from hypergrad.errors import DisconnectedError, LeafTypeError, explain
+from hypergrad.problem import Bilevel
+from hypergrad.updates import UpdateRule
+
+
+class Inner(NamedTuple):
+    """The inner state z = (θ, optimiser state), on which Φ acts."""
+
+    params: Tree
+    opt_state: Tree
+
+
+class Seen(NamedTuple):
+    """What was seen while training, cut off from every derivative.
+
+    ``bad_step`` is the first step at which the loss or its gradient was not finite, −1 if there was
+    none; ``bad_leaf`` the leaf of the gradient, −1 if it was the loss.
+    """
+
+    inner_value: Scalar
+    gradient_norm: Scalar
+    bad_step: Any = -1
+    bad_leaf: Any = -1
+
+    @classmethod
+    def nothing(cls, backend: Backend, params: Tree) -> Seen:
+        """Before the first step."""
+        nan = backend.asarray(float("nan"), like=backend.flatten(params)[0][0])
+        return cls(nan, nan)
+
+    def then(self, backend: Backend, later: Seen) -> Seen:
+        """What was seen up to a later step: its values, and the first fault of all."""
+        where, fine = backend.xp.where, self.bad_step < 0
+        return Seen(
+            later.inner_value,
+            later.gradient_norm,
+            where(fine, later.bad_step, self.bad_step),
+            where(fine, later.bad_leaf, self.bad_leaf),
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Training:
+    r"""Training on C̃1 by an update rule:
+
+        z_{t+1} = Φ(z_t, λ, batch_t),    z = (θ, optimiser state)
+
+    A step costs one gradient, and a graph of it if a derivative is being taken.
+    """  # noqa: D400, D415
+
+    backend: Backend
+    problem: Bilevel
+    update: UpdateRule
+
+    def step(self, z: Inner, hparams: Tree, batch: Tree, t: Any) -> tuple[Inner, Seen]:
+        """Φ itself.
+
+        Raises:
+            ArgumentError: if the loss is not scalar, or the update changes a shape.
+            DisconnectedError: if the loss does not depend on the parameters.
+
+        """
+        backend = self.backend
+        value, gradient = inner_gradient(backend, self.problem, z.params, hparams, batch)
+        seen = observe(backend, value, gradient, t)
+        return self.apply(gradient, z, hparams, t), seen
+
+    def apply(self, gradient: Tree, z: Inner, hparams: Tree, t: Any) -> Inner:
+        """The optimiser's half of Φ: new parameters from a gradient."""
+        new = Inner(*self.update.update(self.backend, gradient, z.opt_state, z.params, hparams, t))
+        check_same(self.backend, type(self.update).__name__, new.params, "params", z.params)
+        return new
+
+
+def evaluate(
+    backend: Backend, name: str, loss: Callable[..., Scalar], batch: Tree, params: Tree, *hparams: Tree
+) -> tuple[Scalar, Pullback]:
+    """Evaluate a loss with its batch filled in, and keep its graph.
+
+    Raises:
+        ArgumentError: if it is not scalar.
+        LeafTypeError: if a batch or a constant made it wider than the parameters.
+        DisconnectedError: if no parameter reaches it.
+
+    """
+    check_batch(backend, "train" if name == "inner" else "val", batch, params)
+
+    def checked(*variables: Tree) -> Scalar:
+        value = loss(*variables)
+        check_scalar(backend, name, value)
+        return value
+
+    value, pullback = backend.vjp(checked, params, *hparams)
+    leaf = backend.describe(backend.flatten(params)[0][0])
+    about = backend.describe(value)
+    if about.itemsize > leaf.itemsize:
+        raise LeafTypeError(
+            f"{name} returned {about.dtype} for parameters of {leaf.dtype}: a constant or a batch inside "
+            "the loss is wider and upcasts silently; convert it"
+        )
+    if not any(backend.flatten(pullback.reached[0])[0]):
+        raise DisconnectedError(
+            explain(
+                f"{name} does not depend on any leaf of params",
+                "Its gradient would be zero everywhere, and so would the hypergradient.",
+                (
+                    "the parameters were detached inside the loss (a stop-gradient, `no_grad`, or "
+                    "values taken out of the framework): keep them in its own operations",
+                    "the loss reads parameters from elsewhere: use those that it is given",
+                ),
+            ),
+            "params",
+        )
+    return value, pullback
+
+
+def inner_gradient(
+    backend: Backend, problem: Bilevel, params: Tree, hparams: Tree, batch: Tree
+) -> tuple[Scalar, Tree]:
+    """C̃1 and ∇_θ C̃1, as a differentiable function of θ and λ."""
+    value, pullback = evaluate(backend, "inner", lambda p: problem.inner(p, hparams, batch), batch, params)
+    (gradient,) = pullback(backend.xp.ones_like(value))
+    return value, gradient
+
+
+def observe(backend: Backend, value: Scalar, gradient: Tree, t: Any) -> Seen:
+    """Note the value, the norm of the gradient, and where either stopped being finite."""
+    xp = backend.xp
+    value, gradient = backend.detach(value), backend.detach(gradient)
+    leaf = first_nonfinite(backend, gradient)
+    fine = xp.isfinite(value)
+    return Seen(
+        value,
+        vectors.norm(backend, gradient),
+        xp.where(fine, xp.where(leaf < 0, -1, t), t),
+        xp.where(fine, leaf, -1),
+    )
+
+
+def first_nonfinite(backend: Backend, tree: Tree) -> Any:
+    """The number of the first leaf that holds a NaN or an infinity, −1 if all are finite.
+
+    0 · x is 0 where x is finite and NaN elsewhere, so that the sum cannot overflow.
+    """
+    xp = backend.xp
+    found: Array = -1
+    for i, leaf in reversed(list(enumerate(backend.flatten(tree)[0]))):
+        found = xp.where(xp.isfinite(xp.sum(0.0 * leaf)), found, i)
+    return found

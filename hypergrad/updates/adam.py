@@ -1,0 +1,117 @@
+"""Adam and AdamW."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+from hypergrad.backend import Array, Backend, Tree
+from hypergrad.updates.base import Hyper, UpdateRule, check_range, is_off, resolve, safe_sqrt
+
+
+class Moments(NamedTuple):
+    """Running means of the gradient and of its square."""
+
+    mean: Tree
+    square: Tree
+
+
+@final
+@dataclass(frozen=True)
+class Adam(UpdateRule):
+    r"""Adam (Kingma and Ba 2015, algorithm 1), as ``torch.optim.Adam``.
+
+        g ← ∇C̃1 + w θ                         w: weight_decay, here an L2 penalty
+        m ← β1 m + (1 − β1) g
+        s ← β2 s + (1 − β2) g²
+        θ ← θ − η m̂ / (√ŝ + ε)                m̂ = m / (1 − β1ᵗ),  ŝ = s / (1 − β2ᵗ),  t = step + 1
+
+    Two copies of θ as state. The derivative of √s at 0 is taken as 0, which is exact here:
+    see `hypergrad.updates.base.safe_sqrt`. Each of ``lr, beta1, beta2, eps, weight_decay`` is a number,
+    a function of the hyperparameters, or a `Schedule`.
+
+    Raises:
+        ArgumentError: for a number outside of its range.
+
+    """
+
+    lr: Hyper = 1e-3
+    beta1: Hyper = 0.9
+    beta2: Hyper = 0.999
+    eps: Hyper = 1e-8
+    weight_decay: Hyper = 0.0
+
+    def __post_init__(self) -> None:
+        _check("Adam", self)
+
+    def init(self, backend: Backend, params: Tree) -> Tree:  # noqa: D102
+        return Moments(backend.zeros(params), backend.zeros(params))
+
+    def update(  # noqa: D102
+        self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
+    ) -> tuple[Tree, Tree]:
+        if not is_off(self.weight_decay):
+            decay = resolve(backend, "weight_decay", self.weight_decay, hparams, step)
+            gradient = backend.axpy(decay, params, gradient)
+        return _adam(self, backend, gradient, opt_state, params, hparams, step)
+
+
+@final
+@dataclass(frozen=True)
+class AdamW(UpdateRule):
+    r"""Adam with decoupled weight decay (Loshchilov and Hutter 2019), as ``torch.optim.AdamW``.
+
+        θ ← (1 − η w) θ, then the step of `Adam` without a penalty
+
+    State, arguments and errors as for `Adam`.
+    """
+
+    lr: Hyper = 1e-3
+    beta1: Hyper = 0.9
+    beta2: Hyper = 0.999
+    eps: Hyper = 1e-8
+    weight_decay: Hyper = 1e-2
+
+    def __post_init__(self) -> None:
+        _check("AdamW", self)
+
+    def init(self, backend: Backend, params: Tree) -> Tree:  # noqa: D102
+        return Moments(backend.zeros(params), backend.zeros(params))
+
+    def update(  # noqa: D102
+        self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
+    ) -> tuple[Tree, Tree]:
+        if not is_off(self.weight_decay):
+            lr = resolve(backend, "lr", self.lr, hparams, step)
+            decay = resolve(backend, "weight_decay", self.weight_decay, hparams, step)
+            params = backend.axpy(-lr * decay, params, params)
+        return _adam(self, backend, gradient, opt_state, params, hparams, step)
+
+
+def _check(rule: str, adam: Adam | AdamW) -> None:
+    for name in ("lr", "eps", "weight_decay"):
+        check_range(rule, name, getattr(adam, name), 0.0, float("inf"))
+    for name in ("beta1", "beta2"):
+        check_range(rule, name, getattr(adam, name), 0.0, 1.0)
+
+
+def _adam(
+    adam: Adam | AdamW,
+    backend: Backend,
+    gradient: Tree,
+    moments: Moments,
+    params: Tree,
+    hparams: Tree,
+    step: Any,
+) -> tuple[Tree, Moments]:
+    lr, beta1, beta2, eps = (
+        resolve(backend, name, getattr(adam, name), hparams, step) for name in ("lr", "beta1", "beta2", "eps")
+    )
+    mean = backend.map(lambda m, g: beta1 * m + (1 - beta1) * g, moments.mean, gradient)
+    square = backend.map(lambda s, g: beta2 * s + (1 - beta2) * g * g, moments.square, gradient)
+    correction1, correction2 = 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
+
+    def leaf(theta: Array, m: Array, s: Array) -> Array:
+        return theta - lr * (m / correction1) / (safe_sqrt(backend, s / correction2) + eps)
+
+    return backend.map(leaf, params, mean, square), Moments(mean, square)

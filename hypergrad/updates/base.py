@@ -1,0 +1,139 @@
+"""What an update rule is, and how it reads its own hyperparameters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+from hypergrad.backend import Array, Backend, Scalar, Tree
+from hypergrad.errors import ArgumentError
+
+
+@final
+@dataclass(frozen=True)
+class Schedule:
+    """A hyperparameter of an update rule that changes over training: ``f(hparams, step)``.
+
+    ``Schedule(lambda h, t: h["lr"] * 0.99**t)`` decays a learned rate;
+    ``Schedule(lambda h, t: h["lr"][t])`` learns a rate for each step.
+    """
+
+    f: Callable[[Tree, Any], Scalar]
+
+
+Hyper = float | Callable[[Tree], Scalar] | Schedule
+"""A number, a function of the hyperparameters, or a `Schedule`."""
+
+
+class UpdateRule(ABC):
+    """The optimiser's part of the update map Φ.
+
+    An update is a differentiable function of everything that it takes: the gradient, its own state,
+    the parameters and the hyperparameters.
+    """
+
+    @abstractmethod
+    def init(self, backend: Backend, params: Tree) -> Tree:
+        """The optimiser's state before the first step."""
+
+    @abstractmethod
+    def update(
+        self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
+    ) -> tuple[Tree, Tree]:
+        """Return the new parameters and the new optimiser state; ``step`` counts from 0."""
+
+
+@final
+@dataclass(frozen=True)
+class CustomUpdate(UpdateRule):
+    """An ``(init, update)`` pair of the user's.
+
+    ``init(params) -> opt_state`` and ``update(gradient, opt_state, params, hparams) -> (params,
+    opt_state)``, in operations that the backend differentiates.
+    """
+
+    init_fn: Callable[[Tree], Tree]
+    update_fn: Callable[[Tree, Tree, Tree, Tree], tuple[Tree, Tree]]
+
+    def init(self, backend: Backend, params: Tree) -> Tree:  # noqa: D102
+        return self.init_fn(params)
+
+    def update(  # noqa: D102
+        self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
+    ) -> tuple[Tree, Tree]:
+        return self.update_fn(gradient, opt_state, params, hparams)
+
+
+def as_update_rule(update: Any) -> UpdateRule:
+    """Take an update rule as it is, and an ``(init, update)`` pair of functions as a `CustomUpdate`.
+
+    Raises:
+        ArgumentError: if it is neither.
+
+    """
+    if isinstance(update, UpdateRule):
+        return update
+    if isinstance(update, tuple) and len(update) == 2 and all(callable(part) for part in update):
+        return CustomUpdate(*update)
+    raise ArgumentError(
+        f"{update!r} is no update rule: give hg.SGD, hg.Adam, hg.AdamW, hg.RMSprop or a pair (init, update)"
+    )
+
+
+def resolve(backend: Backend, name: str, hyper: Hyper, hparams: Tree, step: Any) -> Scalar:
+    """Read a hyperparameter of an update rule at one step.
+
+    Raises:
+        ArgumentError: if a function returned something that is not a scalar, which would otherwise
+            broadcast against the parameters.
+
+    """
+    if isinstance(hyper, Schedule):
+        value = hyper.f(hparams, step)
+    elif callable(hyper):
+        value = hyper(hparams)
+    else:
+        return hyper
+    if backend.owns(value) and backend.describe(value).shape != ():
+        raise ArgumentError(
+            f"{name} is a function that returned shape {backend.describe(value).shape}, not ()"
+        )
+    return value
+
+
+def is_off(hyper: Hyper) -> bool:
+    """Is a term switched off for good? A function of the hyperparameters never is."""
+    return isinstance(hyper, int | float) and hyper == 0
+
+
+def check_range(rule: str, name: str, hyper: Hyper, low: float, high: float) -> None:
+    """Check a hyperparameter that is given as a number: low ≤ value < high.
+
+    Raises:
+        ArgumentError: if it is outside, or neither a number, a function nor a `Schedule`.
+
+    """
+    if isinstance(hyper, Schedule) or callable(hyper):
+        return
+    if isinstance(hyper, bool) or not isinstance(hyper, int | float) or not low <= hyper < high:
+        raise ArgumentError(
+            f"{rule}: {name} = {hyper!r}; it is a number in [{low:g}, {high:g}), a function of the "
+            "hyperparameters, or a Schedule"
+        )
+
+
+def safe_sqrt(backend: Backend, x: Array) -> Array:
+    r"""Square root whose derivative at 0 is taken as 0, where √x has none.
+
+    Adam and RMSprop divide m by √s + ε with s = Σ w_i g_i² and m = Σ u_i g_i over past gradients. Where
+    s = 0 all of them were 0, so m = 0 too, and
+
+        d[m / (√s + ε)] = dm / ε − m d√s / ε² = dm / ε
+
+    whatever bounded slope √s is given: the derivative that comes out is exact, and not NaN.
+    """
+    xp = backend.xp
+    positive = x > 0
+    return xp.where(positive, xp.sqrt(xp.where(positive, x, xp.ones_like(x))), xp.zeros_like(x))

@@ -1,0 +1,63 @@
+"""Stochastic gradient descent, with momentum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+from hypergrad.backend import Backend, Tree
+from hypergrad.errors import ArgumentError
+from hypergrad.updates.base import Hyper, UpdateRule, check_range, is_off, resolve
+
+
+class Momentum(NamedTuple):
+    """The running sum of gradients."""
+
+    velocity: Tree
+
+
+@final
+@dataclass(frozen=True)
+class SGD(UpdateRule):
+    r"""Gradient descent with heavy-ball or Nesterov momentum, as ``torch.optim.SGD``.
+
+        g ← ∇C̃1 + w θ          w: weight_decay
+        b ← μ b + g             μ: momentum
+        θ ← θ − η b             η: lr;  with nesterov: θ ← θ − η (g + μ b)
+
+    One copy of θ as state if there is momentum, none otherwise. Each of ``lr``, ``momentum`` and
+    ``weight_decay`` is a number, a function of the hyperparameters, or a `Schedule`.
+
+    Raises:
+        ArgumentError: for a negative number, a momentum of 1 or more, or Nesterov without momentum.
+
+    """
+
+    lr: Hyper
+    momentum: Hyper = 0.0
+    nesterov: bool = False
+    weight_decay: Hyper = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("SGD", "lr", self.lr, 0.0, float("inf"))
+        check_range("SGD", "momentum", self.momentum, 0.0, 1.0)
+        check_range("SGD", "weight_decay", self.weight_decay, 0.0, float("inf"))
+        if self.nesterov and is_off(self.momentum):
+            raise ArgumentError("SGD: nesterov=True needs a momentum")
+
+    def init(self, backend: Backend, params: Tree) -> Tree:  # noqa: D102
+        return () if is_off(self.momentum) else Momentum(backend.zeros(params))
+
+    def update(  # noqa: D102
+        self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
+    ) -> tuple[Tree, Tree]:
+        lr = resolve(backend, "lr", self.lr, hparams, step)
+        if not is_off(self.weight_decay):
+            decay = resolve(backend, "weight_decay", self.weight_decay, hparams, step)
+            gradient = backend.axpy(decay, params, gradient)
+        if is_off(self.momentum):
+            return backend.axpy(-lr, gradient, params), opt_state
+        momentum = resolve(backend, "momentum", self.momentum, hparams, step)
+        velocity = backend.axpy(momentum, opt_state.velocity, gradient)
+        direction = backend.axpy(momentum, velocity, gradient) if self.nesterov else velocity
+        return backend.axpy(-lr, direction, params), Momentum(velocity)

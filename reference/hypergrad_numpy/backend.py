@@ -1,0 +1,168 @@
+"""The backend protocol in NumPy: trees by optree, derivatives by HIPS autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, final
+
+import autograd.numpy as anp
+import numpy as np
+import optree
+from autograd.tracer import getval, isbox
+
+from hypergrad.backend import Array, Leaf, Scalar, Tree
+from hypergrad_numpy.tracing import pushforward, trace
+
+_KINDS: dict[str, Literal["float", "int", "bool", "complex"]] = {
+    "f": "float",
+    "i": "int",
+    "u": "int",
+    "b": "bool",
+    "c": "complex",
+}
+
+
+@final
+class NumpyBackend:
+    """NumPy arrays and scalars, differentiated by HIPS autograd to any order.
+
+    Losses use ``autograd.numpy``. Python numbers count as 0-d arrays of NumPy's default dtype. Eager, so
+    values can always be read, except where an outer derivative is being traced.
+    """
+
+    name = "numpy"
+    xp = anp
+
+    # Leaves and trees.
+
+    def owns(self, leaf: Any) -> bool:
+        return isbox(leaf) or isinstance(leaf, np.ndarray | np.generic | int | float | complex)
+
+    def describe(self, leaf: Array) -> Leaf:
+        value = np.asarray(getval(leaf))
+        kind = _KINDS.get(value.dtype.kind, "other")
+        return Leaf(kind, str(value.dtype), value.shape, value.dtype.itemsize, "cpu")
+
+    def readable(self, *leaves: Array) -> bool:
+        return not any(isbox(leaf) for leaf in leaves)
+
+    def flatten(self, tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Tree]]:
+        leaves, spec = optree.tree_flatten(tree)
+        return leaves, spec.unflatten
+
+    def paths(self, tree: Tree, root: str) -> list[str]:
+        return [accessor.codify(root) for accessor in optree.tree_accessors(tree)]
+
+    def map(self, f: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+        return optree.tree_map(f, tree, *rest)
+
+    # The vector space of trees.
+
+    def inner(self, x: Tree, y: Tree) -> Scalar:
+        pairs = zip(self.flatten(x)[0], self.flatten(y)[0], strict=True)
+        products = [anp.sum(a * b) for a, b in pairs if self._is_float(a)]
+        return sum(products[1:], products[0]) if products else np.float64(0.0)
+
+    def axpy(self, a: Scalar, x: Tree, y: Tree) -> Tree:
+        def leaf(x: Array, y: Array) -> Array:
+            if not self._is_float(y):
+                return y
+            result = a * x + y
+            dtype = self._dtype(y)
+            return result if self._dtype(result) == dtype else result.astype(dtype)
+
+        return self.map(leaf, x, y)
+
+    def zeros(self, tree: Tree) -> Tree:
+        return self.map(lambda x: np.zeros(np.shape(x), self._dtype(x)), tree)
+
+    def ravel(self, tree: Tree) -> tuple[Array, Callable[[Array], Tree]]:
+        leaves, unflatten = self.flatten(tree)
+        shapes = [np.shape(leaf) for leaf in leaves]
+        ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+
+        def unravel(vector: Array) -> Tree:
+            starts = [0, *ends[:-1]]
+            return unflatten(
+                [anp.reshape(vector[i:j], shape) for i, j, shape in zip(starts, ends, shapes, strict=True)]
+            )
+
+        return anp.concatenate([anp.ravel(leaf) for leaf in leaves]), unravel
+
+    # Calculus.
+
+    def value_and_grad(self, f: Callable[[Tree], Scalar], x: Tree) -> tuple[Scalar, Tree]:
+        value, pullback = self.vjp(f, x)
+        (gradient,) = pullback(np.ones((), self._dtype(value)))
+        return value, gradient
+
+    def vjp(self, f: Callable[..., Any], *primals: Tree, has_aux: bool = False) -> Any:
+        value, aux, pullback = trace(f, primals, self._is_float, has_aux)
+        return (value, pullback, aux) if has_aux else (value, pullback)
+
+    def jvp(self, f: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tuple[Tree, ...]) -> Any:
+        return pushforward(f, primals, tangents, self._is_float)
+
+    def detach(self, tree: Tree) -> Tree:
+        return self.map(getval, tree)
+
+    # Control flow.
+
+    def scan(
+        self,
+        body: Callable[[Tree, Any, Any], tuple[Tree, Any]],
+        carry: Tree,
+        length: int,
+        xs: Any = None,
+        reverse: bool = False,
+    ) -> tuple[Tree, Any]:
+        ys: list[Any] = [None] * length
+        for k in reversed(range(length)) if reverse else range(length):
+            carry, ys[k] = body(carry, k, None if xs is None else xs[k])
+        return carry, ys
+
+    def while_loop(
+        self, going: Callable[[Tree], Any], body: Callable[[Tree], Tree], carry: Tree, limit: int
+    ) -> Tree:
+        for _ in range(limit):
+            if not going(carry):
+                break
+            carry = body(carry)
+        return carry
+
+    def indexed(self, items: Sequence[Tree]) -> Callable[[Any], Tree]:
+        return items.__getitem__
+
+    # Randomness: the global generator behind ``numpy.random.normal`` and its kin.
+
+    def generator(self, seed: int | None = None) -> Any:
+        return np.random.get_state() if seed is None else np.random.RandomState(seed).get_state()
+
+    @contextmanager
+    def replay(self, generator: Any) -> Iterator[None]:
+        found = self.generator()
+        self.restore(generator)
+        try:
+            yield
+        finally:
+            self.restore(found)
+
+    def restore(self, generator: Any) -> None:
+        np.random.set_state(generator)
+
+    # The way in and out.
+
+    def asarray(self, values: Any, like: Array | None = None) -> Array:
+        return np.array(values, None if like is None else self._dtype(like))
+
+    def to_numpy(self, array: Array) -> Any:
+        return np.asarray(getval(array))
+
+    @staticmethod
+    def _dtype(x: Array) -> np.dtype[Any]:
+        dtype: np.dtype[Any] = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
+        return dtype
+
+    def _is_float(self, x: Array) -> bool:
+        return self._dtype(x).kind == "f"

@@ -1,0 +1,175 @@
+"""Derivatives of functions of trees, on the tracer of HIPS autograd.
+
+``autograd.make_vjp`` differentiates by one argument and warns when it finds no path. Hypergradients
+need more: several trees at one linearisation, a pullback that can be called many times, the knowledge
+of which leaves the graph reaches, and what the graph holds in memory. The nodes, the rules for each
+operation and the order of the backward pass are autograd's own.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import numpy as np
+import optree
+from autograd.core import JVPNode, VJPNode, add_outgrads, vspace
+from autograd.tracer import isbox, new_box, notrace_primitives, trace_stack
+from autograd.util import toposort
+
+Tree = Any
+
+_lock = threading.Lock()
+
+
+def _new_level() -> int:
+    """A level above all traces so far, so that nested and concurrent traces never meet."""
+    with _lock:
+        trace_stack.top += 1
+        level: int = trace_stack.top
+        return level
+
+
+@final
+class _Node(VJPNode):  # type: ignore[misc]
+    """A node that enters the arrays it keeps into the ledger of its trace."""
+
+    __slots__ = ("ledger",)
+
+    def __init__(
+        self, value: Any, fun: Any, args: Any, kwargs: Any, parent_argnums: Any, parents: Any
+    ) -> None:
+        VJPNode.__init__(self, value, fun, args, kwargs, parent_argnums, parents)
+        self.ledger: dict[int, weakref.ref[Any]] = parents[0].ledger
+        for array in (value, *args):
+            if isinstance(array, np.ndarray):
+                owner = array.base if isinstance(array.base, np.ndarray) else array
+                self.ledger[id(owner)] = weakref.ref(owner)
+
+
+# Comparisons, roundings and their kin pass a trace by; autograd keeps them in a set for each node type.
+notrace_primitives[_Node] = notrace_primitives[VJPNode]
+
+
+@final
+class _Sink:
+    """The end of a graph with several outputs."""
+
+    def __init__(self, parents: list[_Node]) -> None:
+        self.parents = parents
+
+
+@final
+class Pullback:
+    """u ↦ uᵀ ∂f/∂primals at one linearisation; see `hypergrad.backend.Pullback`."""
+
+    def __init__(
+        self,
+        leaves: list[Any],
+        roots: list[_Node | None],
+        unflatten: Callable[[Sequence[Any]], tuple[Tree, ...]],
+        ends: list[_Node | None],
+        ledger: dict[int, weakref.ref[Any]],
+    ) -> None:
+        self._leaves, self._roots, self._unflatten = leaves, roots, unflatten
+        self._ends, self._ledger = ends, ledger
+        sink = _Sink([end for end in ends if end is not None])
+        self._order: list[_Node] = list(toposort(sink))[1:]
+
+    def __call__(self, cotangent: Tree) -> tuple[Tree, ...]:
+        gradients: dict[_Node, tuple[Any, bool]] = {}
+        for end, g in zip(self._ends, optree.tree_leaves(cotangent), strict=True):
+            if end is not None:
+                gradients[end] = add_outgrads(gradients.get(end), g)
+        for node in self._order:
+            if node.parents:
+                outgoing, _ = gradients.pop(node)
+                for parent, g in zip(node.parents, node.vjp(outgoing), strict=False):
+                    gradients[parent] = add_outgrads(gradients.get(parent), g)
+        return self._unflatten(
+            [
+                _zeros_like(leaf) if root not in gradients else _cast(gradients[root][0], leaf)
+                for leaf, root in zip(self._leaves, self._roots, strict=True)
+            ]
+        )
+
+    @property
+    def reached(self) -> tuple[Tree, ...]:
+        nodes = set(self._order)
+        return self._unflatten([root in nodes for root in self._roots])
+
+    @property
+    def nbytes(self) -> int:
+        arrays = (reference() for reference in list(self._ledger.values()))
+        return sum(array.nbytes for array in arrays if array is not None)
+
+
+def trace(
+    f: Callable[..., Any],
+    primals: tuple[Tree, ...],
+    differentiable: Callable[[Any], bool],
+    has_aux: bool = False,
+) -> tuple[Tree, Tree, Pullback]:
+    """Evaluate f and keep its graph: ``value, aux, pullback``."""
+    leaves, spec = optree.tree_flatten(primals)
+    level = _new_level()
+    ledger: dict[int, weakref.ref[Any]] = {}
+
+    def root() -> _Node:
+        node: _Node = _Node.new_root()
+        node.ledger = ledger
+        return node
+
+    roots = [root() if differentiable(leaf) else None for leaf in leaves]
+    boxes = [
+        leaf if node is None else new_box(leaf, level, node) for leaf, node in zip(leaves, roots, strict=True)
+    ]
+    result = f(*spec.unflatten(boxes))
+    value, aux = result if has_aux else (result, None)
+    outputs, out_spec = optree.tree_flatten(value)
+    ends = [out._node if isbox(out) and out._trace == level else None for out in outputs]
+    return (
+        out_spec.unflatten([_unbox(out, level) for out in outputs]),
+        optree.tree_map(lambda out: _unbox(out, level), aux),
+        Pullback(leaves, roots, spec.unflatten, ends, ledger),
+    )
+
+
+def pushforward(
+    f: Callable[..., Any],
+    primals: tuple[Tree, ...],
+    tangents: tuple[Tree, ...],
+    differentiable: Callable[[Any], bool],
+) -> tuple[Tree, Tree]:
+    """Evaluate f and its derivative in a direction: ``value, tangent``."""
+    leaves, spec = optree.tree_flatten(primals)
+    level = _new_level()
+    boxes = [
+        new_box(leaf, level, JVPNode.new_root(tangent)) if differentiable(leaf) else leaf
+        for leaf, tangent in zip(leaves, optree.tree_leaves(tangents), strict=True)
+    ]
+    outputs, out_spec = optree.tree_flatten(f(*spec.unflatten(boxes)))
+    values = [_unbox(out, level) for out in outputs]
+    derivatives = [
+        _cast(out._node.g, value) if isbox(out) and out._trace == level else _zeros_like(value)
+        for out, value in zip(outputs, values, strict=True)
+    ]
+    return out_spec.unflatten(values), out_spec.unflatten(derivatives)
+
+
+def _unbox(x: Any, level: int) -> Any:
+    return x._value if isbox(x) and x._trace == level else x
+
+
+def _zeros_like(x: Any) -> Any:
+    return vspace(x).zeros() if isbox(x) else np.zeros(np.shape(x), np.asarray(x).dtype)
+
+
+def _cast(g: Any, leaf: Any) -> Any:
+    """Give a derivative the dtype of its leaf: autograd may return float64 for a float32 input."""
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    if isbox(g):
+        return g if g.dtype == dtype else g.astype(dtype)
+    return np.asarray(g, dtype)

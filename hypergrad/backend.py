@@ -21,6 +21,7 @@ from hypergrad.errors import ArgumentError, BackendError, LeafTypeError
 Array = Any
 Tree = Any
 Scalar = Any
+Kind = Literal["float", "int", "bool", "complex", "other"]
 
 GROUP = "hypergrad.backends"
 
@@ -28,7 +29,7 @@ GROUP = "hypergrad.backends"
 class Leaf(NamedTuple):
     """What a backend knows about one leaf without reading its values."""
 
-    kind: Literal["float", "int", "bool", "complex", "other"]
+    kind: Kind
     dtype: str
     shape: tuple[int, ...]
     itemsize: int
@@ -239,16 +240,12 @@ def find_backend(*trees: Tree, backend: Backend | str | None = None) -> Backend:
 
 
 def _loaded() -> list[Backend]:
-    return [_entry(name) for name in _registered_names() if name in sys.modules]
+    return [get_backend(name) for name in _registered_names() if name in sys.modules]
 
 
 @cache
 def _registered_names() -> tuple[str, ...]:
     return tuple(sorted(registered()))
-
-
-def _entry(name: str) -> Backend:
-    return get_backend(name)
 
 
 def _owns_any(backend: Backend, trees: tuple[Tree, ...]) -> bool:

@@ -76,7 +76,7 @@ class NonFiniteError(HypergradError, ArithmeticError):
     def __init__(self, where: Literal["T1", "T2"], step: int, path: str | None = None) -> None:
         if path is None:
             fact = f"the {where} loss is not finite at step {step}"
-            causes = (
+            causes: tuple[str, ...] = (
                 "the training diverged: lower the learning rate",
                 "a hyperparameter left the domain in which the loss is defined: give it a space",
                 "the batch itself holds NaN or Inf",

@@ -58,7 +58,7 @@ class Training:
         z_{t+1} = Φ(z_t, λ, batch_t),    z = (θ, optimiser state)
 
     A step costs one gradient, and a graph of it if a derivative is being taken.
-    """  # noqa: D400, D415
+    """
 
     backend: Backend
     problem: Bilevel

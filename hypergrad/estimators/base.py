@@ -198,8 +198,8 @@ class HypergradientEstimator(ABC):
         self, backend: Backend, problem: Bilevel, state: State, hparams: Tree, train: Batches, val: Batches
     ) -> Estimate: ...
 
-    def _check(self, backend: Backend, out: Estimate) -> None:
-        """Raise what is this estimator's own."""
+    def _check(self, backend: Backend, out: Estimate) -> None:  # noqa: B027
+        """Raise what is this estimator's own; most have nothing."""
 
     def _check_finite(self, backend: Backend, out: Estimate) -> None:
         report, step = out.report, int(out.state.step)

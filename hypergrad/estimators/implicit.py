@@ -62,7 +62,7 @@ class Implicit(HypergradientEstimator):
     Warns:
         InnerNotConvergedWarning: away from the optimum. SolveWarning: with ``on_failure="warn"``.
 
-    """  # noqa: D205
+    """
 
     solver: Solver = field(default_factory=CG)
     damping: float = 0.0

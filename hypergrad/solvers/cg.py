@@ -45,10 +45,10 @@ class CG(Solver):
         check_steps("CG", self.max_steps)
         check_tolerance("CG", self.rtol)
 
-    def promises(self) -> float | None:  # noqa: D102
+    def promises(self) -> float | None:
         return self.rtol
 
-    def solve(self, backend: Backend, matvec: Matvec, v: Tree) -> Solution:  # noqa: D102
+    def solve(self, backend: Backend, matvec: Matvec, v: Tree) -> Solution:
         xp = backend.xp
         vv = backend.inner(v, v)
         target = self.rtol**2 * vv

@@ -34,10 +34,10 @@ class Direct(Solver):
     max_unknowns: int = 4096
     rtol: float = 1e-4
 
-    def promises(self) -> float | None:  # noqa: D102
+    def promises(self) -> float | None:
         return self.rtol
 
-    def solve(self, backend: Backend, matvec: Matvec, v: Tree) -> Solution:  # noqa: D102
+    def solve(self, backend: Backend, matvec: Matvec, v: Tree) -> Solution:
         xp = backend.xp
         flat, unravel = backend.ravel(v)
         n = vectors.size(backend, v)

@@ -27,8 +27,8 @@ class Identity(Solver):
 
     scale: float = 1.0
 
-    def promises(self) -> float | None:  # noqa: D102
+    def promises(self) -> float | None:
         return None
 
-    def solve(self, backend: Backend, matvec: Matvec, v: Tree) -> Solution:  # noqa: D102
+    def solve(self, backend: Backend, matvec: Matvec, v: Tree) -> Solution:
         return Solution(vectors.scale(backend, self.scale, v), 0, 0)

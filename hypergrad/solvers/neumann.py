@@ -53,10 +53,10 @@ class Neumann(Solver):
         if self.step_size is not None and self.step_size <= 0:
             raise ArgumentError(f"Neumann: step_size = {self.step_size!r}; it is a positive number")
 
-    def promises(self) -> float | None:  # noqa: D102
+    def promises(self) -> float | None:
         return self.rtol
 
-    def solve(self, backend: Backend, matvec: Matvec, v: Tree) -> Solution:  # noqa: D102
+    def solve(self, backend: Backend, matvec: Matvec, v: Tree) -> Solution:
         xp = backend.xp
         if self.step_size is None:
             eta, spent = 1.0 / largest_eigenvalue(backend, matvec, v), _POWER_STEPS

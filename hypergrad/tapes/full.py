@@ -18,7 +18,7 @@ class Full(Tape):
     Fastest (about 3 T gradients) and largest: T training graphs in memory.
     """
 
-    def record(self, backend: Backend, step: Step, z: Inner, hparams: Tree, length: int) -> Recording:  # noqa: D102
+    def record(self, backend: Backend, step: Step, z: Inner, hparams: Tree, length: int) -> Recording:
         def train(hparams: Tree) -> tuple[Inner, Seen]:
             return run(backend, step, z, hparams, length)
 

@@ -22,7 +22,7 @@ class States(Tape):
     generator what it drew the first time.
     """
 
-    def record(self, backend: Backend, step: Step, z: Inner, hparams: Tree, length: int) -> Recording:  # noqa: D102
+    def record(self, backend: Backend, step: Step, z: Inner, hparams: Tree, length: int) -> Recording:
         def forward(carry: tuple[Inner, Seen], k: Any, _: Any) -> tuple[tuple[Inner, Seen], Any]:
             z, seen = carry
             draws = backend.generator()

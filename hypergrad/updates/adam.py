@@ -44,10 +44,10 @@ class Adam(UpdateRule):
     def __post_init__(self) -> None:
         _check("Adam", self)
 
-    def init(self, backend: Backend, params: Tree) -> Tree:  # noqa: D102
+    def init(self, backend: Backend, params: Tree) -> Tree:
         return Moments(backend.zeros(params), backend.zeros(params))
 
-    def update(  # noqa: D102
+    def update(
         self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
     ) -> tuple[Tree, Tree]:
         if not is_off(self.weight_decay):
@@ -75,10 +75,10 @@ class AdamW(UpdateRule):
     def __post_init__(self) -> None:
         _check("AdamW", self)
 
-    def init(self, backend: Backend, params: Tree) -> Tree:  # noqa: D102
+    def init(self, backend: Backend, params: Tree) -> Tree:
         return Moments(backend.zeros(params), backend.zeros(params))
 
-    def update(  # noqa: D102
+    def update(
         self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
     ) -> tuple[Tree, Tree]:
         if not is_off(self.weight_decay):

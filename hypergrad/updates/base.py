@@ -57,10 +57,10 @@ class CustomUpdate(UpdateRule):
     init_fn: Callable[[Tree], Tree]
     update_fn: Callable[[Tree, Tree, Tree, Tree], tuple[Tree, Tree]]
 
-    def init(self, backend: Backend, params: Tree) -> Tree:  # noqa: D102
+    def init(self, backend: Backend, params: Tree) -> Tree:
         return self.init_fn(params)
 
-    def update(  # noqa: D102
+    def update(
         self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
     ) -> tuple[Tree, Tree]:
         return self.update_fn(gradient, opt_state, params, hparams)

@@ -47,10 +47,10 @@ class RMSprop(UpdateRule):
         for name in ("alpha", "momentum"):
             check_range("RMSprop", name, getattr(self, name), 0.0, 1.0)
 
-    def init(self, backend: Backend, params: Tree) -> Tree:  # noqa: D102
+    def init(self, backend: Backend, params: Tree) -> Tree:
         return Square(backend.zeros(params), () if is_off(self.momentum) else backend.zeros(params))
 
-    def update(  # noqa: D102
+    def update(
         self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
     ) -> tuple[Tree, Tree]:
         lr, alpha, eps = (

@@ -45,10 +45,10 @@ class SGD(UpdateRule):
         if self.nesterov and is_off(self.momentum):
             raise ArgumentError("SGD: nesterov=True needs a momentum")
 
-    def init(self, backend: Backend, params: Tree) -> Tree:  # noqa: D102
+    def init(self, backend: Backend, params: Tree) -> Tree:
         return () if is_off(self.momentum) else Momentum(backend.zeros(params))
 
-    def update(  # noqa: D102
+    def update(
         self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
     ) -> tuple[Tree, Tree]:
         lr = resolve(backend, "lr", self.lr, hparams, step)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, final
+from typing import Any, final
 
 import autograd.numpy as anp
 import numpy as np
 import optree
 from autograd.tracer import getval, isbox
 
-from hypergrad.backend import Array, Leaf, Scalar, Tree
+from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree
 from hypergrad_numpy.tracing import pushforward, trace
 
-_KINDS: dict[str, Literal["float", "int", "bool", "complex"]] = {
+_KINDS: dict[str, Kind] = {
     "f": "float",
     "i": "int",
     "u": "int",
@@ -41,7 +41,7 @@ class NumpyBackend:
 
     def describe(self, leaf: Array) -> Leaf:
         value = np.asarray(getval(leaf))
-        kind = _KINDS.get(value.dtype.kind, "other")
+        kind: Kind = _KINDS.get(value.dtype.kind, "other")
         return Leaf(kind, str(value.dtype), value.shape, value.dtype.itemsize, "cpu")
 
     def readable(self, *leaves: Array) -> bool:

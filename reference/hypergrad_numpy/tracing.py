@@ -80,7 +80,7 @@ class Pullback:
 
     def __call__(self, cotangent: Tree) -> tuple[Tree, ...]:
         gradients: dict[_Node, tuple[Any, bool]] = {}
-        for end, g in zip(self._ends, optree.tree_leaves(cotangent), strict=True):
+        for end, g in zip(self._ends, _flatten(cotangent)[0], strict=True):
             if end is not None:
                 gradients[end] = add_outgrads(gradients.get(end), g)
         for node in self._order:
@@ -113,7 +113,7 @@ def trace(
     has_aux: bool = False,
 ) -> tuple[Tree, Tree, Pullback]:
     """Evaluate f and keep its graph: ``value, aux, pullback``."""
-    leaves, spec = optree.tree_flatten(primals)
+    leaves, unflatten = _flatten(primals)
     level = _new_level()
     ledger: dict[int, weakref.ref[Any]] = {}
 
@@ -126,14 +126,15 @@ def trace(
     boxes = [
         leaf if node is None else new_box(leaf, level, node) for leaf, node in zip(leaves, roots, strict=True)
     ]
-    result = f(*spec.unflatten(boxes))
+    result = f(*unflatten(boxes))
     value, aux = result if has_aux else (result, None)
-    outputs, out_spec = optree.tree_flatten(value)
+    outputs, rebuild = _flatten(value)
+    extras, rebuild_aux = _flatten(aux)
     ends = [out._node if isbox(out) and out._trace == level else None for out in outputs]
     return (
-        out_spec.unflatten([_unbox(out, level) for out in outputs]),
-        optree.tree_map(lambda out: _unbox(out, level), aux),
-        Pullback(leaves, roots, spec.unflatten, ends, ledger),
+        rebuild([_unbox(out, level) for out in outputs]),
+        rebuild_aux([_unbox(out, level) for out in extras]),
+        Pullback(leaves, roots, unflatten, ends, ledger),
     )
 
 
@@ -144,19 +145,24 @@ def pushforward(
     differentiable: Callable[[Any], bool],
 ) -> tuple[Tree, Tree]:
     """Evaluate f and its derivative in a direction: ``value, tangent``."""
-    leaves, spec = optree.tree_flatten(primals)
+    leaves, unflatten = _flatten(primals)
     level = _new_level()
     boxes = [
         new_box(leaf, level, JVPNode.new_root(tangent)) if differentiable(leaf) else leaf
-        for leaf, tangent in zip(leaves, optree.tree_leaves(tangents), strict=True)
+        for leaf, tangent in zip(leaves, _flatten(tangents)[0], strict=True)
     ]
-    outputs, out_spec = optree.tree_flatten(f(*spec.unflatten(boxes)))
+    outputs, rebuild = _flatten(f(*unflatten(boxes)))
     values = [_unbox(out, level) for out in outputs]
     derivatives = [
         _cast(out._node.g, value) if isbox(out) and out._trace == level else _zeros_like(value)
         for out, value in zip(outputs, values, strict=True)
     ]
-    return out_spec.unflatten(values), out_spec.unflatten(derivatives)
+    return rebuild(values), rebuild(derivatives)
+
+
+def _flatten(tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+    leaves, spec = optree.tree_flatten(tree)
+    return leaves, spec.unflatten
 
 
 def _unbox(x: Any, level: int) -> Any:

@@ -30,7 +30,7 @@ BATCH = 100
 TRIALS = 8
 WARM_UP, HORIZON = 100, 50
 SPACE = {"log_l2": Real(), "noise": Positive("softplus")}
-POOR = {"log_l2": -1.0, "noise": 2.0}
+POOR = {"log_l2": -2.5, "noise": 2.0}
 GRID = {"log_l2": (-11.0, 0.0), "noise": (0.0, 2.5)}
 
 
@@ -88,7 +88,7 @@ def compare(
     """Train from deliberately poor regularisation by each method, spending ``budget`` gradients on each.
 
     A second-order product counts two gradients. All methods see the same network, batches, start and
-    optimiser; the hyper-optimiser is Adam(0.1) throughout.
+    optimiser; the hyper-optimiser is Adam throughout.
     """
     arena = _Arena(backend, data, seed, budget)
     notify("first hypergradient by central differences")
@@ -179,8 +179,10 @@ class _Arena:
     def tuned(self, estimator: HypergradientEstimator, every: int) -> dict[str, Any]:
         cost, cosine, error = self.first(estimator)
         trains = estimator.training_steps > 0
+        # The rarer the updates, the larger each may be.
+        hyper_update = Adam(0.05 * every**0.5)
         tuner = Tuner(
-            self.problem, estimator, SPACE, Adam(0.1), every=every, update=None if trains else RULE
+            self.problem, estimator, SPACE, hyper_update, every=every, update=None if trains else RULE
         )
         cycle = max(every, estimator.training_steps)
         steps = cycle * max(1, int(self.budget / (cycle - estimator.training_steps + cost)))

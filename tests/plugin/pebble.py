@@ -138,6 +138,7 @@ negative = primitive(np.negative, lambda g, out, x: -g)
 sqrt = primitive(np.sqrt, lambda g, out, x: 0.5 * g / out)
 square = primitive(np.square, lambda g, out, x: 2.0 * g * x)
 exp = primitive(np.exp, lambda g, out, x: g * out)
+expm1 = primitive(np.expm1, lambda g, out, x: g * (out + 1.0))
 log = primitive(np.log, lambda g, out, x: g / x)
 log1p = primitive(np.log1p, lambda g, out, x: g / (1.0 + x))
 tanh = primitive(np.tanh, lambda g, out, x: g * (1.0 - out * out))
@@ -160,6 +161,8 @@ _extremum = (_to_extremum, lambda g, out, a, b: _to_extremum(g, out, b, a))
 maximum, minimum = primitive(np.maximum, *_extremum), primitive(np.minimum, *_extremum)
 sign, isfinite, logical_not = primitive(np.sign), primitive(np.isfinite), primitive(np.logical_not)
 logical_and, logical_or = primitive(np.logical_and), primitive(np.logical_or)
+bitwise_and, bitwise_or = primitive(np.bitwise_and), primitive(np.bitwise_or)
+bitwise_invert = primitive(np.invert)
 equal, not_equal = primitive(np.equal), primitive(np.not_equal)
 less, less_equal = primitive(np.less), primitive(np.less_equal)
 greater, greater_equal = primitive(np.greater), primitive(np.greater_equal)
@@ -205,13 +208,14 @@ def _piece(i: int) -> Callable[..., Array]:
 
 
 reshape = primitive(np.reshape, lambda g, out, x, shape: reshape(g, x.shape))
-astype = primitive(np.astype, lambda g, out, x, dtype: g)
+astype = primitive(np.ndarray.astype, lambda g, out, x, dtype: g)
 broadcast_to = primitive(np.broadcast_to, lambda g, out, x, shape: g)
 permute_dims = primitive(np.transpose, lambda g, out, x, axes: permute_dims(g, tuple(np.argsort(axes))))
 _index = primitive(operator.getitem, lambda g, out, x, key: _scatter(g, key, x.shape))
 _scatter = primitive(_add_at, lambda g, out, x, key, shape: g[key])
 _concatenate = primitive(lambda *arrays, axis: np.concatenate(arrays, axis), each=_piece)
 concat = concatenate
+finfo = np.finfo
 
 
 # Reductions.
@@ -236,12 +240,13 @@ def _to_terms(g: Array, out: Array, x: Array, axis: Any = None, keepdims: bool =
     return broadcast_to(reshape(g, _kept(x, axis)), x.shape)
 
 
-def _to_largest(g: Array, out: Array, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
-    largest = equal(x, reshape(out, _kept(x, axis)))
-    return where(largest, reshape(g, _kept(x, axis)) / sum(largest, axis, True), 0.0)
+def _to_attained(g: Array, out: Array, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
+    attained = equal(x, reshape(out, _kept(x, axis)))
+    return where(attained, reshape(g, _kept(x, axis)) / sum(attained, axis, True), 0.0)
 
 
-sum, max = _reduction(np.sum, _to_terms), _reduction(np.max, _to_largest)
+sum = _reduction(np.sum, _to_terms)
+max, min = _reduction(np.max, _to_attained), _reduction(np.min, _to_attained)
 all, any = _reduction(np.all), _reduction(np.any)
 
 
@@ -344,6 +349,9 @@ class Array:
     __truediv__, __rtruediv__ = divide, _swapped(divide)
     __matmul__, __rmatmul__ = matmul, _swapped(matmul)
     __pow__ = pow
+    __and__, __rand__ = bitwise_and, bitwise_and
+    __or__, __ror__ = bitwise_or, bitwise_or
+    __invert__ = bitwise_invert
     __eq__, __ne__ = equal, not_equal  # type: ignore[assignment]
     __lt__, __le__, __gt__, __ge__ = less, less_equal, greater, greater_equal
 

@@ -74,7 +74,7 @@ class PebbleBackend:
     """Arrays of pebble: eager, on the CPU, with derivatives of any order."""
 
     name = "pebble"
-    xp = pebble
+    xp: Any = pebble
 
     # Leaves and trees.
 

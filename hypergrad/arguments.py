@@ -96,21 +96,24 @@ def check_same(backend: Backend, name: str, given: Tree, root: str, expected: Tr
     """Check that a tree has the structure, shapes and dtypes of another.
 
     Raises:
-        ArgumentError: with both sides of the first difference.
+        ArgumentError: with both structures or shapes, where they differ.
+        LeafTypeError: with both dtypes, where they differ.
 
     """
     paths, wanted = backend.paths(given, root), backend.paths(expected, root)
     if paths != wanted:
-        odd = sorted(set(paths) ^ set(wanted)) or [root]
+        odd = sorted(set(paths) - set(wanted)), sorted(set(wanted) - set(paths))
         raise ArgumentError(
-            f"{name}: the structure of {root} differs at {odd[0]}: "
-            f"{len(paths)} leaves where {len(wanted)} were expected"
+            f"{name}: {root} has another structure than expected: it has {', '.join(odd[0]) or 'no leaf'} "
+            f"where {', '.join(odd[1]) or 'no leaf'} should be"
         )
     leaves = zip(paths, backend.flatten(given)[0], backend.flatten(expected)[0], strict=True)
     for path, leaf, model in leaves:
         mine, other = backend.describe(leaf), backend.describe(model)
-        if (mine.shape, mine.dtype) != (other.shape, other.dtype):
-            raise ArgumentError(
-                f"{name}: {path} has shape {mine.shape} and dtype {mine.dtype}, "
-                f"expected {other.shape} and {other.dtype}"
+        if mine.shape != other.shape:
+            raise ArgumentError(f"{name}: {path} has shape {mine.shape}, expected {other.shape}")
+        if mine.dtype != other.dtype:
+            raise LeafTypeError(
+                f"{name}: {path} has dtype {mine.dtype}, expected {other.dtype}: something wider or "
+                "narrower was mixed in, and would convert it silently"
             )

@@ -71,7 +71,11 @@ class Backend(Protocol):
     """The name of the framework's module, which is also the key of the entry point."""
 
     xp: Any
-    """Elementwise functions under their array-API names, differentiable, with a ``linalg``."""
+    """Functions under their array-API names, differentiable where that makes sense:
+
+    ``abs all any exp expm1 finfo isfinite log log1p max maximum mean min ones_like reshape sqrt sum tanh
+    where zeros_like`` and ``linalg.eigh``. ``where`` takes Python numbers; arrays know ``@``, ``.T``,
+    ``[k]``, ``& | ~``, comparisons, ``.dtype``, ``float()`` and ``bool()``."""
 
     # Leaves and trees.
     def owns(self, leaf: Any) -> bool:
@@ -119,7 +123,7 @@ class Backend(Protocol):
         """Return ``(f(*primals), ∂f · tangents)``."""
 
     def detach(self, tree: Tree) -> Tree:
-        """The same values, constant for every derivative."""
+        """The same values, constant for every derivative, outer ones too."""
 
     # Control flow.
     def scan(
@@ -132,7 +136,8 @@ class Backend(Protocol):
     ) -> tuple[Tree, Any]:
         """Run ``carry, y = body(carry, k, x)`` for k = 0 … length−1 and return ``carry, ys``.
 
-        ``ys`` are kept in the framework's own way; all that one may do is hand them back as ``xs``.
+        ``ys`` are kept in the framework's own way, in the order of k; all that one may do is hand them
+        back as ``xs``, from which x is the one of the same k. In reverse k counts down.
         """
 
     def while_loop(
@@ -180,7 +185,9 @@ def available() -> list[Listing]:
     found = []
     for name, entry in sorted(registered().items()):
         distribution = entry.dist.name if entry.dist is not None else "hypergradients"
-        install = f"python -m pip install '{distribution}[{name}]'"
+        ours = distribution == "hypergradients"
+        wanted = f"'{distribution}[{name}]'" if ours else f"{distribution} {name}"
+        install = f"python -m pip install {wanted}"
         found.append(Listing(name, find_spec(name) is not None, install, distribution))
     return found
 

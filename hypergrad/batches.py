@@ -5,8 +5,9 @@
     an iterator     hands out batches, one for each step
     anything else   one batch: an array, tuple, dict, dataclass … or ``None``, for a loss without data
 
-A list is always a sequence, so a batch that comes as a list (torch's ``DataLoader`` makes those) is
-given as ``tuple(batch)``.
+An estimator that needs one batch takes the first of a list, one that needs T takes the first T. A list
+is always a sequence, so a batch that comes as a list (torch's ``DataLoader`` makes those) is given as
+``tuple(batch)``.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from hypergrad.errors import ArgumentError
 
 Batches = Any
 
+_LABEL = {"train": "train (T1)", "val": "val (T2)"}
+
 
 def one_batch(name: str, batches: Batches, step: Any) -> Tree:
-    """The batch of one training step.
+    """The batch of one training step: the first of a list, the next of an iterator.
 
     Raises:
-        ArgumentError: if a list does not hold exactly one batch, or an iterator is exhausted.
+        ArgumentError: if a list is empty or an iterator is exhausted.
 
     """
     if callable(batches):
@@ -33,13 +36,7 @@ def one_batch(name: str, batches: Batches, step: Any) -> Tree:
     if isinstance(batches, Iterator):
         return _take(name, batches, 1)[0]
     if isinstance(batches, list):
-        if len(batches) != 1:
-            raise ArgumentError(
-                f"{name}: one batch is needed and the list holds {len(batches)}. Likely causes:\n"
-                "  (a) one batch given as a list: pass tuple(batch);\n"
-                "  (b) several batches where the estimator takes one: pass one, or a function t -> batch."
-            )
-        return batches[0]
+        return _take(name, iter(batches), 1)[0]
     return batches
 
 
@@ -58,7 +55,7 @@ def every_batch(name: str, batches: Batches, step: Any) -> list[Tree]:
         else [one_batch(name, batches, step)]
     )
     if not found:
-        raise ArgumentError(f"{name} is empty: at least one batch is needed")
+        raise ArgumentError(f"{_LABEL[name]} is empty: at least one batch is needed")
     return found
 
 
@@ -78,15 +75,11 @@ def batch_series(
     if isinstance(batches, Iterator):
         return backend.indexed(_take(name, batches, steps))
     if isinstance(batches, list):
-        if len(batches) < steps:
-            raise ArgumentError(
-                f"{name}: {steps} steps need {steps} batches and the list holds {len(batches)}"
-            )
-        return backend.indexed(batches[:steps])
+        return backend.indexed(_take(name, iter(batches), steps))
     if steps == 1:
         return lambda k: batches
     raise ArgumentError(
-        f"{name}: {steps} steps need {steps} batches, and a {type(batches).__name__} is one batch: pass a "
+        f"{_LABEL[name]}: {steps} steps need {steps} batches, and a {type(batches).__name__} is one batch: pass a "
         "list of batches, or a function t -> batch (lambda t: batch to train on the same one throughout)"
     )
 
@@ -101,7 +94,7 @@ def stream(backend: Backend, name: str, batches: Batches) -> Batches:
     if not isinstance(batches, list):
         return batches
     if not batches:
-        raise ArgumentError(f"{name} is empty: at least one batch is needed")
+        raise ArgumentError(f"{_LABEL[name]} is empty: at least one batch is needed")
     at = backend.indexed(batches)
     return lambda t: at(t % len(batches))
 
@@ -109,5 +102,7 @@ def stream(backend: Backend, name: str, batches: Batches) -> Batches:
 def _take(name: str, batches: Iterator[Tree], count: int) -> list[Tree]:
     taken = list(islice(batches, count))
     if len(taken) < count:
-        raise ArgumentError(f"{name}: the iterator is exhausted: {count} batches needed, {len(taken)} left")
+        raise ArgumentError(
+            f"{_LABEL[name]} is empty or exhausted: {count} batches are needed and {len(taken)} were left"
+        )
     return taken

@@ -8,6 +8,7 @@ from typing import Any, final
 
 import numpy as np
 
+from hypergrad import vectors
 from hypergrad.backend import Backend, Tree
 from hypergrad.checkpoint import read_arrays, write_arrays
 from hypergrad.errors import CheckpointError
@@ -69,7 +70,7 @@ class History:
         norm = outer = float("nan")
         if out is not None:
             outer = float(out.outer_value)
-            norm = float(np.sqrt(backend.inner(out.hypergradient, out.hypergradient)))
+            norm = float(backend.to_numpy(vectors.norm(backend, out.hypergradient)))
         self.outer_values.append(outer)
         self.hypergradient_norms.append(norm)
         for name in _REPORTED:

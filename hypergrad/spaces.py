@@ -176,8 +176,9 @@ def spread(backend: Backend, space: Any, hparams: Tree) -> Tree:
         return backend.map(lambda s, part: backend.map(lambda _: s, part), space, hparams)
     except (ValueError, TypeError, KeyError) as error:
         raise ArgumentError(
-            f"space does not fit hparams: give one space, or a tree of spaces with the keys of hparams "
-            f"(hg.Real() leaves a part free). Leaves of hparams: {', '.join(backend.paths(hparams, 'hparams'))}"
+            "space does not fit hparams: give one space, or a tree of spaces with the keys of hparams "
+            "(hg.Real() leaves a part free). Leaves of hparams: "
+            + ", ".join(backend.paths(hparams, "hparams"))
         ) from error
 
 

@@ -24,8 +24,8 @@ class Inner(NamedTuple):
 class Seen(NamedTuple):
     """What was seen while training, cut off from every derivative.
 
-    ``bad_step`` is the first step at which the loss or its gradient was not finite, −1 if there was
-    none; ``bad_leaf`` the leaf of the gradient, −1 if it was the loss.
+    ``bad_step`` is the first step at which the loss, its gradient or the update was not finite, −1 if
+    there was none; ``bad_leaf`` the leaf of gradient or update, −1 if it was the loss.
     """
 
     inner_value: Scalar
@@ -74,13 +74,21 @@ class Training:
         """
         backend = self.backend
         value, gradient = inner_gradient(backend, self.problem, z.params, hparams, batch)
-        seen = observe(backend, value, gradient, t)
-        return self.apply(gradient, z, hparams, t), seen
+        new = self.apply(gradient, z, hparams, t)
+        return new, observe(backend, value, gradient, new.params, t)
 
     def apply(self, gradient: Tree, z: Inner, hparams: Tree, t: Any) -> Inner:
         """The optimiser's half of Φ: new parameters from a gradient."""
-        new = Inner(*self.update.update(self.backend, gradient, z.opt_state, z.params, hparams, t))
-        check_same(self.backend, type(self.update).__name__, new.params, "params", z.params)
+        name = type(self.update).__name__
+        try:
+            new = Inner(*self.update.update(self.backend, gradient, z.opt_state, z.params, hparams, t))
+        except Exception:
+            # The most likely cause, said in words, is an optimiser's state made for other parameters.
+            fresh = self.update.init(self.backend, z.params)
+            check_same(self.backend, name, z.opt_state, "opt_state", fresh)
+            raise
+        check_same(self.backend, name, new.params, "params", z.params)
+        check_same(self.backend, name, new.opt_state, "opt_state", z.opt_state)
         return new
 
 
@@ -97,9 +105,11 @@ def evaluate(
     """
     check_batch(backend, "train" if name == "inner" else "val", batch, params)
 
+    label = f"{name} (the {'T1' if name == 'inner' else 'T2'} loss)"
+
     def checked(*variables: Tree) -> Scalar:
         value = loss(*variables)
-        check_scalar(backend, name, value)
+        check_scalar(backend, label, value)
         return value
 
     value, pullback = backend.vjp(checked, params, *hparams)
@@ -107,17 +117,18 @@ def evaluate(
     about = backend.describe(value)
     if about.itemsize > leaf.itemsize:
         raise LeafTypeError(
-            f"{name} returned {about.dtype} for parameters of {leaf.dtype}: a constant or a batch inside "
+            f"{label} returned {about.dtype} for parameters of {leaf.dtype}: a constant or a batch inside "
             "the loss is wider and upcasts silently; convert it"
         )
     if not any(backend.flatten(pullback.reached[0])[0]):
         raise DisconnectedError(
             explain(
-                f"{name} does not depend on any leaf of params",
+                f"{label} does not depend on any leaf of params",
                 "Its gradient would be zero everywhere, and so would the hypergradient.",
                 (
                     "the parameters were detached inside the loss (a stop-gradient, `no_grad`, or "
-                    "values taken out of the framework): keep them in its own operations",
+                    "values taken out of the framework): keep them in its own operations, which for "
+                    "NumPy are those of autograd.numpy",
                     "the loss reads parameters from elsewhere: use those that it is given",
                 ),
             ),
@@ -135,18 +146,18 @@ def inner_gradient(
     return value, gradient
 
 
-def observe(backend: Backend, value: Scalar, gradient: Tree, t: Any) -> Seen:
-    """Note the value, the norm of the gradient, and where either stopped being finite."""
-    xp = backend.xp
-    value, gradient = backend.detach(value), backend.detach(gradient)
-    leaf = first_nonfinite(backend, gradient)
-    fine = xp.isfinite(value)
-    return Seen(
-        value,
-        vectors.norm(backend, gradient),
-        xp.where(fine, xp.where(leaf < 0, -1, t), t),
-        xp.where(fine, leaf, -1),
-    )
+def observe(backend: Backend, value: Scalar, gradient: Tree, moved: Tree, t: Any) -> Seen:
+    """Note the value, the norm of the gradient, and where a number stopped being finite.
+
+    That may be the loss, a leaf of its gradient, or a leaf of the parameters that the update ``moved``.
+    """
+    where = backend.xp.where
+    value, gradient, moved = (backend.detach(part) for part in (value, gradient, moved))
+    slope, after = first_nonfinite(backend, gradient), first_nonfinite(backend, moved)
+    leaf = where(slope < 0, after, slope)
+    fine = backend.xp.isfinite(value)
+    bad_step = where(fine, where(leaf < 0, -1, t), t)
+    return Seen(value, vectors.norm(backend, gradient), bad_step, where(fine, leaf, -1))
 
 
 def first_nonfinite(backend: Backend, tree: Tree) -> Any:

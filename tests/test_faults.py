@@ -46,7 +46,10 @@ every_trainer = over(TRAINERS)
 
 def batches(count=3, dtype=float):
     rng = onp.random.default_rng(0)
-    return [{"x": rng.normal(size=(5, 2)).astype(dtype), "y": rng.normal(size=5).astype(dtype)} for _ in range(count)]
+    return [
+        {"x": rng.normal(size=(5, 2)).astype(dtype), "y": rng.normal(size=5).astype(dtype)}
+        for _ in range(count)
+    ]
 
 
 def weights(dtype=float):
@@ -185,7 +188,9 @@ class TestSingularHessian:
 class TestIndefiniteHessian:
     @pytest.mark.parametrize("solver", [hg.CG(), hg.Direct()], ids=repr)
     @pytest.mark.parametrize(
-        "hessian", [onp.diag([2.0, -1.0]), onp.diag([-1.0, -1.0]), rotated([3.0, 2.0, -1.0])], ids=["a", "b", "c"]
+        "hessian",
+        [onp.diag([2.0, -1.0]), onp.diag([-1.0, -1.0]), rotated([3.0, 2.0, -1.0])],
+        ids=["a", "b", "c"],
     )
     def test_is_never_success(self, solver, hessian):
         error = refused(errors.SolveError, Exception, solve, solver, hessian, onp.ones(len(hessian)))
@@ -198,7 +203,9 @@ class TestIndefiniteHessian:
         assert error.reason == "negative_curvature"
 
     def test_neumann_does_not_succeed_either(self):
-        refused(errors.SolveError, Exception, solve, hg.Neumann(50, 0.1, 1e-6), onp.diag([1.0, -1.0]), [1.0, 1.0])
+        refused(
+            errors.SolveError, Exception, solve, hg.Neumann(50, 0.1, 1e-6), onp.diag([1.0, -1.0]), [1.0, 1.0]
+        )
 
 
 class TestSolverOutOfSteps:
@@ -217,7 +224,9 @@ class TestSolverOutOfSteps:
         error = refused(errors.SolveError, Exception, solve, hg.Neumann(3, 0.05, 1e-6), self.hessian, self.v)
         left = onp.linalg.matrix_power(onp.eye(5) - 0.05 * self.hessian, 3) @ self.v
         assert error.reason == "max_steps"
-        onp.testing.assert_allclose(error.residual, onp.linalg.norm(left) / onp.linalg.norm(self.v), rtol=1e-9)
+        onp.testing.assert_allclose(
+            error.residual, onp.linalg.norm(left) / onp.linalg.norm(self.v), rtol=1e-9
+        )
 
     def test_the_residual_of_the_recurrence_is_not_believed(self):
         hessian = rotated(onp.logspace(0, 10, 12))
@@ -257,7 +266,10 @@ class TestNonFiniteLoss:
     def test_says_at_which_training_step(self, tape):
         estimator, (good, *_) = hg.Unrolled(SGD, steps=3, tape=tape), batches()
         spoilt = good | {"y": onp.full(5, onp.nan)}
-        assert refused(errors.NonFiniteError, Exception, estimate, estimator, train=[good, spoilt, good]).step == 1
+        assert (
+            refused(errors.NonFiniteError, Exception, estimate, estimator, train=[good, spoilt, good]).step
+            == 1
+        )
         later = estimate(estimator).state
         train = lambda t: spoilt if t == 4 else good  # noqa: E731
         call = (estimator.estimate, RIDGE, later, log_l2(), train, good)
@@ -297,8 +309,10 @@ class TestNonFiniteDerivative:
             return fit(p, h, b) + np.sum(p["w"] ** 2) * (1.0 + np.sum(np.sqrt(h["x"])))
 
         hparams = {"x": onp.zeros(2)}
-        problem = hg.Bilevel(root, fit) if where == "T1" else hg.Bilevel(
-            lambda p, h, b: fit(p, h, b) + np.sum((1.0 + h["x"]) * p["w"] ** 2), root
+        problem = (
+            hg.Bilevel(root, fit)
+            if where == "T1"
+            else hg.Bilevel(lambda p, h, b: fit(p, h, b) + np.sum((1.0 + h["x"]) * p["w"] ** 2), root)
         )
         with onp.errstate(all="ignore"):
             error = refused(errors.NonFiniteError, Exception, estimate, estimator, problem, None, hparams)
@@ -375,9 +389,10 @@ class TestUnusedHyperparameter:
 
 
 class TestHyperparameterOfT1Only:
-    @pytest.mark.parametrize("steps, estimator", [
-        (1, hg.Greedy(SGD)), *((3, hg.Unrolled(SGD, steps=3, tape=tape)) for tape in TAPES)
-    ])
+    @pytest.mark.parametrize(
+        "steps, estimator",
+        [(1, hg.Greedy(SGD)), *((3, hg.Unrolled(SGD, steps=3, tape=tape)) for tape in TAPES)],
+    )
     def test_is_right_by_central_differences(self, steps, estimator):
         truth = central(outer_after(RIDGE, steps, weights(), batches(), batches()[0]), log_l2()["x"])
         onp.testing.assert_allclose(estimate(estimator).hypergradient["x"], truth, rtol=1e-6)
@@ -421,9 +436,11 @@ class TestKindsOfLeaves:
         assert onp.all(onp.isfinite(estimate(estimator, train=train).hypergradient["x"]))
 
     @every_estimator
-    @pytest.mark.parametrize("trees", [
-        {"params": {"w": onp.ones(2, complex)}}, {"hparams": {"x": onp.ones(2, complex)}}
-    ], ids=["params", "hparams"])
+    @pytest.mark.parametrize(
+        "trees",
+        [{"params": {"w": onp.ones(2, complex)}}, {"hparams": {"x": onp.ones(2, complex)}}],
+        ids=["params", "hparams"],
+    )
     def test_complex_ones_are_refused(self, estimator, trees):
         error = refused(errors.UnsupportedLeafError, NotImplementedError, estimate, estimator, **trees)
         says(error, "params['w']" if "params" in trees else "hparams['x']", "complex")
@@ -493,12 +510,18 @@ class TestShapesAndStructures:
         problem = losses(where, lambda p, h, b: None)
         says(refused(hg.HypergradError, (ValueError, TypeError), estimate, estimator, problem), where)
 
-    @pytest.mark.parametrize("estimator", [hg.Greedy, *(lambda u, t=t: hg.Unrolled(u, 3, tape=t) for t in TAPES)])
-    @pytest.mark.parametrize("change, parts", [
-        (lambda new, m: ({"w": new["w"][:1]}, m), ["params['w']", "(2,)", "(1,)"]),
-        (lambda new, m: ({"v": new["w"]}, m), ["params", "'w'", "'v'"]),
-        (lambda new, m: (new, m[:1]), ["opt_state", "(2,)", "(1,)"]),
-    ], ids=["shape", "key", "opt-state"])
+    @pytest.mark.parametrize(
+        "estimator", [hg.Greedy, *(lambda u, t=t: hg.Unrolled(u, 3, tape=t) for t in TAPES)]
+    )
+    @pytest.mark.parametrize(
+        "change, parts",
+        [
+            (lambda new, m: ({"w": new["w"][:1]}, m), ["params['w']", "(2,)", "(1,)"]),
+            (lambda new, m: ({"v": new["w"]}, m), ["params", "'w'", "'v'"]),
+            (lambda new, m: (new, m[:1]), ["opt_state", "(2,)", "(1,)"]),
+        ],
+        ids=["shape", "key", "opt-state"],
+    )
     def test_an_update_keeps_them(self, estimator, change, parts):
         def update(gradient, momentum, params, hparams):
             return change({"w": params["w"] - 0.1 * gradient["w"]}, momentum)
@@ -511,7 +534,9 @@ class TestShapesAndStructures:
         found, expected = (estimate(hg.Unrolled(u, 3)).hypergradient["x"] for u in (pair, SGD))
         onp.testing.assert_allclose(found, expected, rtol=1e-12)
 
-    @pytest.mark.parametrize("estimator", [hg.Greedy, *(lambda u, t=t: hg.Unrolled(u, 3, tape=t) for t in TAPES)])
+    @pytest.mark.parametrize(
+        "estimator", [hg.Greedy, *(lambda u, t=t: hg.Unrolled(u, 3, tape=t) for t in TAPES)]
+    )
     def test_a_learning_rate_is_a_number(self, estimator):
         problem = hg.Bilevel(lambda p, h, b: np.sum(p["w"] ** 2), lambda p, h, b: np.sum(p["w"] ** 2))
         rule, params, rates = hg.SGD(lambda h: h["lr"]), {"w": onp.array(0.5)}, {"lr": onp.full(3, 0.1)}
@@ -527,13 +552,23 @@ class TestShapesAndStructures:
 
 class TestDtypes:
     @every_estimator
-    @pytest.mark.parametrize("trees, paths", [
-        ({"params": weights("float32"), "train": batches(3, "float32")}, ["params['w']", "hparams['x']"]),
-        ({"params": {"w": weights()["w"], "b": onp.ones(1, "float32")}}, ["params['w']", "params['b']"]),
-        ({"hparams": log_l2() | {"b": onp.ones(1, "float32")}}, ["hparams['b']"]),
-        ({"params": weights("float32"), "hparams": log_l2("float32"), "val": batches(1, "float32")}, ["['x']"]),
-        ({"params": weights("float32"), "hparams": log_l2("float32"), "train": batches(3, "float32")}, ["['x']"]),
-    ], ids=["params-hparams", "within-params", "within-hparams", "train", "val"])
+    @pytest.mark.parametrize(
+        "trees, paths",
+        [
+            ({"params": weights("float32"), "train": batches(3, "float32")}, ["params['w']", "hparams['x']"]),
+            ({"params": {"w": weights()["w"], "b": onp.ones(1, "float32")}}, ["params['w']", "params['b']"]),
+            ({"hparams": log_l2() | {"b": onp.ones(1, "float32")}}, ["hparams['b']"]),
+            (
+                {"params": weights("float32"), "hparams": log_l2("float32"), "val": batches(1, "float32")},
+                ["['x']"],
+            ),
+            (
+                {"params": weights("float32"), "hparams": log_l2("float32"), "train": batches(3, "float32")},
+                ["['x']"],
+            ),
+        ],
+        ids=["params-hparams", "within-params", "within-hparams", "train", "val"],
+    )
     def test_mixed_ones_are_refused(self, estimator, trees, paths):
         def inner(p, h, b):
             return ridge(p, h, b) + sum(np.sum(tree["b"] ** 2) for tree in (p, h) if "b" in tree)
@@ -598,13 +633,19 @@ class TestExhaustedBatches:
         error = refused(errors.ArgumentError, ValueError, estimate, estimator, train=kind(batches(2)))
         says(error, "T1", "2", "3")
 
-    @pytest.mark.parametrize("where, train, val", [
-        ("T1", lambda: iter(batches(2)), lambda: batches()),
-        ("T2", lambda: batches(), lambda: iter(batches(2))),
-        ("T1", lambda: [], lambda: batches()),
-        ("T2", lambda: batches(), lambda: []),
-    ], ids=["train-iterator", "val-iterator", "train-list", "val-list"])
-    @pytest.mark.parametrize("estimator", [hg.Greedy(SGD), hg.Unrolled(SGD, steps=2)], ids=["greedy", "unrolled"])
+    @pytest.mark.parametrize(
+        "where, train, val",
+        [
+            ("T1", lambda: iter(batches(2)), lambda: batches()),
+            ("T2", lambda: batches(), lambda: iter(batches(2))),
+            ("T1", lambda: [], lambda: batches()),
+            ("T2", lambda: batches(), lambda: []),
+        ],
+        ids=["train-iterator", "val-iterator", "train-list", "val-list"],
+    )
+    @pytest.mark.parametrize(
+        "estimator", [hg.Greedy(SGD), hg.Unrolled(SGD, steps=2)], ids=["greedy", "unrolled"]
+    )
     def test_in_the_tuner(self, where, train, val, estimator):
         params, hparams = weights(), log_l2()
         given = pickle.dumps((params, hparams))
@@ -617,7 +658,8 @@ class TestThreads:
     def test_are_independent(self):
         filters = list(warnings.filters)
         cases = [
-            (e, {"x": log_l2()["x"] + 0.1 * k}) for e, k in itertools.product((TRAINERS | SOLVES).values(), range(10))
+            (e, {"x": log_l2()["x"] + 0.1 * k})
+            for e, k in itertools.product((TRAINERS | SOLVES).values(), range(10))
         ]
         one = lambda case: estimate(case[0], hparams=case[1]).hypergradient["x"]  # noqa: E731
         serial = [one(case) for case in cases]
@@ -628,13 +670,16 @@ class TestThreads:
 
 class TestTiedParameters:
     problem = hg.Bilevel(
-        lambda p, h, b: np.mean((np.tanh(b["x"] * p["w"]) @ p["w"] - b["y"]) ** 2) + np.exp(h["x"]) @ p["w"] ** 2,
+        lambda p, h, b: (
+            np.mean((np.tanh(b["x"] * p["w"]) @ p["w"] - b["y"]) ** 2) + np.exp(h["x"]) @ p["w"] ** 2
+        ),
         lambda p, h, b: np.mean((np.tanh(b["x"] * p["w"]) @ p["w"] - b["y"]) ** 2),
     )
 
-    @pytest.mark.parametrize("steps, estimator", [
-        (1, hg.Greedy(SGD)), *((3, hg.Unrolled(SGD, steps=3, tape=tape)) for tape in TAPES)
-    ])
+    @pytest.mark.parametrize(
+        "steps, estimator",
+        [(1, hg.Greedy(SGD)), *((3, hg.Unrolled(SGD, steps=3, tape=tape)) for tape in TAPES)],
+    )
     def test_one_leaf_used_twice_by_central_differences(self, steps, estimator):
         truth = central(outer_after(self.problem, steps, weights(), batches(), batches()[1]), log_l2()["x"])
         found = estimate(estimator, self.problem, val=batches()[1]).hypergradient["x"]

@@ -94,14 +94,15 @@ def compare(
     notify("first hypergradient by central differences")
     arena.measure_truth()
     contestants = []
-    for name, method in {
+    methods: dict[str, Callable[[], dict[str, Any]]] = {
         "fixed, poor": arena.fixed,
         f"random search ×{TRIALS}": arena.random_search,
         "greedy, every step": lambda: arena.tuned(Greedy(RULE), every=1),
         "greedy, every 10": lambda: arena.tuned(Greedy(RULE), every=10),
         "implicit, every 10": lambda: arena.tuned(arena.implicit, every=10),
         f"unrolled, {HORIZON} steps": lambda: arena.tuned(Unrolled(RULE, HORIZON), every=HORIZON),
-    }.items():
+    }
+    for name, method in methods.items():
         notify(name)
         contestants.append(Contestant(name, **method()))
     surface = arena.surface(grid, notify)

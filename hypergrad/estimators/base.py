@@ -212,7 +212,10 @@ class HypergradientEstimator(ABC):
         if (leaf := int(report.bad_outer_leaf)) >= 0:
             raise NonFiniteError("T2", step, backend.paths(out.state.params, "params")[leaf])
         if (leaf := int(first_nonfinite(backend, out.hypergradient))) >= 0:
-            raise NonFiniteError("T1", max(step - 1, 0), backend.paths(out.hypergradient, "hparams")[leaf])
+            path = backend.paths(out.hypergradient, "hparams")[leaf]
+            if not bool(backend.xp.isfinite(report.direct_norm)):
+                raise NonFiniteError("T2", step, path)
+            raise NonFiniteError("T1", max(step - 1, 0), path)
 
 
 def hypergradient(
@@ -313,7 +316,7 @@ def _check_connected(backend: Backend, direct: Tree, responds: Tree, inner: Call
                         "it is not used, or used under another name: remove it, or pass allow_unused=True "
                         "to get zeros",
                         "it was detached inside the loss, or its value was taken out of the framework: "
-                        "keep it in the framework's own operations",
+                        "keep it in the framework's own operations, for NumPy those of autograd.numpy",
                         "only the optimiser uses it, and this estimator does not differentiate through "
                         "the optimiser: take Greedy(response='update') or Unrolled",
                     ),

@@ -79,7 +79,7 @@ class Greedy(HypergradientEstimator):
 
         def gradient(hparams: Tree) -> tuple[Tree, Seen]:
             value, gradient = inner_gradient(backend, problem, z.params, hparams, batch)
-            return gradient, observe(backend, value, gradient, t)
+            return gradient, observe(backend, value, gradient, (), t)
 
         if self.response == "update":
             params, pullback, (opt_state, seen) = backend.vjp(step, hparams, has_aux=True)

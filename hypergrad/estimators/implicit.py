@@ -98,7 +98,7 @@ class Implicit(HypergradientEstimator):
             return g, (value, g)
 
         _, pullback, (value, g) = backend.vjp(gradient, state.params, hparams, has_aux=True)
-        seen = observe(backend, value, g, state.step)
+        seen = observe(backend, value, g, (), state.step)
         validation = validate(backend, problem, state.params, hparams, one_batch("val", val, state.step))
 
         def matvec(p: Tree) -> Tree:
@@ -153,7 +153,10 @@ class Implicit(HypergradientEstimator):
         report, name = out.report, type(self.solver).__name__
         steps, relative = int(report.iterations), float(report.residual)
         slope, curvature = float(report.inner_gradient_norm), float(report.curvature)
-        far = f"the parameters are far from the inner optimum (‖∇C̃1‖ = {slope:.1e}): train longer, or use Unrolled"
+        far = (
+            f"the parameters are far from the inner optimum (‖∇C̃1‖ = {slope:.1e}): train longer, or use "
+            "Unrolled"
+        )
         conditioned = "the Hessian is ill-conditioned: set damping > 0"
         accept = 'accept the bias with on_failure="warn"'
         bias = "The hypergradient would carry an error of that order."

@@ -60,13 +60,16 @@ class CG(Solver):
         def body(it: _Iterate) -> _Iterate:
             hp = matvec(it.p)
             php, pp = backend.inner(it.p, hp), backend.inner(it.p, it.p)
+            stretch = xp.sqrt(backend.inner(hp, hp) / pp)
+            largest = xp.maximum(it.curvature, stretch)
             curvature = php / pp
-            largest = xp.maximum(it.curvature, xp.abs(curvature))
+            # For a semidefinite H, pᵀHp = 0 means Hp = 0; where it does not, H is indefinite.
             flat = xp.abs(curvature) <= eps * largest
+            null = flat & (stretch <= eps**0.5 * largest)
             failure = xp.where(
-                flat,
+                null,
                 int(Failure.SINGULAR),
-                xp.where(curvature < 0, int(Failure.NEGATIVE_CURVATURE), int(Failure.NONE)),
+                xp.where(flat | (curvature < 0), int(Failure.NEGATIVE_CURVATURE), int(Failure.NONE)),
             )
             sound = failure == Failure.NONE
             alpha = xp.where(sound, it.rr, 0.0 * it.rr) / xp.where(sound, php, xp.ones_like(php))

@@ -55,6 +55,8 @@ class Direct(Solver):
             return hessian + xp.reshape(unit, (n, 1)) * xp.reshape(product, (1, n)), None
 
         hessian, _ = backend.scan(column, 0.0 * identity, n)
+        # What is not finite is reported elsewhere; LAPACK need not stumble over it.
+        hessian = xp.where(xp.isfinite(hessian), hessian, 0.0 * identity)
         eigenvalues, q = xp.linalg.eigh(0.5 * (hessian + hessian.T))
         largest, smallest = xp.max(xp.abs(eigenvalues)), xp.min(eigenvalues)
         rounding = n * float(xp.finfo(flat.dtype).eps) * largest

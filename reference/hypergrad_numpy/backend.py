@@ -69,8 +69,9 @@ class NumpyBackend:
             if not self._is_float(y):
                 return y
             result = a * x + y
-            dtype = self._dtype(y)
-            return result if self._dtype(result) == dtype else result.astype(dtype)
+            if not isbox(result):
+                return np.asarray(result, self._dtype(y))
+            return result if result.dtype == self._dtype(y) else result.astype(self._dtype(y))
 
         return self.map(leaf, x, y)
 

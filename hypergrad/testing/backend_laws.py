@@ -1,0 +1,208 @@
+"""The laws that every backend obeys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hypergrad.backend import Backend, find_backend
+from hypergrad.testing.problems import close, smooth, tree, vector
+
+
+def is_a_backend(backend: Backend) -> None:
+    """It has every method of the protocol, and is found from its own arrays."""
+    assert isinstance(backend, Backend)
+    assert find_backend(tree(backend, 0)) is find_backend({"x": vector(backend, 0, 2)})
+    assert find_backend(vector(backend, 0)).name == backend.name
+
+
+def arrays_come_back(backend: Backend) -> None:
+    """NumPy values survive the way in and out, with shape and dtype, and are described rightly."""
+    for dtype, kind in (("float64", "float"), ("float32", "float"), ("int64", "int"), ("bool", "bool")):
+        values = np.array([[1, 0, 1]], dtype)
+        array = backend.asarray(values)
+        about = backend.describe(array)
+        assert backend.owns(array) and backend.readable(array)
+        assert (about.kind, about.shape, about.nbytes) == (kind, (1, 3), values.nbytes)
+        np.testing.assert_array_equal(backend.to_numpy(array), values)
+    like = backend.asarray(np.zeros(2, "float32"))
+    assert backend.describe(backend.asarray(np.ones(3), like=like)).dtype == backend.describe(like).dtype
+
+
+def trees_come_back(backend: Backend) -> None:
+    """Flattening loses nothing, a ``None`` is no leaf, and paths are written as in Python."""
+    x = {"layers": [{"w": vector(backend, 0, 2)}], "none": None}
+    leaves, unflatten = backend.flatten(x)
+    assert len(leaves) == 1 and unflatten(leaves)["none"] is None
+    assert backend.paths(x, "params") == ["params['layers'][0]['w']"]
+    assert backend.paths(leaves[0], "params") == ["params"]
+    deeper = backend.map(lambda name, part: (name, part), {"a": 1}, {"a": [2, 3]})
+    assert deeper == {"a": (1, [2, 3])}
+
+
+def trees_are_vectors(backend: Backend) -> None:
+    """Inner product, axpy, zeros and ravel agree with those of the flat vectors."""
+    x, y = tree(backend, 0), tree(backend, 9)
+    flat_x, flat_y = (backend.to_numpy(backend.ravel(t)[0]) for t in (x, y))
+    np.testing.assert_allclose(backend.to_numpy(backend.inner(x, y)), flat_x @ flat_y, rtol=1e-12)
+    moved = backend.to_numpy(backend.ravel(backend.axpy(0.5, x, y))[0])
+    np.testing.assert_allclose(moved, 0.5 * flat_x + flat_y, rtol=1e-12)
+    assert not backend.to_numpy(backend.ravel(backend.zeros(x))[0]).any()
+    vector_x, unravel = backend.ravel(x)
+    close(backend, unravel(vector_x), x, 0.0)
+
+
+def gradients_are_derivatives(backend: Backend) -> None:
+    """``value_and_grad`` agrees with central differences."""
+    x, d = tree(backend, 0), tree(backend, 9)
+    _, gradient = backend.value_and_grad(lambda x: smooth(backend, x), x)
+    h = 1e-6
+    ends = [backend.to_numpy(smooth(backend, backend.axpy(s * h, d, x))) for s in (1, -1)]
+    slope = (ends[0] - ends[1]) / (2 * h)
+    np.testing.assert_allclose(backend.to_numpy(backend.inner(gradient, d)), slope, rtol=1e-7)
+
+
+def forward_is_reverse_transposed(backend: Backend) -> None:
+    """⟨u, jvp(v)⟩ = ⟨vjp(u), v⟩."""
+    x, v, u = tree(backend, 0), tree(backend, 9), vector(backend, 20, 3)
+
+    def f(x: Any) -> Any:
+        return backend.xp.tanh(x["w"] @ x["rest"][0] + x["rest"][1][0])
+
+    value, tangent = backend.jvp(f, (x,), (v,))
+    same, pullback = backend.vjp(f, x)
+    close(backend, value, same)
+    close(backend, backend.inner(u, tangent), backend.inner(pullback(u)[0], v))
+
+
+def pullbacks_are_linear(backend: Backend) -> None:
+    """A pullback can be called many times at one linearisation, and is linear."""
+    x, u, w = tree(backend, 0), tree(backend, 9), tree(backend, 18)
+    _, pullback = backend.vjp(lambda x: backend.value_and_grad(lambda y: smooth(backend, y), x)[1], x)
+    (first,), (second,) = pullback(u), pullback(w)
+    (both,) = pullback(backend.axpy(2.0, u, w))
+    close(backend, both, backend.axpy(2.0, first, second))
+    close(backend, pullback(u)[0], first, 0.0)
+
+
+def derivatives_nest(backend: Backend) -> None:
+    """A Hessian is symmetric, and a third derivative agrees with differences of the second."""
+    x, u, w = tree(backend, 0), tree(backend, 9), tree(backend, 18)
+
+    def gradient(x: Any) -> Any:
+        return backend.value_and_grad(lambda y: smooth(backend, y), x)[1]
+
+    def curvature(x: Any) -> Any:
+        return backend.inner(u, backend.vjp(gradient, x)[1](u)[0])
+
+    _, pullback = backend.vjp(gradient, x)
+    close(backend, backend.inner(w, pullback(u)[0]), backend.inner(u, pullback(w)[0]))
+    _, third = backend.value_and_grad(curvature, x)
+    h = 1e-5
+    ends = [backend.to_numpy(curvature(backend.axpy(s * h, w, x))) for s in (1, -1)]
+    slope = (ends[0] - ends[1]) / (2 * h)
+    np.testing.assert_allclose(backend.to_numpy(backend.inner(third, w)), slope, rtol=1e-6, atol=1e-8)
+
+
+def outer_derivatives_reach_inside(backend: Backend) -> None:
+    """A function that closes over a variable is differentiated by it: the mixed term."""
+    x, lam = vector(backend, 0, 3), vector(backend, 1, 3)
+    xp = backend.xp
+
+    def gradient(lam: Any) -> Any:
+        return backend.value_and_grad(lambda x: xp.sum(xp.exp(lam) * x**2), x)[1]
+
+    _, pullback = backend.vjp(gradient, lam)
+    close(backend, pullback(xp.ones_like(x))[0], 2.0 * xp.exp(lam) * x)
+
+
+def graphs_say_what_they_reach(backend: Backend) -> None:
+    """``reached`` goes by the graph, not by a value, and what is not reached gets zeros."""
+    x = {"used": vector(backend, 0, 2), "times_zero": vector(backend, 1, 2), "unused": vector(backend, 2, 2)}
+    _, pullback = backend.vjp(lambda x: backend.xp.sum(x["used"] * x["used"] + 0.0 * x["times_zero"]), x)
+    (gradient,) = pullback(backend.asarray(np.array(1.0)))
+    assert pullback.reached == ({"used": True, "times_zero": True, "unused": False},)
+    assert not backend.to_numpy(gradient["unused"]).any()
+    assert pullback.nbytes > 0
+
+
+def detached_values_are_constant(backend: Backend) -> None:
+    """``detach`` and an aux result cut the graph."""
+    x, sum_of = vector(backend, 0, 2), backend.xp.sum
+    _, pullback = backend.vjp(lambda x: sum_of(backend.detach(x) * backend.detach(x)), x)
+    assert pullback.reached == (False,)
+    _, _, aux = backend.vjp(lambda x: (sum_of(x), x * 3.0), x, has_aux=True)
+    assert backend.readable(aux)
+    close(backend, aux, x * 3.0)
+
+
+def integers_are_carried_along(backend: Backend) -> None:
+    """A leaf that is not floating point passes through and gets a zero cotangent."""
+    x = {"n": backend.asarray(np.array([2, 3])), "x": vector(backend, 0, 2)}
+    value, pullback = backend.vjp(lambda t: {"n": t["n"], "x": t["x"] * t["x"]}, x)
+    (gradient,) = pullback(backend.map(lambda leaf: leaf, value))
+    assert not backend.to_numpy(gradient["n"]).any()
+    close(backend, gradient["x"], 2.0 * x["x"] * value["x"])
+
+
+def dtypes_are_kept(backend: Backend) -> None:
+    """float32 in, float32 out: values, gradients, second derivatives, vectors."""
+    x = tree(backend, 0, "float32")
+    value, gradient = backend.value_and_grad(lambda x: smooth(backend, x), x)
+    _, pullback = backend.vjp(lambda x: backend.value_and_grad(lambda y: smooth(backend, y), x)[1], x)
+    results = (value, gradient, pullback(x), backend.axpy(0.5, x, x), backend.zeros(x), backend.inner(x, x))
+    assert {backend.describe(leaf).itemsize for leaf in backend.flatten(results)[0]} == {4}
+
+
+def loops_are_loops(backend: Backend) -> None:
+    """``scan`` forward, backward and over its own outputs; ``while_loop``; derivatives through a scan."""
+    start = backend.asarray(np.array(1.0))
+    items = backend.indexed([backend.asarray(np.array(float(k))) for k in range(5)])
+
+    def body(carry: Any, k: Any, _: Any) -> Any:
+        return 2.0 * carry + items(k), carry
+
+    end, seen = backend.scan(body, start, 5)
+    close(backend, end, backend.asarray(np.array(58.0)))
+    back, _ = backend.scan(lambda c, k, x: (2.0 * c + x, None), start, 5, xs=seen, reverse=True)
+    # Carries 1, 2, 5, 12, 27, read from the last to the first.
+    close(backend, back, backend.asarray(np.array(32.0 + 27 * 16 + 12 * 8 + 5 * 4 + 2 * 2 + 1)))
+    stopped = backend.while_loop(lambda c: c < 20.0, lambda c: 3.0 * c, start, 100)
+    close(backend, stopped, backend.asarray(np.array(27.0)))
+    _, slope = backend.value_and_grad(
+        lambda s: backend.scan(lambda c, k, _: (c * c, None), s, 3)[0], 1.1 * start
+    )
+    close(backend, slope, backend.asarray(np.array(8 * 1.1**7)))
+    empty, _ = backend.scan(body, start, 0)
+    close(backend, empty, start)
+
+
+def randomness_replays(backend: Backend) -> None:
+    """A state of the generator can be replayed without disturbing what comes after."""
+    before = backend.generator()
+    with backend.replay(backend.generator(seed=1)):
+        pass
+    assert repr(backend.generator()) == repr(before)
+    backend.restore(before)
+    assert repr(backend.generator()) == repr(before)
+
+
+BACKEND_LAWS: tuple[Callable[[Backend], None], ...] = (
+    is_a_backend,
+    arrays_come_back,
+    trees_come_back,
+    trees_are_vectors,
+    gradients_are_derivatives,
+    forward_is_reverse_transposed,
+    pullbacks_are_linear,
+    derivatives_nest,
+    outer_derivatives_reach_inside,
+    graphs_say_what_they_reach,
+    detached_values_are_constant,
+    integers_are_carried_along,
+    dtypes_are_kept,
+    loops_are_loops,
+    randomness_replays,
+)

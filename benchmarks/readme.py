@@ -1,6 +1,6 @@
 """Run the first program of the README, as it is printed there, and compare its output.
 
-    python benchmarks/readme.py [README.md]
+python benchmarks/readme.py [README.md]
 """
 
 import re

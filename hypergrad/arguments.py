@@ -17,7 +17,6 @@ def check_variables(backend: Backend, **trees: Tree) -> None:
         ArgumentError: if a tree has no leaves.
         LeafTypeError: for integers, booleans, foreign arrays, and mixed dtypes or devices.
         UnsupportedLeafError: for complex leaves.
-
     """
     first: tuple[str, str, str] | None = None
     for root, tree in trees.items():
@@ -60,7 +59,6 @@ def check_batch(backend: Backend, root: str, batch: Tree, params: Tree) -> None:
 
     Raises:
         LeafTypeError: naming the leaf.
-
     """
     reference = backend.describe(backend.flatten(params)[0][0])
     for path, leaf in zip(backend.paths(batch, root), backend.flatten(batch)[0], strict=True):
@@ -79,7 +77,6 @@ def check_scalar(backend: Backend, name: str, value: Array) -> None:
 
     Raises:
         ArgumentError: if it returned anything else, with its shape.
-
     """
     if not backend.owns(value):
         raise ArgumentError(f"{name} returned {type(value).__name__}: a loss returns a scalar array")
@@ -98,7 +95,6 @@ def check_same(backend: Backend, name: str, given: Tree, root: str, expected: Tr
     Raises:
         ArgumentError: with both structures or shapes, where they differ.
         LeafTypeError: with both dtypes, where they differ.
-
     """
     paths, wanted = backend.paths(given, root), backend.paths(expected, root)
     if paths != wanted:

@@ -12,11 +12,13 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from hypergrad.errors import ArgumentError, BackendError, LeafTypeError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Array = Any
 Tree = Any
@@ -177,6 +179,8 @@ class Listing(NamedTuple):
 
 def registered() -> dict[str, EntryPoint]:
     """Every backend that an installed distribution offers, by the name of its framework."""
+    from importlib.metadata import entry_points  # slow to import, and not needed before now
+
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 
@@ -198,7 +202,6 @@ def get_backend(name: str) -> Backend:
 
     Raises:
         BackendError: if no such backend is registered, or its framework is not installed.
-
     """
     entries = registered()
     if name not in entries:
@@ -220,7 +223,6 @@ def find_backend(*trees: Tree, backend: Backend | str | None = None) -> Backend:
     Raises:
         LeafTypeError: if the trees hold no array, arrays that nobody knows, or those of two frameworks.
         BackendError: if ``backend`` is a name that is not registered or not installed.
-
     """
     if isinstance(backend, str):
         return get_backend(backend)

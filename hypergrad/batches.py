@@ -29,7 +29,6 @@ def one_batch(name: str, batches: Batches, step: Any) -> Tree:
 
     Raises:
         ArgumentError: if a list is empty or an iterator is exhausted.
-
     """
     if callable(batches):
         return batches(step)
@@ -45,7 +44,6 @@ def every_batch(name: str, batches: Batches, step: Any) -> list[Tree]:
 
     Raises:
         ArgumentError: if there are none.
-
     """
     found = (
         batches
@@ -66,7 +64,6 @@ def batch_series(
 
     Raises:
         ArgumentError: if there are fewer batches than steps, or one batch for more than one step.
-
     """
     if callable(batches):
         return lambda k: batches(start + k)
@@ -85,14 +82,15 @@ def batch_series(
 
 
 def stream(backend: Backend, name: str, batches: Batches) -> Batches:
-    """Batches for as long as one asks: a list starts again at its end, an iterator does not.
+    """Batches for as long as one asks: a list starts again at its end, one batch serves every step.
 
     Raises:
         ArgumentError: if a list is empty.
-
     """
-    if not isinstance(batches, list):
+    if callable(batches) or isinstance(batches, Iterator):
         return batches
+    if not isinstance(batches, list):
+        return lambda t: batches
     if not batches:
         raise ArgumentError(f"{_LABEL[name]} is empty: at least one batch is needed")
     at = backend.indexed(batches)

@@ -113,7 +113,6 @@ def check_hypergradient(
 
     Raises:
         As `HypergradientEstimator.estimate`; ArgumentError if ``update`` is given without ``steps``.
-
     """
     found = find_backend(params, hparams, backend=backend)
     check_variables(found, params=params, hparams=hparams)
@@ -162,11 +161,10 @@ def ridders(f: Callable[[float], float], h: float, levels: int = 12) -> tuple[fl
 
     Raises:
         NonFiniteError: if f is not finite at any step.
-
     """
-    best, error = float("nan"), float("inf")
+    best, error, finite = float("nan"), float("inf"), 0
     previous: list[float] = []
-    for _ in range(levels):
+    for _ in range(5 * levels):
         difference = (_evaluate(f, h) - _evaluate(f, -h)) / (2 * h)
         h /= 2
         if not np.isfinite(difference):
@@ -178,7 +176,9 @@ def ridders(f: Callable[[float], float], h: float, levels: int = 12) -> tuple[fl
             doubt = max(abs(row[-1] - row[j]), abs(row[-1] - above))
             if doubt <= error:
                 best, error = row[-1], doubt
-        if previous and abs(row[-1] - previous[-1]) >= 4 * error:
+        finite += 1
+        settled = error <= 1e-6 * abs(best)
+        if finite == levels or (settled and abs(row[-1] - previous[-1]) >= 4 * error):
             break  # smaller steps only add rounding
         previous = row
     if not np.isfinite(best):

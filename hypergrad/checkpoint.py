@@ -18,7 +18,6 @@ def write_arrays(path: str | Path, arrays: dict[str, Any]) -> None:
 
     Raises:
         OSError: if that is not possible; an older file is then left as it was.
-
     """
     path = Path(path)
     with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
@@ -38,10 +37,9 @@ def read_arrays(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if it is damaged or no such file.
         FileNotFoundError: if there is none.
-
     """
     try:
-        with np.load(Path(path), allow_pickle=False) as file:
+        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, ValueError, EOFError, KeyError, AttributeError) as error:
+    except (zipfile.BadZipFile, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged, or was not written by hypergrad: {error}") from error

@@ -49,7 +49,6 @@ class DisconnectedError(HypergradError, ValueError):
 
     Attributes:
         path: the leaf or tree that is not reached, as in ``hparams['log_l2']``.
-
     """
 
     path: str
@@ -66,7 +65,6 @@ class NonFiniteError(HypergradError, ArithmeticError):
         where: ``"T1"`` or ``"T2"``: the loss in which it appeared.
         step: the training step, counted from 0.
         path: the leaf, if the loss was finite and a derivative was not.
-
     """
 
     where: Literal["T1", "T2"]
@@ -110,7 +108,6 @@ class SolveError(HypergradError, ArithmeticError):
         reason: ``"singular"``, ``"negative_curvature"``, ``"max_steps"`` or ``"diverged"``.
         step: how many products had been taken.
         residual: the true relative residual ‖Hx − v‖/‖v‖.
-
     """
 
     reason: str
@@ -128,7 +125,6 @@ class InnerNotConvergedError(HypergradError, ArithmeticError):
     Attributes:
         gradient_norm: ‖∇C̃1‖ at the parameters given.
         tolerance: the norm up to which they count as an optimum.
-
     """
 
     gradient_norm: float

@@ -43,7 +43,6 @@ class History:
         clipped: entries that a projection had to move back into their space.
         cost: gradients spent since the start, a second-order product counting two.
         reports: the other numbers of `Report`, by name; NaN in row 0.
-
     """
 
     inner_values: list[float] = field(default_factory=list)
@@ -96,7 +95,6 @@ class History:
 
         Raises:
             OSError: if the file cannot be written; an older one is then left as it was.
-
         """
         write_arrays(path, self.arrays())
 
@@ -107,7 +105,6 @@ class History:
         Raises:
             CheckpointError: if the file is not a history; no code of it is run.
             FileNotFoundError: if there is none.
-
         """
         return cls.from_arrays(read_arrays(path))
 
@@ -117,7 +114,6 @@ class History:
 
         Raises:
             CheckpointError: if a column is missing.
-
         """
         try:
             return cls(

@@ -34,7 +34,6 @@ def plot_history(history: History, path: str | Path | None = None) -> Any:
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
-
     """
     figure = _figure(9, 4)
     losses, values = figure.subplots(1, 2)
@@ -60,7 +59,6 @@ def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> A
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
-
     """
     figure = _figure(13, 8)
     grid = figure.add_gridspec(2, 2, width_ratios=(1.25, 1))

@@ -33,7 +33,6 @@ class Bilevel:
 
     Raises:
         ArgumentError: if either is not callable.
-
     """
 
     inner: Loss

@@ -18,7 +18,6 @@ def progress(title: str, total: int, show: bool | None = None) -> Iterator[Advan
 
     Raises:
         MissingExtraError: if it is asked for and rich is not installed.
-
     """
     installed = find_spec("rich") is not None
     if show and not installed:

@@ -115,7 +115,6 @@ class Interval(Space):
 
     Raises:
         ArgumentError: unless low < high, both finite.
-
     """
 
     low: float
@@ -167,7 +166,6 @@ def spread(backend: Backend, space: Any, hparams: Tree) -> Tree:
 
     Raises:
         ArgumentError: if the tree of spaces does not fit the hyperparameters, or holds anything else.
-
     """
     for path, leaf in zip(backend.paths(space, "space"), backend.flatten(space)[0], strict=True):
         if not isinstance(leaf, Space):
@@ -192,7 +190,6 @@ def unconstrain(backend: Backend, spaces: Tree, hparams: Tree) -> Tree:
 
     Raises:
         ArgumentError: if a leaf is outside of its space, where that can be read.
-
     """
     leaves = zip(
         backend.paths(hparams, "hparams"),

@@ -70,7 +70,6 @@ class Training:
         Raises:
             ArgumentError: if the loss is not scalar, or the update changes a shape.
             DisconnectedError: if the loss does not depend on the parameters.
-
         """
         backend = self.backend
         value, gradient = inner_gradient(backend, self.problem, z.params, hparams, batch)
@@ -101,7 +100,6 @@ def evaluate(
         ArgumentError: if it is not scalar.
         LeafTypeError: if a batch or a constant made it wider than the parameters.
         DisconnectedError: if no parameter reaches it.
-
     """
     check_batch(backend, "train" if name == "inner" else "val", batch, params)
 

@@ -86,7 +86,6 @@ class Tuner:
     Raises:
         ArgumentError: if ``every`` is no positive integer, or an update rule for θ is missing or given
             twice.
-
     """
 
     problem: Bilevel
@@ -120,7 +119,6 @@ class Tuner:
 
         Raises:
             ArgumentError: if a hyperparameter lies outside of its space, and as for any estimate.
-
         """
         found = find_backend(params, hparams, backend=backend)
         check_variables(found, params=params, hparams=hparams)
@@ -149,7 +147,6 @@ class Tuner:
 
         Raises:
             As `HypergradientEstimator.estimate`; the state given is then still good.
-
         """
         found = find_backend(state.inner.params, state.free, backend=backend)
         steps = self.estimator.training_steps
@@ -223,7 +220,6 @@ class Tuner:
 
         Raises:
             As `HypergradientEstimator.estimate`; ArgumentError if T1 or T2 runs out, and says which.
-
         """
         found = find_backend(params, hparams, backend=backend)
         train, val = stream(found, "train", train), stream(found, "val", val)
@@ -261,7 +257,6 @@ class Tuner:
 
         Raises:
             OSError: if the file cannot be written; an older one is then left as it was.
-
         """
         state, history = run[-2:]
         found = find_backend(state.free, backend=backend)
@@ -278,7 +273,6 @@ class Tuner:
         Raises:
             CheckpointError: if the file is damaged, or was written for another backend or structure.
             FileNotFoundError: if there is none.
-
         """
         found = find_backend(params, hparams, backend=backend)
         model = self.init(params, hparams, backend=found)

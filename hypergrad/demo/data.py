@@ -35,7 +35,6 @@ def load(name: str, seed: int) -> Data:
     Raises:
         ArgumentError: for a name that is not in `LOADERS`.
         MissingExtraError: if scikit-learn is not installed.
-
     """
     if name not in LOADERS:
         raise ArgumentError(f"unknown data set {name!r}; there are: {', '.join(sorted(LOADERS))}")

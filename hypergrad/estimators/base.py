@@ -126,7 +126,6 @@ class HypergradientEstimator(ABC):
 
         Raises:
             ArgumentError, LeafTypeError, UnsupportedLeafError: as for `estimate`.
-
         """
         found = find_backend(params, hparams, backend=backend)
         check_variables(found, params=params, hparams=hparams)
@@ -162,7 +161,6 @@ class HypergradientEstimator(ABC):
 
         Where values cannot be read (under a compiler, or on a device that would have to be waited for)
         the last three kinds are not raised here but by `check`, once they can.
-
         """
         found = find_backend(state.params, hparams, backend=backend)
         check_variables(found, params=state.params, hparams=hparams)
@@ -183,7 +181,6 @@ class HypergradientEstimator(ABC):
         Raises:
             NonFiniteError: a NaN or an infinity in a loss or a derivative.
             SolveError, InnerNotConvergedError: `Implicit` only.
-
         """
         found = find_backend(out.hypergradient, backend=backend)
         self._check_finite(found, out)
@@ -260,7 +257,6 @@ def assemble(
 
     Raises:
         DisconnectedError: for a hyperparameter that neither loss uses.
-
     """
     if unused is not None:
         _check_connected(backend, validation.reached, responds, unused)

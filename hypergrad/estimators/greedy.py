@@ -46,7 +46,6 @@ class Greedy(HypergradientEstimator):
             the optimiser.
         lookahead: take ∇_θ C2 at θ_{t+1}, as the paper says; ``False`` takes it at θ_t, as its authors'
             code did, so that T1 and T2 could share one pass.
-
     """
 
     update: Any

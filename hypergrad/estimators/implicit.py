@@ -61,7 +61,6 @@ class Implicit(HypergradientEstimator):
 
     Warns:
         InnerNotConvergedWarning: away from the optimum. SolveWarning: with ``on_failure="warn"``.
-
     """
 
     solver: Solver = field(default_factory=CG)

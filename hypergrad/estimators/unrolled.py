@@ -43,7 +43,6 @@ class Unrolled(HypergradientEstimator):
         steps: T.
         truncate: K, or ``None`` for all terms.
         tape: how the run is remembered.
-
     """
 
     update: Any

@@ -50,7 +50,6 @@ def check_steps(solver: str, max_steps: int) -> None:
 
     Raises:
         ArgumentError: if it is not a positive integer.
-
     """
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ArgumentError(f"{solver}: max_steps = {max_steps!r}; it is a positive integer")
@@ -61,7 +60,6 @@ def check_tolerance(solver: str, rtol: float | None) -> None:
 
     Raises:
         ArgumentError: if it is not in (0, 1).
-
     """
     if rtol is not None and not 0 < rtol < 1:
         raise ArgumentError(f"{solver}: rtol = {rtol!r}; it is a number between 0 and 1")

@@ -35,7 +35,6 @@ class CG(Solver):
     Args:
         max_steps: products at most.
         rtol: the relative residual ‖Hx − v‖/‖v‖ to reach.
-
     """
 
     max_steps: int = 100

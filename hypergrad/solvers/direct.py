@@ -28,7 +28,6 @@ class Direct(Solver):
 
     Raises:
         ArgumentError: for more unknowns than that, with the size of the matrix.
-
     """
 
     max_unknowns: int = 4096

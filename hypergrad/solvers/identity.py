@@ -22,7 +22,6 @@ class Identity(Solver):
 
     Args:
         scale: η.
-
     """
 
     scale: float = 1.0

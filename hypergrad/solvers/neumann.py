@@ -40,7 +40,6 @@ class Neumann(Solver):
         max_steps: the number K of terms.
         step_size: η; if it is not given, 1 over the largest eigenvalue of H by ten power iterations.
         rtol: the relative residual to reach, if any.
-
     """
 
     max_steps: int = 20

@@ -32,7 +32,6 @@ class Adam(UpdateRule):
 
     Raises:
         ArgumentError: for a number outside of its range.
-
     """
 
     lr: Hyper = 1e-3

@@ -71,7 +71,6 @@ def as_update_rule(update: Any) -> UpdateRule:
 
     Raises:
         ArgumentError: if it is neither.
-
     """
     if isinstance(update, UpdateRule):
         return update
@@ -88,7 +87,6 @@ def resolve(backend: Backend, name: str, hyper: Hyper, hparams: Tree, step: Any)
     Raises:
         ArgumentError: if a function returned something that is not a scalar, which would otherwise
             broadcast against the parameters.
-
     """
     if isinstance(hyper, Schedule):
         value = hyper.f(hparams, step)
@@ -113,7 +111,6 @@ def check_range(rule: str, name: str, hyper: Hyper, low: float, high: float) -> 
 
     Raises:
         ArgumentError: if it is outside, or neither a number, a function nor a `Schedule`.
-
     """
     if isinstance(hyper, Schedule) or callable(hyper):
         return

@@ -30,7 +30,6 @@ class SGD(UpdateRule):
 
     Raises:
         ArgumentError: for a negative number, a momentum of 1 or more, or Nesterov without momentum.
-
     """
 
     lr: Hyper

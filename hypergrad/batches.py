@@ -76,8 +76,8 @@ def batch_series(
     if steps == 1:
         return lambda k: batches
     raise ArgumentError(
-        f"{_LABEL[name]}: {steps} steps need {steps} batches, and a {type(batches).__name__} is one batch: pass a "
-        "list of batches, or a function t -> batch (lambda t: batch to train on the same one throughout)"
+        f"{_LABEL[name]}: {steps} steps need {steps} batches, and a {type(batches).__name__} is one batch: "
+        "pass a list of batches, or a function t -> batch (lambda t: batch to train on the same one throughout)"
     )
 
 

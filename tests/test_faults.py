@@ -421,6 +421,13 @@ class TestNoiseInsideTheLoss:
         call = (estimate, estimator, hg.Bilevel(noisy, noisy))
         assert refused(errors.NonFiniteError, ArithmeticError, *call, **spoilt).where == where
 
+    @parametrize("every", [1, 4])
+    def test_an_error_in_the_tuner_puts_the_generator_back(self, every):
+        run, good = hg.Tuner(hg.Bilevel(noisy, noisy), hg.Greedy(SGD), every=every).run, batches()[0]
+        train = [good, good, good | {"y": good["y"] * onp.nan}, good]
+        call = (run, weights(), log_l2(), train, [good], 4)
+        assert refused(errors.NonFiniteError, ArithmeticError, *call).step == 2
+
 
 class TestExhaustedBatches:
     @every_estimator

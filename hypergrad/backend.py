@@ -9,8 +9,8 @@ name of the framework's module; `hypergrad.testing` holds the laws that each mus
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -246,6 +246,17 @@ def find_backend(*trees: Tree, backend: Backend | str | None = None) -> Backend:
         f"no loaded backend ({known}) knows leaves of type {kinds}: pass arrays of one of these "
         "frameworks, or the backend itself as backend="
     )
+
+
+@contextmanager
+def undo_draws(backend: Backend) -> Iterator[None]:
+    """Put the framework's generator back as it was if the block fails."""
+    found = backend.generator()
+    try:
+        yield
+    except BaseException:
+        backend.restore(found)
+        raise
 
 
 def _loaded() -> list[Backend]:

@@ -40,18 +40,12 @@ def one_batch(name: str, batches: Batches, step: Any) -> Tree:
 
 
 def every_batch(name: str, batches: Batches, step: Any) -> list[Tree]:
-    """All the batches given, of which a function gives one.
+    """All the batches of a list; a function and an iterator give the one of this step.
 
     Raises:
         ArgumentError: if there are none.
     """
-    found = (
-        batches
-        if isinstance(batches, list)
-        else list(batches)
-        if isinstance(batches, Iterator)
-        else [one_batch(name, batches, step)]
-    )
+    found = batches if isinstance(batches, list) else [one_batch(name, batches, step)]
     if not found:
         raise ArgumentError(f"{_LABEL[name]} is empty: at least one batch is needed")
     return found
@@ -77,7 +71,7 @@ def batch_series(
         return lambda k: batches
     raise ArgumentError(
         f"{_LABEL[name]}: {steps} steps need {steps} batches, and a {type(batches).__name__} is one batch: "
-        "pass a list of batches, or a function t -> batch (lambda t: batch to train on the same one throughout)"
+        "pass a list of batches, or a function t -> batch (lambda t: batch, to train on the same one always)"
     )
 
 
@@ -101,6 +95,6 @@ def _take(name: str, batches: Iterator[Tree], count: int) -> list[Tree]:
     taken = list(islice(batches, count))
     if len(taken) < count:
         raise ArgumentError(
-            f"{_LABEL[name]} is empty or exhausted: {count} batches are needed and {len(taken)} were left"
+            f"{_LABEL[name]} is empty or exhausted: batches needed: {count}, left: {len(taken)}"
         )
     return taken

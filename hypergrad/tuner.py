@@ -11,7 +11,7 @@ import numpy as np
 
 from hypergrad import spaces
 from hypergrad.arguments import check_variables
-from hypergrad.backend import Backend, Scalar, Tree, find_backend
+from hypergrad.backend import Backend, Scalar, Tree, find_backend, undo_draws
 from hypergrad.batches import Batches, one_batch, stream
 from hypergrad.checkpoint import read_arrays, write_arrays
 from hypergrad.errors import ArgumentError, CheckpointError, NonFiniteError
@@ -164,13 +164,12 @@ class Tuner:
         phi = Training(backend, self.problem, self._rule)
         params, opt_state, step, memory = state.inner
         lam = self.hparams(state, backend=backend)
-        draws = backend.generator()
-        (params, opt_state), seen = phi.step(Inner(params, opt_state), lam, batch, step)
-        if backend.readable(seen.bad_step) and int(seen.bad_step) >= 0:
-            backend.restore(draws)
-            leaf = int(seen.bad_leaf)
-            path = None if leaf < 0 else backend.paths(params, "params")[leaf]
-            raise NonFiniteError("T1", int(seen.bad_step), path)
+        with undo_draws(backend):
+            (params, opt_state), seen = phi.step(Inner(params, opt_state), lam, batch, step)
+            if backend.readable(seen.bad_step) and int(seen.bad_step) >= 0:
+                leaf = int(seen.bad_leaf)
+                path = None if leaf < 0 else backend.paths(params, "params")[leaf]
+                raise NonFiniteError("T1", int(seen.bad_step), path)
         inner = State(params, opt_state, step + 1, memory)
         return state._replace(inner=inner, since=state.since + 1), seen
 
@@ -231,7 +230,7 @@ class Tuner:
         spent, done = history.cost[-1], len(history.inner_values)
         unlogged = done - history.steps[-1]
         seeded = nullcontext() if seed is None else found.replay(found.generator(seed))
-        with seeded, show_progress("training", steps, progress) as advance:
+        with undo_draws(found), seeded, show_progress("training", steps, progress) as advance:
             advance(done, "")
             while done < steps:
                 state, now = self.step(state, train, val, backend=found)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from hypergrad import vectors
 from hypergrad.arguments import check_same, check_variables
-from hypergrad.backend import Backend, Scalar, Tree, find_backend
+from hypergrad.backend import Backend, Scalar, Tree, find_backend, undo_draws
 from hypergrad.batches import Batches
 from hypergrad.errors import DisconnectedError, Failure, NonFiniteError, explain
 from hypergrad.problem import Bilevel
@@ -164,15 +164,11 @@ class HypergradientEstimator(ABC):
         """
         found = find_backend(state.params, hparams, backend=backend)
         check_variables(found, params=state.params, hparams=hparams)
-        draws = found.generator()
-        try:
+        with undo_draws(found):
             out = self._estimate(found, problem, state, hparams, train, val)
             check_same(found, type(self).__name__, out.hypergradient, "hparams", hparams)
             if found.readable(out.outer_value, *found.flatten(out.hypergradient)[0]):
                 self.check(out, backend=found)
-        except BaseException:
-            found.restore(draws)
-            raise
         return out
 
     def check(self, out: Estimate, *, backend: Backend | str | None = None) -> Estimate:

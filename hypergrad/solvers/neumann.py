@@ -19,6 +19,7 @@ class _Series(NamedTuple):
     term: Tree
     size: Scalar
     growth: Scalar
+    overlap: Scalar
     grown: Any
     k: Any
 
@@ -33,8 +34,8 @@ class Neumann(Solver):
     At a fixed point of gradient descent with learning rate η, K terms give the hypergradient of the
     last K steps: `Unrolled(SGD(η), truncate=K)`. Without ``rtol`` the K terms are taken as they are,
     a bias that was asked for; with it, the series stops when ‖Hx − v‖/‖v‖ ≤ rtol or fails. K products.
-    Three terms that grow one after the other are a divergence, found at once; the error names the
-    largest stable step.
+    Three terms that grow one after the other are a divergence, found at once: either the step is too
+    large, and the error names the largest stable one, or H has negative curvature.
 
     Args:
         max_steps: the number K of terms.
@@ -73,14 +74,18 @@ class Neumann(Solver):
             term = backend.axpy(-eta, matvec(s.term), s.term)
             new = vectors.norm(backend, term)
             growth = new / s.size
-            return _Series(x, term, new, growth, xp.where(growth > 1, s.grown + 1, 0), s.k + 1)
+            overlap = backend.inner(s.term, term)
+            return _Series(x, term, new, growth, overlap, xp.where(growth > 1, s.grown + 1, 0), s.k + 1)
 
-        start = _Series(backend.zeros(v), v, size, 0.0 * size, 0, 0)
+        start = _Series(backend.zeros(v), v, size, 0.0 * size, 0.0 * size, 0, 0)
         end = backend.while_loop(going, body, start, self.max_steps)
-        diverged = end.grown >= _GROWING_TERMS
         short = (end.size > target) & (self.rtol is not None)
+        # Terms grow by |1 − ηλ|: with alternating signs if ηλ > 2, with the same sign if λ < 0.
+        growing = xp.where(end.overlap > 0, int(Failure.NEGATIVE_CURVATURE), int(Failure.DIVERGED))
         failure = xp.where(
-            diverged, int(Failure.DIVERGED), xp.where(short, int(Failure.MAX_STEPS), int(Failure.NONE))
+            end.grown >= _GROWING_TERMS,
+            growing,
+            xp.where(short, int(Failure.MAX_STEPS), int(Failure.NONE)),
         )
         # ‖(I − ηH) r‖ → |1 − ηλ_max| ‖r‖ along the direction that grows.
         return Solution(end.x, end.k, end.k + spent, failure, (1 + end.growth) / eta)

@@ -84,8 +84,8 @@ class Tuner:
         restart: begin every unroll at θ_0 again, so that λ is tuned for a training run of that length.
 
     Raises:
-        ArgumentError: if ``every`` is no positive integer, or an update rule for θ is missing or given
-            twice.
+        ArgumentError: if ``every`` is no positive integer, if an update rule for θ is missing or given
+            twice, or if ``restart`` is asked of an estimator that does not train.
     """
 
     problem: Bilevel
@@ -105,6 +105,9 @@ class Tuner:
             raise ArgumentError(f"Tuner: {name} trains θ by its own update rule; leave update= out")
         if not self._trains and self.update is None:
             raise ArgumentError(f"Tuner: {name} does not train θ; pass update=, such as hg.Adam(1e-3)")
+
+        if not self._trains and self.restart:
+            raise ArgumentError(f"Tuner: restart=True begins an unroll again, and {name} unrolls nothing")
 
     @property
     def _trains(self) -> bool:

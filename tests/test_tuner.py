@@ -79,6 +79,8 @@ class TestTheLoop:
             tuner(implicit)
         with pytest.raises(ArgumentError, match="leave update= out"):
             tuner(update=RULE)
+        with pytest.raises(ArgumentError, match="restart"):
+            tuner(implicit, update=RULE, restart=True)
         with pytest.raises(ArgumentError, match="every"):
             tuner(every=0)
 

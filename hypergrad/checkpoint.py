@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,8 @@ def write_arrays(path: str | Path, arrays: dict[str, Any]) -> None:
     Raises:
         OSError: if that is not possible; an older file is then left as it was.
     """
+    from tempfile import NamedTemporaryFile  # slow to import, and not needed before now
+
     path = Path(path)
     with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
@@ -38,8 +38,12 @@ def read_arrays(path: str | Path) -> dict[str, Any]:
         CheckpointError: if it is damaged or no such file.
         FileNotFoundError: if there is none.
     """
+    from zipfile import BadZipFile
+
     try:
         with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+    except (BadZipFile, ValueError, TypeError, LookupError, EOFError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path} is damaged, or was not written by hypergrad: {error}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path} claims to hold more than fits in memory: {error}") from error

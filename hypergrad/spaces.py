@@ -9,6 +9,7 @@ tree of hyperparameters, or a tree of spaces gives each leaf its own; it may sto
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal, final
@@ -62,6 +63,8 @@ class Positive(Space):
 
     λ = eᵘ              link="exp": equal ratios count the same; for strengths and rates
     λ = log(1 + eᵘ)     link="softplus": linear for large λ; for noise levels
+
+    u is kept where eᵘ is a normal number of its dtype.
     """
 
     link: Literal["exp", "softplus"] = "exp"
@@ -81,7 +84,11 @@ class Positive(Space):
         return h + xp.log(-xp.expm1(-h))
 
     def project(self, xp: Any, u: Array) -> Array:
-        return u
+        # Further out eᵘ would be 0 or infinite in this dtype; a factor of e is left for rounding.
+        about = xp.finfo(u.dtype)
+        low, high = math.log(float(about.tiny)) + 1.0, math.log(float(about.max)) - 1.0
+        bounded = xp.maximum(u, xp.zeros_like(u) + low)
+        return xp.minimum(bounded, xp.zeros_like(u) + high)
 
     def contains(self, xp: Any, h: Array) -> Array:
         return xp.isfinite(h) & (h > 0)

@@ -152,14 +152,20 @@ class Tuner:
             As `HypergradientEstimator.estimate`; the state given is then still good.
         """
         found = find_backend(state.inner.params, state.free, backend=backend)
+        with undo_draws(found):
+            return self._step(found, state, train, val)
+
+    def _step(
+        self, backend: Backend, state: TunerState, train: Batches, val: Batches
+    ) -> tuple[TunerState, Step]:
         steps = self.estimator.training_steps
         period = max(self.every, steps)
         if steps and state.since >= period - steps:
-            return self._tune(found, state, train, val, trained=steps)
+            return self._tune(backend, state, train, val, trained=steps)
         batch = one_batch("train", train, state.inner.step)
-        state, seen = self._train(found, state, batch)
+        state, seen = self._train(backend, state, batch)
         if not steps and state.since >= period:
-            state, done = self._tune(found, state, lambda t: batch, val, trained=1)
+            state, done = self._tune(backend, state, lambda t: batch, val, trained=1)
             return state, done._replace(inner_value=seen.inner_value)
         return state, Step(seen.inner_value, 1, None, 0)
 
@@ -167,12 +173,11 @@ class Tuner:
         phi = Training(backend, self.problem, self._rule)
         params, opt_state, step, memory = state.inner
         lam = self.hparams(state, backend=backend)
-        with undo_draws(backend):
-            (params, opt_state), seen = phi.step(Inner(params, opt_state), lam, batch, step)
-            if backend.readable(seen.bad_step) and int(seen.bad_step) >= 0:
-                leaf = int(seen.bad_leaf)
-                path = None if leaf < 0 else backend.paths(params, "params")[leaf]
-                raise NonFiniteError("T1", int(seen.bad_step), path)
+        (params, opt_state), seen = phi.step(Inner(params, opt_state), lam, batch, step)
+        if backend.readable(seen.bad_step) and int(seen.bad_step) >= 0:
+            leaf = int(seen.bad_leaf)
+            path = None if leaf < 0 else backend.paths(params, "params")[leaf]
+            raise NonFiniteError("T1", int(seen.bad_step), path)
         inner = State(params, opt_state, step + 1, memory)
         return state._replace(inner=inner, since=state.since + 1), seen
 
@@ -257,6 +262,9 @@ class Tuner:
     ) -> None:
         """Write state and history to one ``.npz`` file, whole or not at all.
 
+        The framework's generator is not part of it: a run resumes bit for bit where its noise comes with
+        the batches, as functions of the step.
+
         Raises:
             OSError: if the file cannot be written; an older one is then left as it was.
         """
@@ -289,6 +297,8 @@ class Tuner:
         for key, leaf in zip(wanted, leaves, strict=True):
             if np.shape(stored[key]) != np.shape(found.to_numpy(leaf)):
                 raise CheckpointError(f"{path}: {key} has shape {stored[key].shape}")
+            if not np.issubdtype(stored[key].dtype, np.integer if isinstance(leaf, int) else np.floating):
+                raise CheckpointError(f"{path}: {key} holds {stored[key].dtype}")
         state = unflatten(
             [
                 int(stored[key]) if isinstance(leaf, int) else found.asarray(stored[key], like=leaf)

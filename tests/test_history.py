@@ -30,12 +30,9 @@ def equal(mine, other):
         np.testing.assert_array_equal(column, other[name])
 
 
-class Full:
-    """A disk that takes a few bytes and then no more."""
-
-    def __call__(self, file, **arrays):
-        file.write(b"PK half a file")
-        raise OSError("no space left on device")
+def full_disk(file, **arrays):
+    file.write(b"PK half a file")
+    raise OSError("no space left on device")
 
 
 class TestRows:
@@ -79,10 +76,9 @@ class TestRows:
         assert kept.cost == [0.0, 9 + estimate, 18 + 2 * estimate]
 
     def test_every_clipped_entry_is_counted(self):
-        positive = lambda: anp.array([1e-3, 1e-3, 5.0])  # noqa: E731
         problem = hg.Bilevel(lambda p, h, b: anp.sum((p - h) ** 2), lambda p, h, b: anp.sum((p + 9) ** 2))
         tuner = hg.Tuner(problem, hg.Greedy(hg.SGD(0.1)), hg.NonNegative(), hg.SGD(0.1), every=1)
-        done = tuner.run(np.zeros(3), positive(), None, None, 2)
+        done = tuner.run(np.zeros(3), np.array([1e-3, 1e-3, 5.0]), None, None, 2)
         assert done.history.clipped[:2] == [0, 2] and np.array_equal(done.hparams[:2], [0.0, 0.0])
         assert done.hparams[2] > 0
 
@@ -114,7 +110,7 @@ class TestFiles:
     def test_a_failed_write_leaves_the_old_one(self, tmp_path, monkeypatch):
         old, path = history().history, tmp_path / "run.npz"
         old.save(path)
-        monkeypatch.setattr(np, "savez", Full())
+        monkeypatch.setattr(np, "savez", full_disk)
         with pytest.raises(OSError, match="no space"):
             history(steps=40).history.save(path)
         equal(hg.History.load(path), old)

@@ -51,7 +51,7 @@ def branches(children):
 
 shapes = st.sampled_from([(), (0,), (1,), (2,), (3,), (2, 2), (2, 0)])
 trees = st.recursive(shapes.map(onp.zeros) | st.none(), branches, max_leaves=5)
-skeletons = trees.filter(lambda tree: 1 <= sum(leaf.size for leaf in optree.tree_leaves(tree)) <= 12)
+skeletons = trees.filter(lambda tree: 1 <= sum(leaf.size for leaf in optree.tree_leaves(tree)) <= 6)
 seeds = st.integers(0, 2**32 - 1)
 
 

@@ -32,9 +32,7 @@ def one_batch(name: str, batches: Batches, step: Any) -> Tree:
     """
     if callable(batches):
         return batches(step)
-    if isinstance(batches, Iterator):
-        return _take(name, batches, 1)[0]
-    if isinstance(batches, list):
+    if isinstance(batches, Iterator | list):
         return _take(name, iter(batches), 1)[0]
     return batches
 
@@ -63,9 +61,7 @@ def batch_series(
         return lambda k: batches(start + k)
     if batches is None:
         return lambda k: None
-    if isinstance(batches, Iterator):
-        return backend.indexed(_take(name, batches, steps))
-    if isinstance(batches, list):
+    if isinstance(batches, Iterator | list):
         return backend.indexed(_take(name, iter(batches), steps))
     if steps == 1:
         return lambda k: batches

@@ -158,12 +158,12 @@ class Rule(namedtuple("Rule", "kind map copies constants")):
 sgd, adam, rmsprop = textbook.sgd_map, textbook.adam_map, textbook.rmsprop_map
 adamw = partial(adam, decoupled=True)
 RULES = {
-    "sgd": Rule(hg.SGD, sgd, 0, {"lr": 0.1}),
-    "sgd-decay": Rule(hg.SGD, sgd, 0, {"lr": rate, "weight_decay": share}),
+    "sgd": Rule(hg.SGD, sgd, 0, {"lr": rate, "weight_decay": share}),
     "momentum": Rule(hg.SGD, sgd, 1, {"lr": rate, "momentum": share}),
     "nesterov": Rule(hg.SGD, sgd, 1, {"lr": 0.05, "momentum": share, "nesterov": True, "weight_decay": rate}),
-    "adam": Rule(hg.Adam, adam, 2, {"lr": rate, "beta1": share, "beta2": 0.9, "eps": 0.1}),
-    "adam-decay": Rule(hg.Adam, adam, 2, {"lr": 0.1, "eps": 0.1, "weight_decay": share}),
+    "adam": Rule(
+        hg.Adam, adam, 2, {"lr": rate, "beta1": share, "beta2": 0.9, "eps": 0.1, "weight_decay": rate}
+    ),
     "adamw": Rule(hg.AdamW, adamw, 2, {"lr": rate, "beta2": share, "eps": 0.1, "weight_decay": share}),
     "rmsprop": Rule(hg.RMSprop, rmsprop, 1, {"lr": rate, "alpha": share, "eps": 0.1, "weight_decay": rate}),
     "rmsprop-momentum": Rule(hg.RMSprop, rmsprop, 2, {"lr": rate, "eps": 0.1, "momentum": share}),

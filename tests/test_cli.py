@@ -1,12 +1,21 @@
 """The command line: the main job, and one clear line for whatever is wrong."""
 
 import json
+import sys
 
 import pytest
 
+import hypergrad.demo  # noqa: F401
 from hypergrad.cli import main
 
 FAST = ["compare", "--steps", "16", "--data", "wine"]
+
+
+@pytest.fixture(autouse=True)
+def short_training(monkeypatch):
+    arena = sys.modules["hypergrad.demo.compare"]  # the package's own name for it is the function
+    monkeypatch.setattr(arena, "WARM_UP", 5)
+    monkeypatch.setattr(arena, "HORIZON", 5)
 
 
 def fails(capsys, *arguments):

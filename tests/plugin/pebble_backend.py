@@ -11,6 +11,7 @@ import optree
 import pebble
 from pebble import Array
 
+from hypergrad import eager
 from hypergrad.backend import Leaf, Scalar, Tree
 
 _KINDS: dict[str, Literal["float", "int", "bool", "complex"]] = {
@@ -88,15 +89,9 @@ class PebbleBackend:
     def readable(self, *leaves: Any) -> bool:
         return not any(isinstance(x, Array) and x.level for x in leaves)
 
-    def flatten(self, tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Tree]]:
-        leaves, spec = optree.tree_flatten(tree)
-        return leaves, spec.unflatten
-
-    def paths(self, tree: Tree, root: str) -> list[str]:
-        return [accessor.codify(root) for accessor in optree.tree_accessors(tree)]
-
-    def map(self, f: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-        return optree.tree_map(f, tree, *rest)
+    flatten = staticmethod(eager.flatten)
+    paths = staticmethod(eager.paths)
+    map = staticmethod(eager.map)
 
     # The vector space of trees.
 
@@ -155,30 +150,9 @@ class PebbleBackend:
 
     # Control flow: Python's own.
 
-    def scan(
-        self,
-        body: Callable[[Tree, Any, Any], tuple[Tree, Any]],
-        carry: Tree,
-        length: int,
-        xs: Any = None,
-        reverse: bool = False,
-    ) -> tuple[Tree, Any]:
-        ys: list[Any] = [None] * length
-        for k in reversed(range(length)) if reverse else range(length):
-            carry, ys[k] = body(carry, k, None if xs is None else xs[k])
-        return carry, ys
-
-    def while_loop(
-        self, going: Callable[[Tree], Any], body: Callable[[Tree], Tree], carry: Tree, limit: int
-    ) -> Tree:
-        for _ in range(limit):
-            if not going(carry):
-                break
-            carry = body(carry)
-        return carry
-
-    def indexed(self, items: Sequence[Tree]) -> Callable[[Any], Tree]:
-        return items.__getitem__
+    scan = staticmethod(eager.scan)
+    while_loop = staticmethod(eager.while_loop)
+    indexed = staticmethod(eager.indexed)
 
     # Randomness: the generator of the thread.
 

@@ -1,0 +1,202 @@
+"""The backend protocol on torch tensors: trees by optree, derivatives by torch's autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NamedTuple, final
+
+import array_api_compat.torch as compat
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+
+from hypergrad import eager
+from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree
+from hypergrad_torch.graph import detach, is_float, linearise
+
+
+def _where(condition: Any, x: Any, y: Any) -> Any:
+    """``torch.where`` that takes Python numbers everywhere, and a Python boolean as the condition."""
+    if isinstance(condition, bool):
+        return x if condition else y
+    return torch.where(condition, x, y)
+
+
+class Draws(NamedTuple):
+    """State of torch's generators: the CPU's, and those of the CUDA devices in use."""
+
+    cpu: Tensor
+    cuda: tuple[Tensor, ...] = ()
+
+
+@final
+@dataclass(frozen=True)
+class TorchBackend:
+    """Torch tensors on any device, differentiated in reverse mode to any order.
+
+    Losses use torch as usual; `torch.func.functional_call` runs a module on a dict of parameters. Nothing
+    is computed that a device would have to be waited for: where values cannot be read without waiting
+    (CUDA, ``meta``) faults are carried in the report, and loops of solvers run to their limit with the
+    iterate held once they are done.
+    """
+
+    name = "torch"
+    xp = SimpleNamespace(**{**vars(compat), "where": _where})
+
+    # Leaves and trees.
+
+    def owns(self, leaf: Any) -> bool:
+        return isinstance(leaf, Tensor)
+
+    def describe(self, leaf: Array) -> Leaf:
+        if not isinstance(leaf, Tensor):
+            leaf = torch.tensor(leaf)
+        dtype = leaf.dtype
+        kind: Kind = (
+            "float" if dtype.is_floating_point
+            else "complex" if dtype.is_complex
+            else "bool" if dtype == torch.bool
+            else "int"
+        )  # fmt: skip
+        return Leaf(
+            kind, str(dtype).removeprefix("torch."), tuple(leaf.shape), leaf.itemsize, str(leaf.device)
+        )
+
+    def readable(self, *leaves: Array) -> bool:
+        return not any(isinstance(leaf, Tensor) and _symbolic(leaf) for leaf in leaves)
+
+    flatten = staticmethod(eager.flatten)
+    paths = staticmethod(eager.paths)
+    map = staticmethod(eager.map)
+
+    # The vector space of trees.
+
+    def inner(self, x: Tree, y: Tree) -> Scalar:
+        pairs = zip(self.flatten(x)[0], self.flatten(y)[0], strict=True)
+        products = [_dot(a, b) for a, b in pairs if is_float(a)]
+        return sum(products[1:], products[0]) if products else torch.zeros((), dtype=torch.float64)
+
+    def axpy(self, a: Scalar, x: Tree, y: Tree) -> Tree:
+        def leaf(x: Array, y: Array) -> Array:
+            if not is_float(y):
+                return y
+            if isinstance(a, Tensor):
+                result = y + a.to(y.dtype) * x
+            else:
+                result = torch.add(y, x, alpha=a)
+            return result if result.dtype == y.dtype else result.to(y.dtype)
+
+        return self.map(leaf, x, y)
+
+    def zeros(self, tree: Tree) -> Tree:
+        return self.map(
+            lambda x: torch.zeros_like(x, requires_grad=False) if isinstance(x, Tensor) else type(x)(0), tree
+        )
+
+    def ravel(self, tree: Tree) -> tuple[Array, Callable[[Array], Tree]]:
+        leaves, unflatten = self.flatten(tree)
+        shapes = [leaf.shape for leaf in leaves]
+
+        def unravel(vector: Array) -> Tree:
+            parts = torch.split(vector, [shape.numel() for shape in shapes])
+            return unflatten([part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)])
+
+        return torch.cat([leaf.reshape(-1) for leaf in leaves]), unravel
+
+    # Calculus.
+
+    def value_and_grad(self, f: Callable[[Tree], Scalar], x: Tree) -> tuple[Scalar, Tree]:
+        value, _, pullback = linearise(f, (x,), has_aux=False)
+        (gradient,) = pullback(torch.ones_like(value))
+        return value, gradient
+
+    def vjp(self, f: Callable[..., Any], *primals: Tree, has_aux: bool = False) -> Any:
+        value, aux, pullback = linearise(f, primals, has_aux)
+        return (value, pullback, aux) if has_aux else (value, pullback)
+
+    def jvp(self, f: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tuple[Tree, ...]) -> Any:
+        """The pullback is linear in its cotangent; its own pullback is the derivative of f."""
+        value, _, pullback = linearise(f, primals, has_aux=False)
+        _, _, pushforward = linearise(pullback, (self.zeros(value),), has_aux=False)
+        (tangent,) = pushforward(tangents)
+        return value, tangent
+
+    detach = staticmethod(detach)
+
+    # Control flow.
+
+    scan = staticmethod(eager.scan)
+    indexed = staticmethod(eager.indexed)
+
+    def while_loop(
+        self, going: Callable[[Tree], Any], body: Callable[[Tree], Tree], carry: Tree, limit: int
+    ) -> Tree:
+        for _ in range(limit):
+            on = going(carry)
+            if self.readable(on):
+                if not on:
+                    break
+                carry = body(carry)
+            else:
+                # To read the flag would be to wait for the device: go on, and hold what is done.
+                carry = self.map(lambda new, old, on=on: _where(on, new, old), body(carry), carry)
+        return carry
+
+    # Randomness: torch's default generators.
+
+    def generator(self, seed: int | None = None) -> Any:
+        cuda = torch.cuda.is_initialized()
+        if seed is None:
+            return Draws(torch.get_rng_state(), tuple(torch.cuda.get_rng_state_all()) if cuda else ())
+        count = torch.cuda.device_count() if cuda else 0
+        return Draws(
+            torch.Generator().manual_seed(seed).get_state(),
+            tuple(torch.Generator(f"cuda:{i}").manual_seed(seed).get_state() for i in range(count)),
+        )
+
+    @contextmanager
+    def replay(self, generator: Any) -> Iterator[None]:
+        found = self.generator()
+        self.restore(generator)
+        try:
+            yield
+        finally:
+            self.restore(found)
+
+    def restore(self, generator: Any) -> None:
+        torch.set_rng_state(generator.cpu)
+        if generator.cuda:
+            torch.cuda.set_rng_state_all(generator.cuda)
+
+    # The way in and out.
+
+    def asarray(self, values: Any, like: Array | None = None) -> Array:
+        values = np.asarray(values)
+        device = None if like is None else like.device
+        dtype = torch.from_numpy(values.reshape(-1)[:0].copy()).dtype if like is None else like.dtype
+        if values.shape == ():
+            return torch.full((), values.item(), dtype=dtype, device=device)
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    def to_numpy(self, array: Array) -> Any:
+        if not isinstance(array, Tensor):
+            return np.asarray(array)
+        array = array.detach().cpu()
+        return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+
+
+def _symbolic(x: Tensor) -> bool:
+    """Is there no value that could be read without waiting for a device?"""
+    functorch = torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return x.device.type != "cpu" or functorch or isinstance(x, FakeTensor)
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """⟨x, y⟩ of two leaves, accumulated in float32 or better."""
+    if x.itemsize < 4:
+        x = x.float()
+    return torch.dot(x.reshape(-1), y.reshape(-1).to(x.dtype))

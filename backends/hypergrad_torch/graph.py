@@ -1,0 +1,177 @@
+"""Derivatives of functions of trees of tensors, on torch's own autograd graph.
+
+Reverse mode alone, nested as deep as one likes: it is right wherever torch has a formula, while the
+forward modes of torch 2.13 are silently wrong through ``layer_norm`` and ``batch_norm``. A pullback is
+``torch.autograd.grad`` on a graph that is kept, never ``backward(create_graph=True)``, which ties
+parameters and graph into a cycle.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, cached_property
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from hypergrad import eager
+from hypergrad.errors import DisconnectedError, explain
+from hypergrad_torch.unsupported import refuse_once_differentiable, translated
+
+Tree = Any
+Node = Any
+
+
+class _Nesting(threading.local):
+    """How many derivatives are being taken around the one that is asked for, in this thread."""
+
+    depth = 0
+
+
+_nesting = _Nesting()
+
+
+def nested() -> bool:
+    """Is an outer derivative being taken, to which results must stay attached?"""
+    return _nesting.depth > 0
+
+
+@contextmanager
+def _one_deeper() -> Iterator[None]:
+    _nesting.depth += 1
+    try:
+        with torch.enable_grad(), translated():
+            yield
+    finally:
+        _nesting.depth -= 1
+
+
+def is_float(leaf: Any) -> bool:
+    """Is this leaf one to differentiate by?"""
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+@final
+class Pullback:
+    """u ↦ uᵀ ∂f/∂primals at one linearisation; see `hypergrad.backend.Pullback`."""
+
+    def __init__(
+        self, inputs: list[Any], outputs: list[Any], unflatten: Callable[[Sequence[Any]], tuple[Tree, ...]]
+    ) -> None:
+        self._inputs, self._outputs, self._unflatten = inputs, outputs, unflatten
+
+    def __call__(self, cotangent: Tree) -> tuple[Tree, ...]:
+        cotangents = eager.flatten(cotangent)[0]
+        pairs = [
+            (output, g.to(output.dtype).expand_as(output))
+            for output, g in zip(self._outputs, cotangents, strict=True)
+            if is_float(output) and output.requires_grad
+        ]
+        variables = [leaf for leaf in self._inputs if is_float(leaf)]
+        found: Sequence[Tensor | None] = [None] * len(variables)
+        if pairs and variables:
+            outputs, weights = zip(*pairs, strict=True)
+            with translated():
+                found = torch.autograd.grad(
+                    outputs, variables, weights, retain_graph=True, create_graph=nested(), allow_unused=True
+                )
+        gradients = iter(found)
+        return self._unflatten(
+            [_or_zeros(next(gradients), x) if is_float(x) else _zeros(x) for x in self._inputs]
+        )
+
+    @cached_property
+    def _nodes(self) -> set[Node]:
+        """Every node from the outputs back to the inputs and beyond."""
+        todo = [x.grad_fn or _root(x) for x in self._outputs if is_float(x) and x.requires_grad]
+        seen = set(todo)
+        while todo:
+            for parent, _ in todo.pop().next_functions:
+                if parent is not None and parent not in seen:
+                    seen.add(parent)
+                    todo.append(parent)
+        return seen
+
+    @cached_property
+    def reached(self) -> tuple[Tree, ...]:
+        nodes = self._nodes
+        return self._unflatten([is_float(x) and (x.grad_fn or _root(x)) in nodes for x in self._inputs])
+
+    @cached_property
+    def nbytes(self) -> int:
+        storages: dict[int, int] = {}
+        for node in self._nodes:
+            for name in _saved_names(type(node)):
+                saved = getattr(node, name)
+                for tensor in saved if isinstance(saved, tuple | list) else (saved,):
+                    if isinstance(tensor, Tensor):
+                        storage = tensor.untyped_storage()
+                        storages[storage._cdata] = storage.nbytes()
+        return sum(storages.values())
+
+
+def linearise(f: Callable[..., Any], primals: tuple[Tree, ...], has_aux: bool) -> tuple[Tree, Tree, Pullback]:
+    """Evaluate f and keep its graph: ``value, aux, pullback``.
+
+    At the outermost level everything returned is a constant, whatever the tensors given require: nothing
+    of the caller's graph is entered, and nothing of this one outlives the pullback. Inside another
+    derivative value and aux stay attached to it.
+    """
+    leaves, unflatten = eager.flatten(primals)
+    inner = nested()
+    inputs = [_variable(leaf, inner) if is_float(leaf) else leaf for leaf in leaves]
+    with _one_deeper():
+        result = f(*unflatten(inputs))
+    value, aux = result if has_aux else (result, None)
+    pullback = Pullback(inputs, eager.flatten(value)[0], unflatten)
+    if inner:
+        refuse_once_differentiable(pullback._nodes)
+        return value, aux, pullback
+    return detach(value), detach(aux), pullback
+
+
+def detach(tree: Tree) -> Tree:
+    """The same values outside of every graph."""
+    return eager.map(lambda x: x.detach() if isinstance(x, Tensor) else x, tree)
+
+
+def _variable(leaf: Tensor, inner: bool) -> Tensor:
+    """A tensor to differentiate by: a new leaf, or an alias where an outer derivative passes through."""
+    if leaf.is_inference() or torch.is_inference_mode_enabled():
+        raise DisconnectedError(
+            explain(
+                "a derivative was asked for under torch.inference_mode",
+                "Tensors made there carry no graph, and no derivative can be taken by them.",
+                (
+                    "the call stands inside `torch.inference_mode()`: move it out, or use `torch.no_grad()`, "
+                    "under which estimates work",
+                    "params or hparams were made there: pass `tensor.clone()`, taken outside of it",
+                ),
+            ),
+            "params",
+        )
+    if inner and leaf.requires_grad:
+        return leaf.view_as(leaf)
+    return leaf.detach().requires_grad_()
+
+
+def _root(leaf: Tensor) -> Node:
+    return torch.autograd.graph.get_gradient_edge(leaf).node
+
+
+def _zeros(leaf: Any) -> Any:
+    return torch.zeros_like(leaf) if isinstance(leaf, Tensor) else type(leaf)(0)
+
+
+def _or_zeros(gradient: Tensor | None, leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf, requires_grad=False) if gradient is None else gradient
+
+
+@cache
+def _saved_names(kind: type) -> tuple[str, ...]:
+    """The attributes under which a kind of node shows what it saved for the backward pass."""
+    names = [name for name in dir(kind) if name.startswith("_saved_")]
+    return tuple(names) or (("saved_tensors",) if hasattr(kind, "saved_tensors") else ())

@@ -1,0 +1,95 @@
+"""Operations of torch that have no second derivative: found, named, and the ways around them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.autograd import function
+
+from hypergrad.errors import DisconnectedError, UnsupportedOpError, explain
+
+_DOUBLE_BACKWARD = re.compile(
+    r"derivative for '?(?:aten::)?(?P<op>[\w.]+?)'? is not implemented"
+    r"|(?P<compiled>torch\.compile with aot_autograd does not currently support double backward)"
+    r"|(?P<once>differentiate twice a function that was marked with @once_differentiable)"
+)
+
+_REMEDIES = {
+    "attention": (
+        "attention ran in a fused kernel: wrap the loss in "
+        "`torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`, whose second derivative exists"
+    ),
+    "rnn": "cuDNN's recurrent nets have none: wrap the loss in `torch.backends.cudnn.flags(enabled=False)`",
+    "compiled": (
+        "the loss holds a module compiled by torch.compile: hand in the module itself (`compiled._orig_mod`) "
+        "and compile the whole estimate instead"
+    ),
+    "custom": "write its backward in differentiable operations, without `once_differentiable`",
+}
+
+_DIFFERENCES = (
+    "take the mixed term by finite differences of first-order gradients: pass mixed=hg.FiniteDifference()"
+)
+
+
+def unsupported(op: str, *remedies: str) -> UnsupportedOpError:
+    """The error for an operation without a second derivative."""
+    return UnsupportedOpError(
+        explain(
+            f"{op} has no second derivative in torch",
+            "The hypergradient needs one: the derivative of the training gradient by the hyperparameters.",
+            (*remedies, _DIFFERENCES),
+        )
+    )
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Say what torch's errors about missing derivatives mean here; others pass unchanged."""
+    try:
+        yield
+    except RuntimeError as error:
+        message = str(error)
+        if found := _DOUBLE_BACKWARD.search(message):
+            op = found["op"]
+            if found["compiled"]:
+                raise unsupported("a compiled module", _REMEDIES["compiled"]) from error
+            if found["once"]:
+                raise unsupported(
+                    "a function marked with @once_differentiable", _REMEDIES["custom"]
+                ) from error
+            hint = "attention" if "attention" in op else "rnn" if "rnn" in op else None
+            raise unsupported(f"the operation {op}", *([_REMEDIES[hint]] if hint else [])) from error
+        if "Inference tensors cannot be saved for backward" in message:
+            raise DisconnectedError(
+                explain(
+                    "a loss uses tensors that were made under torch.inference_mode",
+                    "Torch keeps no graph for them.",
+                    ("a batch or a constant was made there: pass `tensor.clone()`, taken outside of it",),
+                ),
+                "params",
+            ) from error
+        raise
+
+
+def refuse_once_differentiable(nodes: Iterable[Any]) -> None:
+    """Refuse custom functions whose second derivative torch would silently take to be zero.
+
+    ``once_differentiable`` raises only where the incoming gradient itself carries a graph; behind a plain
+    loss it does not, and the dependence on the function's inputs would be lost without a word.
+
+    Raises:
+        UnsupportedOpError: naming the function.
+    """
+    for node in nodes:
+        cls = getattr(node, "_forward_cls", None)
+        code = getattr(getattr(cls, "backward", None), "__code__", None)
+        if (
+            code is not None
+            and code.co_filename == function.__file__
+            and hasattr(cls.backward, "__wrapped__")
+        ):
+            raise unsupported(f"the custom function {cls.__name__}", _REMEDIES["custom"])

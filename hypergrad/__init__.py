@@ -27,15 +27,17 @@ from hypergrad.solvers import CG, Direct, Identity, Neumann
 from hypergrad.spaces import Interval, NonNegative, Positive, Real, Simplex
 from hypergrad.tapes import Full, States
 from hypergrad.tuner import Tuner
-from hypergrad.updates import SGD, Adam, AdamW, RMSprop, Schedule
+from hypergrad.updates import SGD, Adagrad, Adam, AdamW, ClipNorm, RMSprop, Schedule
 
 __all__ = [
     "CG",
     "SGD",
+    "Adagrad",
     "Adam",
     "AdamW",
     "Bilevel",
     "Check",
+    "ClipNorm",
     "Direct",
     "Estimate",
     "Full",

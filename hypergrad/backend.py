@@ -160,6 +160,10 @@ class Backend(Protocol):
     def restore(self, generator: Any) -> None:
         """Put the generator into a state that `generator` returned."""
 
+    # Optimisers.
+    def update_rule(self, optimizer: Any) -> Any:
+        """The `hypergrad.updates.UpdateRule` of an optimiser of the framework; ``None`` for anything else."""
+
     # The way in and out.
     def asarray(self, values: Any, like: Array | None = None) -> Array:
         """An array from NumPy values, in the dtype and on the device of ``like``."""
@@ -228,7 +232,7 @@ def find_backend(*trees: Tree, backend: Backend | str | None = None) -> Backend:
         return get_backend(backend)
     if backend is not None:
         return backend
-    owners = [candidate for candidate in _loaded() if _owns_any(candidate, trees)]
+    owners = [candidate for candidate in loaded() if _owns_any(candidate, trees)]
     if len(owners) == 1:
         return owners[0]
     if owners:
@@ -241,7 +245,7 @@ def find_backend(*trees: Tree, backend: Backend | str | None = None) -> Backend:
     if not leaves:
         raise ArgumentError("params and hparams hold no arrays: there is nothing to differentiate")
     kinds = ", ".join(sorted({f"{type(leaf).__module__}.{type(leaf).__qualname__}" for leaf in leaves}))
-    known = ", ".join(candidate.name for candidate in _loaded())
+    known = ", ".join(candidate.name for candidate in loaded())
     raise LeafTypeError(
         f"no loaded backend ({known}) knows leaves of type {kinds}: pass arrays of one of these "
         "frameworks, or the backend itself as backend="
@@ -259,7 +263,8 @@ def undo_draws(backend: Backend) -> Iterator[None]:
         raise
 
 
-def _loaded() -> list[Backend]:
+def loaded() -> list[Backend]:
+    """The backends whose framework is imported already."""
     return [get_backend(name) for name in _registered_names() if name in sys.modules]
 
 

@@ -113,7 +113,7 @@ def evaluate(
     value, pullback = backend.vjp(checked, params, *hparams)
     leaf = backend.describe(backend.flatten(params)[0][0])
     about = backend.describe(value)
-    if about.itemsize > leaf.itemsize:
+    if about.itemsize > max(leaf.itemsize, 4):  # half-precision models take their loss in float32
         raise LeafTypeError(
             f"{label} returned {about.dtype} for parameters of {leaf.dtype}: a constant or a batch inside "
             "the loss is wider and upcasts silently; convert it"

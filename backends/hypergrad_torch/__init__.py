@@ -1,5 +1,10 @@
-"""PyTorch for `hypergrad`: tensors, modules and optimisers, on CPU and CUDA."""
+"""PyTorch for `hypergrad`: tensors, modules and optimisers, on CPU and CUDA.
+
+`TorchBackend` serves every estimator of `hypergrad` on tensors. `ModuleTuner` trains an ``nn.Module`` in
+place with its own ``torch.optim`` optimiser, and tunes hyperparameters on the way.
+"""
 
 from hypergrad_torch.backend import TorchBackend
+from hypergrad_torch.tuner import Metrics, ModuleTuner
 
-__all__ = ["TorchBackend"]
+__all__ = ["Metrics", "ModuleTuner", "TorchBackend"]

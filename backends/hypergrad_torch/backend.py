@@ -17,6 +17,7 @@ from torch._subclasses import FakeTensor
 from hypergrad import eager
 from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree
 from hypergrad_torch.graph import detach, is_float, linearise
+from hypergrad_torch.optimizers import TorchOptimizer
 
 
 def _where(condition: Any, x: Any, y: Any) -> Any:
@@ -149,7 +150,7 @@ class TorchBackend:
     # Randomness: torch's default generators.
 
     def generator(self, seed: int | None = None) -> Any:
-        cuda = torch.cuda.is_initialized()
+        cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         if seed is None:
             return Draws(torch.get_rng_state(), tuple(torch.cuda.get_rng_state_all()) if cuda else ())
         count = torch.cuda.device_count() if cuda else 0
@@ -171,6 +172,11 @@ class TorchBackend:
         torch.set_rng_state(generator.cpu)
         if generator.cuda:
             torch.cuda.set_rng_state_all(generator.cuda)
+
+    # Optimisers.
+
+    def update_rule(self, optimizer: Any) -> Any:
+        return TorchOptimizer(optimizer) if isinstance(optimizer, torch.optim.Optimizer) else None
 
     # The way in and out.
 

@@ -85,32 +85,40 @@ class Pullback:
 
     @cached_property
     def _nodes(self) -> set[Node]:
-        """Every node from the outputs back to the inputs and beyond."""
-        todo = [x.grad_fn or _root(x) for x in self._outputs if is_float(x) and x.requires_grad]
-        seen = set(todo)
-        while todo:
-            for parent, _ in todo.pop().next_functions:
-                if parent is not None and parent not in seen:
-                    seen.add(parent)
-                    todo.append(parent)
-        return seen
+        return history(self._outputs)
 
     @cached_property
     def reached(self) -> tuple[Tree, ...]:
-        nodes = self._nodes
-        return self._unflatten([is_float(x) and (x.grad_fn or _root(x)) in nodes for x in self._inputs])
+        return self._unflatten(_found(self._inputs, self._nodes))
 
     @cached_property
     def nbytes(self) -> int:
         storages: dict[int, int] = {}
         for node in self._nodes:
-            for name in _saved_names(type(node)):
+            for name in _saved_names(node.__class__):
                 saved = getattr(node, name)
                 for tensor in saved if isinstance(saved, tuple | list) else (saved,):
                     if isinstance(tensor, Tensor):
                         storage = tensor.untyped_storage()
                         storages[storage._cdata] = storage.nbytes()
         return sum(storages.values())
+
+
+def history(outputs: Sequence[Any]) -> set[Node]:
+    """Every node of the graph from some outputs back to where it begins."""
+    todo = [_node(x) for x in outputs if is_float(x) and x.requires_grad]
+    seen = set(todo)
+    while todo:
+        for parent, _ in todo.pop().next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                todo.append(parent)
+    return seen
+
+
+def reached(outputs: Sequence[Any], inputs: Sequence[Any]) -> list[bool]:
+    """Do the outputs depend on each input, by the graph?"""
+    return _found(inputs, history(outputs))
 
 
 def linearise(f: Callable[..., Any], primals: tuple[Tree, ...], has_aux: bool) -> tuple[Tree, Tree, Pullback]:
@@ -158,8 +166,13 @@ def _variable(leaf: Tensor, inner: bool) -> Tensor:
     return leaf.detach().requires_grad_()
 
 
-def _root(leaf: Tensor) -> Node:
-    return torch.autograd.graph.get_gradient_edge(leaf).node
+def _found(inputs: Sequence[Any], nodes: set[Node]) -> list[bool]:
+    return [is_float(x) and x.requires_grad and _node(x) in nodes for x in inputs]
+
+
+def _node(x: Tensor) -> Node:
+    """The node that made a tensor; for a leaf the one at which its gradient arrives."""
+    return x.grad_fn or torch.autograd.graph.get_gradient_edge(x).node
 
 
 def _zeros(leaf: Any) -> Any:
@@ -171,7 +184,7 @@ def _or_zeros(gradient: Tensor | None, leaf: Tensor) -> Tensor:
 
 
 @cache
-def _saved_names(kind: type) -> tuple[str, ...]:
+def _saved_names(kind: Any) -> tuple[str, ...]:
     """The attributes under which a kind of node shows what it saved for the backward pass."""
     names = [name for name in dir(kind) if name.startswith("_saved_")]
     return tuple(names) or (("saved_tensors",) if hasattr(kind, "saved_tensors") else ())

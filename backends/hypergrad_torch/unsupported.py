@@ -85,11 +85,8 @@ def refuse_once_differentiable(nodes: Iterable[Any]) -> None:
         UnsupportedOpError: naming the function.
     """
     for node in nodes:
-        cls = getattr(node, "_forward_cls", None)
-        code = getattr(getattr(cls, "backward", None), "__code__", None)
-        if (
-            code is not None
-            and code.co_filename == function.__file__
-            and hasattr(cls.backward, "__wrapped__")
-        ):
-            raise unsupported(f"the custom function {cls.__name__}", _REMEDIES["custom"])
+        custom: Any = getattr(node, "_forward_cls", None)
+        backward = getattr(custom, "backward", None)
+        code = getattr(backward, "__code__", None)
+        if code is not None and code.co_filename == function.__file__ and hasattr(backward, "__wrapped__"):
+            raise unsupported(f"the custom function {custom.__name__}", _REMEDIES["custom"])

@@ -1,8 +1,21 @@
 """Update rules: how a training step turns a gradient into new parameters, for any backend."""
 
+from hypergrad.updates.adagrad import Adagrad
 from hypergrad.updates.adam import Adam, AdamW
 from hypergrad.updates.base import Hyper, Schedule, UpdateRule, as_update_rule
+from hypergrad.updates.clip import ClipNorm
 from hypergrad.updates.rmsprop import RMSprop
 from hypergrad.updates.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "Hyper", "RMSprop", "Schedule", "UpdateRule", "as_update_rule"]
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "ClipNorm",
+    "Hyper",
+    "RMSprop",
+    "Schedule",
+    "UpdateRule",
+    "as_update_rule",
+]

@@ -10,10 +10,11 @@ from hypergrad.updates.base import Hyper, UpdateRule, check_range, is_off, resol
 
 
 class Moments(NamedTuple):
-    """Running means of the gradient and of its square."""
+    """Running means of the gradient and of its square; the largest of the latter if AMSGrad keeps it."""
 
     mean: Tree
     square: Tree
+    largest: Tree = ()
 
 
 @final
@@ -26,7 +27,8 @@ class Adam(UpdateRule):
         s ← β2 s + (1 − β2) g²
         θ ← θ − η m̂ / (√ŝ + ε)                m̂ = m / (1 − β1ᵗ),  ŝ = s / (1 − β2ᵗ),  t = step + 1
 
-    Two copies of θ as state. The derivative of √s at 0 is taken as 0, which is exact here:
+    With ``amsgrad`` (Reddi et al. 2018) the largest s so far stands in its place. Two copies of θ as state,
+    three with AMSGrad. The derivative of √s at 0 is taken as 0, which is exact here:
     see `hypergrad.updates.base.safe_sqrt`. Each of ``lr, beta1, beta2, eps, weight_decay`` is a number,
     a function of the hyperparameters, or a `Schedule`.
 
@@ -39,12 +41,13 @@ class Adam(UpdateRule):
     beta2: Hyper = 0.999
     eps: Hyper = 1e-8
     weight_decay: Hyper = 0.0
+    amsgrad: bool = False
 
     def __post_init__(self) -> None:
         _check("Adam", self)
 
     def init(self, backend: Backend, params: Tree) -> Tree:
-        return Moments(backend.zeros(params), backend.zeros(params))
+        return _start(self, backend, params)
 
     def update(
         self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
@@ -70,12 +73,13 @@ class AdamW(UpdateRule):
     beta2: Hyper = 0.999
     eps: Hyper = 1e-8
     weight_decay: Hyper = 1e-2
+    amsgrad: bool = False
 
     def __post_init__(self) -> None:
         _check("AdamW", self)
 
     def init(self, backend: Backend, params: Tree) -> Tree:
-        return Moments(backend.zeros(params), backend.zeros(params))
+        return _start(self, backend, params)
 
     def update(
         self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
@@ -85,6 +89,11 @@ class AdamW(UpdateRule):
             decay = resolve(backend, "weight_decay", self.weight_decay, hparams, step)
             params = backend.axpy(-lr * decay, params, params)
         return _adam(self, backend, gradient, opt_state, params, hparams, step)
+
+
+def _start(adam: Adam | AdamW, backend: Backend, params: Tree) -> Moments:
+    zeros = backend.zeros(params)
+    return Moments(zeros, zeros, zeros if adam.amsgrad else ())
 
 
 def _check(rule: str, adam: Adam | AdamW) -> None:
@@ -108,9 +117,11 @@ def _adam(
     )
     mean = backend.map(lambda m, g: beta1 * m + (1 - beta1) * g, moments.mean, gradient)
     square = backend.map(lambda s, g: beta2 * s + (1 - beta2) * g * g, moments.square, gradient)
+    largest = backend.map(backend.xp.maximum, moments.largest, square) if adam.amsgrad else ()
     correction1, correction2 = 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
 
     def leaf(theta: Array, m: Array, s: Array) -> Array:
         return theta - lr * (m / correction1) / (safe_sqrt(backend, s / correction2) + eps)
 
-    return backend.map(leaf, params, mean, square), Moments(mean, square)
+    scale = largest if adam.amsgrad else square
+    return backend.map(leaf, params, mean, scale), Moments(mean, square, largest)

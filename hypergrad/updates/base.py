@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
-from hypergrad.backend import Array, Backend, Scalar, Tree
+from hypergrad.backend import Array, Backend, Scalar, Tree, loaded
 from hypergrad.errors import ArgumentError
 
 
@@ -67,17 +67,23 @@ class CustomUpdate(UpdateRule):
 
 
 def as_update_rule(update: Any) -> UpdateRule:
-    """Take an update rule as it is, and an ``(init, update)`` pair of functions as a `CustomUpdate`.
+    """Take an update rule as it is, an optimiser of a loaded framework as what its backend makes of it, and
+    an ``(init, update)`` pair of functions as a `CustomUpdate`.
 
     Raises:
-        ArgumentError: if it is neither.
+        ArgumentError: if it is none of these.
     """
     if isinstance(update, UpdateRule):
         return update
+    for backend in loaded():
+        rule: UpdateRule | None = backend.update_rule(update)
+        if rule is not None:
+            return rule
     if isinstance(update, tuple) and len(update) == 2 and all(callable(part) for part in update):
         return CustomUpdate(*update)
     raise ArgumentError(
-        f"{update!r} is no update rule: give hg.SGD, hg.Adam, hg.AdamW, hg.RMSprop or a pair (init, update)"
+        f"{update!r} is no update rule: give hg.SGD, hg.Adam, hg.AdamW, hg.RMSprop, hg.Adagrad, an optimiser "
+        "of the framework, or a pair (init, update)"
     )
 
 

@@ -10,10 +10,11 @@ from hypergrad.updates.base import Hyper, UpdateRule, check_range, is_off, resol
 
 
 class Square(NamedTuple):
-    """Running mean of the squared gradient, and the velocity if there is momentum."""
+    """Running mean of the squared gradient, the velocity if there is momentum, the mean if centred."""
 
     square: Tree
     velocity: Tree
+    mean: Tree = ()
 
 
 @final
@@ -23,12 +24,12 @@ class RMSprop(UpdateRule):
 
         g ← ∇C̃1 + w θ                   w: weight_decay
         s ← α s + (1 − α) g²
-        b ← μ b + g / (√s + ε)           μ: momentum
+        b ← μ b + g / (√s + ε)           μ: momentum;  centered: √(s − m²), m ← α m + (1 − α) g
         θ ← θ − η b                      η: lr
 
-    One copy of θ as state, two with momentum. The derivative of √s at 0 is taken as 0, which is exact
-    here: see `hypergrad.updates.base.safe_sqrt`. Each of ``lr, alpha, eps, momentum, weight_decay`` is a
-    number, a function of the hyperparameters, or a `Schedule`.
+    One copy of θ as state, one more with momentum and one more if centred. The derivative of √s at 0 is
+    taken as 0, which is exact here: see `hypergrad.updates.base.safe_sqrt`. Each of ``lr, alpha, eps,
+    momentum, weight_decay`` is a number, a function of the hyperparameters, or a `Schedule`.
 
     Raises:
         ArgumentError: for a number outside of its range.
@@ -39,6 +40,7 @@ class RMSprop(UpdateRule):
     eps: Hyper = 1e-8
     momentum: Hyper = 0.0
     weight_decay: Hyper = 0.0
+    centered: bool = False
 
     def __post_init__(self) -> None:
         for name in ("lr", "eps", "weight_decay"):
@@ -47,7 +49,8 @@ class RMSprop(UpdateRule):
             check_range("RMSprop", name, getattr(self, name), 0.0, 1.0)
 
     def init(self, backend: Backend, params: Tree) -> Tree:
-        return Square(backend.zeros(params), () if is_off(self.momentum) else backend.zeros(params))
+        zeros = backend.zeros(params)
+        return Square(zeros, () if is_off(self.momentum) else zeros, zeros if self.centered else ())
 
     def update(
         self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
@@ -59,9 +62,13 @@ class RMSprop(UpdateRule):
             decay = resolve(backend, "weight_decay", self.weight_decay, hparams, step)
             gradient = backend.axpy(decay, params, gradient)
         square = backend.map(lambda s, g: alpha * s + (1 - alpha) * g * g, opt_state.square, gradient)
-        direction = backend.map(lambda g, s: g / (safe_sqrt(backend, s) + eps), gradient, square)
+        mean, variance = opt_state.mean, square
+        if self.centered:
+            mean = backend.map(lambda m, g: alpha * m + (1 - alpha) * g, mean, gradient)
+            variance = backend.map(lambda s, m: s - m * m, square, mean)
+        direction = backend.map(lambda g, s: g / (safe_sqrt(backend, s) + eps), gradient, variance)
         velocity = opt_state.velocity
         if not is_off(self.momentum):
             momentum = resolve(backend, "momentum", self.momentum, hparams, step)
             direction = velocity = backend.axpy(momentum, velocity, direction)
-        return backend.axpy(-lr, direction, params), Square(square, velocity)
+        return backend.axpy(-lr, direction, params), Square(square, velocity, mean)

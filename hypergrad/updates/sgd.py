@@ -22,27 +22,30 @@ class SGD(UpdateRule):
     r"""Gradient descent with heavy-ball or Nesterov momentum, as ``torch.optim.SGD``.
 
         g ← ∇C̃1 + w θ          w: weight_decay
-        b ← μ b + g             μ: momentum
+        b ← μ b + (1 − δ) g     μ: momentum,  δ: dampening;  b ← g in the first step
         θ ← θ − η b             η: lr;  with nesterov: θ ← θ − η (g + μ b)
 
-    One copy of θ as state if there is momentum, none otherwise. Each of ``lr``, ``momentum`` and
-    ``weight_decay`` is a number, a function of the hyperparameters, or a `Schedule`.
+    One copy of θ as state if there is momentum, none otherwise. Each of ``lr``, ``momentum``, ``dampening``
+    and ``weight_decay`` is a number, a function of the hyperparameters, or a `Schedule`.
 
     Raises:
-        ArgumentError: for a negative number, a momentum of 1 or more, or Nesterov without momentum.
+        ArgumentError: for a negative number, a momentum of 1 or more, or Nesterov without momentum or with
+            dampening.
     """
 
     lr: Hyper
     momentum: Hyper = 0.0
     nesterov: bool = False
     weight_decay: Hyper = 0.0
+    dampening: Hyper = 0.0
 
     def __post_init__(self) -> None:
         check_range("SGD", "lr", self.lr, 0.0, float("inf"))
         check_range("SGD", "momentum", self.momentum, 0.0, 1.0)
         check_range("SGD", "weight_decay", self.weight_decay, 0.0, float("inf"))
-        if self.nesterov and is_off(self.momentum):
-            raise ArgumentError("SGD: nesterov=True needs a momentum")
+        check_range("SGD", "dampening", self.dampening, 0.0, float("inf"))
+        if self.nesterov and (is_off(self.momentum) or not is_off(self.dampening)):
+            raise ArgumentError("SGD: nesterov=True needs a momentum, and no dampening")
 
     def init(self, backend: Backend, params: Tree) -> Tree:
         return () if is_off(self.momentum) else Momentum(backend.zeros(params))
@@ -57,6 +60,10 @@ class SGD(UpdateRule):
         if is_off(self.momentum):
             return backend.axpy(-lr, gradient, params), opt_state
         momentum = resolve(backend, "momentum", self.momentum, hparams, step)
-        velocity = backend.axpy(momentum, opt_state.velocity, gradient)
+        fresh = gradient
+        if not is_off(self.dampening):
+            dampening = resolve(backend, "dampening", self.dampening, hparams, step)
+            fresh = backend.axpy(backend.xp.where(step == 0, 0.0, -dampening), gradient, gradient)
+        velocity = backend.axpy(momentum, opt_state.velocity, fresh)
         direction = backend.axpy(momentum, velocity, gradient) if self.nesterov else velocity
         return backend.axpy(-lr, direction, params), Momentum(velocity)

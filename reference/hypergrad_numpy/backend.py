@@ -125,6 +125,9 @@ class NumpyBackend:
     def restore(self, generator: Any) -> None:
         np.random.set_state(generator)
 
+    def update_rule(self, optimizer: Any) -> None:
+        return None
+
     # The way in and out.
 
     def asarray(self, values: Any, like: Array | None = None) -> Array:

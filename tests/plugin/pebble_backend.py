@@ -171,6 +171,9 @@ class PebbleBackend:
     def restore(self, generator: Any) -> None:
         pebble.random.set_state(generator)
 
+    def update_rule(self, optimizer: Any) -> None:
+        return None
+
     # The way in and out.
 
     def asarray(self, values: Any, like: Array | None = None) -> Array:

@@ -1,0 +1,451 @@
+"""T1−T2 in the loop that one already has: a module, a ``torch.optim`` optimiser, batches of a loader."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hypergrad import eager
+from hypergrad.arguments import check_scalar, check_variables
+from hypergrad.backend import Tree
+from hypergrad.errors import ArgumentError, CheckpointError, NonFiniteError
+from hypergrad.estimators import Estimate, Greedy, HypergradientEstimator, Implicit, State, Unrolled
+from hypergrad.problem import Bilevel
+from hypergrad.updates import Schedule
+from hypergrad_torch.backend import Draws, TorchBackend
+from hypergrad_torch.graph import detach
+from hypergrad_torch.modules import Buffers, Hyperparameters, Loss, Losses, check_module, copy_hooks, used
+from hypergrad_torch.optimizers import Options, TorchOptimizer, dialect
+from hypergrad_torch.training import InPlace, Snapshot, Trainer, copied, grads_kept
+
+
+class Metrics(NamedTuple):
+    """What one step saw. ``outer_value`` and ``estimate`` are ``None`` where λ did not move."""
+
+    inner_value: Tensor
+    outer_value: Tensor | None
+    estimate: Estimate | None
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Record:
+    """A training step, as needed to take it again: its batch, draws, buffers and optimiser options."""
+
+    batch: Any
+    draws: Draws
+    buffers: Buffers
+    options: list[Options]
+
+
+class _Window(NamedTuple):
+    """The training steps that an estimate reaches back over, and where they began."""
+
+    start: Snapshot
+    records: tuple[_Record, ...] = ()
+
+
+@final
+class _Pass:
+    """The losses during one estimate, and what its training pass leaves behind.
+
+    If ``live`` the first evaluation of C̃1 is the training itself, and what it leaves is kept; otherwise
+    training is over, and the module stands as it left it. C2 is judged after it, and leaves nothing.
+    """
+
+    def __init__(self, tuner: ModuleTuner, live: bool) -> None:
+        self._tuner, self._losses, self._backend = tuner, tuner._losses, tuner._backend
+        self._live, self.buffers, self.draws = live, self._losses.buffers(), self._backend.generator()
+        self._used: dict[str, bool] = {}
+
+    def used(self) -> dict[str, bool]:
+        """Which parameters the last training loss depends on."""
+        return self._used
+
+    def inner(self, theta: dict[str, Tensor], lam: Tree, record: _Record) -> Tensor:
+        value: Any = None
+        buffers = _copies(record.buffers)
+        copy_hooks(self._tuner._trainer.params, theta)
+        with self._backend.replay(record.draws):
+            for part in self._tuner._micro(record.batch):
+                term = self._tuner._share(self._losses(self._tuner.inner, theta, lam, part, buffers))
+                value = term if value is None else value + term
+            draws = self._backend.generator()
+        if self._live:
+            self._live, self.buffers, self.draws = False, detach(buffers), draws
+        if isinstance(value, Tensor):
+            self._used = used(value, theta)
+        return value  # type: ignore[no-any-return]
+
+    def outer(self, theta: dict[str, Tensor], lam: Tree, batch: Any) -> Tensor:
+        with self._backend.replay(self.draws):
+            return self._losses(self._tuner.outer, theta, lam, batch, _copies(self.buffers))
+
+
+@final
+class ModuleTuner:
+    r"""Train a module in place as its optimiser would, and move λ once in every ``every`` steps.
+
+        θ ← optimizer.step()             every step, bit for bit what one's own loop would do
+        λ ← hyper_optimizer.step()       every ``every`` steps, with dC2/dλ as its gradient
+
+    The losses use the module as usual. Where λ moves, the training gradient keeps its graph, the optimiser
+    takes its real step, C2 is judged at the new θ, and its gradient is pulled back through the step's own
+    formula (`torch.optim.SGD`, `Adam`, `AdamW`, `RMSprop`, `Adagrad`) into λ: nothing is computed twice.
+    Buffers move once a step. The validation pass leaves no trace: generators, buffers and train/eval mode
+    are as after the training pass, and ``.grad`` as it was found. After an error everything is as before
+    the call.
+
+    A step that does not move λ costs one's own step; one that does costs a validation gradient and one
+    product more, and copies of θ and of the optimiser's state.
+
+    Args:
+        model: the module; trained are those of its parameters that the optimiser holds.
+        optimizer: any ``torch.optim`` optimiser, schedulers included. Differentiated through are those named
+            above; for others pass ``estimator=hg.Greedy(optimizer, response="gradient")``.
+        hparams: λ, a tree of tensors and modules. A module stands for its parameters.
+        inner: ``inner(model, hparams, batch)``, the training loss C̃1 on T1.
+        outer: ``outer(model, hparams, batch)``, the validation loss C2 on T2, in the mode that the module is
+            in; a loss may call ``model.eval()`` and need not undo it.
+        hyper_optimizer: a ``torch.optim`` optimiser over the tensors of ``hparams``; those that it does not
+            hold get their hypergradient and stay where they are.
+        every: training steps for each update of λ.
+        estimator: by default ``hg.Greedy(optimizer)``; `Unrolled(optimizer, steps=T)` with T ≤ ``every``
+            differentiates the last T steps, which it takes again on copies; `Implicit` trains none.
+        max_norm: clip the norm of the training gradient, as ``torch.nn.utils.clip_grad_norm_``; the
+            clipping is differentiated.
+        micro_batches: accumulate the gradient over so many: a training batch is then a sequence of them,
+            and its loss their mean.
+
+    Raises:
+        ArgumentError: for arguments that do not fit one another.
+        LeafTypeError: for hyperparameters that are not floating point.
+        UnsupportedOpError: for an optimiser that cannot be differentiated through, and for compiled,
+            distributed and sharded modules.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        hparams: Tree,
+        *,
+        inner: Loss,
+        outer: Loss,
+        hyper_optimizer: Optimizer,
+        every: int = 10,
+        estimator: HypergradientEstimator | None = None,
+        max_norm: float | None = None,
+        micro_batches: int = 1,
+    ) -> None:
+        check_module(model)
+        for name, value in (("every", every), ("micro_batches", micro_batches)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ArgumentError(f"ModuleTuner: {name} = {value!r}; it is a positive integer")
+        self._backend = TorchBackend()
+        self.model, self.optimizer, self.hyper_optimizer = model, optimizer, hyper_optimizer
+        self.inner, self.outer, self.every, self.micro_batches = inner, outer, every, micro_batches
+        self._hyper = Hyperparameters(hparams)
+        self._losses = Losses(model, self._hyper)
+        self._trainer = Trainer(optimizer, _trained(model, optimizer), max_norm)
+        self.estimator = self._checked(Greedy(optimizer) if estimator is None else estimator)
+        check_variables(self._backend, params=self._trainer.values(), hparams=self._hyper.tensors())
+        _check_tuned(self._backend, self._hyper.tensors(), hyper_optimizer)
+        self.steps = 0
+        self._window: _Window | None = None
+
+    @property
+    def hparams(self) -> Tree:
+        """λ, the tree that was given; its tensors move in place."""
+        return self._hyper.tree
+
+    def step(self, train_batch: Any, val_batch: Any) -> Metrics:
+        """Train on a batch of T1; at every ``every``-th call estimate dC2/dλ on the batch of T2 and move λ.
+
+        Raises:
+            As `HypergradientEstimator.estimate`, and whatever the losses raise.
+        """
+        tune = (self.steps + 1) % self.every == 0
+        with self._undone_on_failure(everything=tune) as start:
+            metrics, window = self._step(train_batch, val_batch, start)
+        self.steps += 1
+        self._window = None if tune else window
+        return metrics
+
+    # One step.
+
+    def _step(
+        self, train_batch: Any, val_batch: Any, start: Snapshot | None
+    ) -> tuple[Metrics, _Window | None]:
+        record = self._record(train_batch)
+        if start is not None and isinstance(self.estimator, Greedy):
+            out = self._greedy(self.estimator, record, val_batch, start)
+        else:
+            window = self._extended(record)
+            value = self._train(train_batch)
+            if start is None:
+                return Metrics(value, None, None), window
+            out = self._look_back(window, record, val_batch)._replace(inner_value=value)
+        self._move(out.hypergradient)
+        return Metrics(out.inner_value, out.outer_value, out), None
+
+    def _train(self, batch: Any) -> Tensor:
+        """The user's own step."""
+        params, values = self._trainer.params, []
+        total: dict[str, Tensor | None] = dict.fromkeys(params)
+        for part in self._micro(batch):
+            loss = self._share(self._losses.in_place(self.inner, part))
+            check_scalar(self._backend, "inner (the T1 loss)", loss)
+            values.append(loss.detach())
+            for name, g in _gradients(loss, params).items():
+                before = total[name]
+                total[name] = g if before is None or g is None else before + g
+        value: Tensor = sum(values[1:], values[0])
+        if self._backend.readable(value) and not torch.isfinite(value):
+            raise NonFiniteError("T1", self.steps)
+        self._trainer.step(total)
+        return value
+
+    def _greedy(self, greedy: Greedy, record: _Record, val_batch: Any, start: Snapshot) -> Estimate:
+        """T1−T2: the training step itself is the one that is differentiated."""
+        losses, rule, opt_state = _Pass(self, live=True), None, ()
+        if greedy.response == "update":
+            with start.in_force():
+                rule, opt_state = self._trainer.formula(self.steps)
+        estimator = replace(greedy, update=InPlace(self._trainer, rule, losses.used))
+        state = State(start.params, opt_state, self.steps)
+        out = self._estimate(estimator, losses, state, lambda t: record, val_batch)
+        self._losses.set_buffers(losses.buffers)
+        self._backend.restore(losses.draws)
+        return out
+
+    def _look_back(self, window: _Window | None, record: _Record, val_batch: Any) -> Estimate:
+        """Any other estimator: the steps are over, and are taken again on copies as far as it asks."""
+        losses = _Pass(self, live=False)
+        if window is None:
+            state = State(self._trainer.values(), (), self.steps + 1)
+            return self._estimate(self.estimator, losses, state, lambda t: record, val_batch)
+        first = self.steps + 1 - len(window.records)
+        with window.start.in_force():
+            rule, opt_state = self._trainer.formula(first, _over_time(window.records))
+        estimator = replace(self.estimator, update=rule)  # type: ignore[call-arg]
+        state = State(window.start.params, opt_state, first)
+        return self._estimate(estimator, losses, state, lambda t: window.records[t - first], val_batch)
+
+    def _estimate(
+        self, estimator: Any, losses: _Pass, state: State, train: Callable[[int], _Record], val: Any
+    ) -> Estimate:
+        problem, lam = Bilevel(losses.inner, losses.outer), self._backend.detach(self._hyper.tensors())
+        out: Estimate = estimator.estimate(problem, state, lam, train, lambda t: val, backend=self._backend)
+        return out
+
+    def _move(self, hypergradient: Tree) -> None:
+        tensors = eager.flatten(self._hyper.tensors())[0]
+        with grads_kept(tensors):
+            for tensor, g in zip(tensors, eager.flatten(hypergradient)[0], strict=True):
+                tensor.grad = g
+            self.hyper_optimizer.step()
+
+    # What a step needs to be taken again, or taken back.
+
+    def _record(self, batch: Any) -> _Record:
+        options = [
+            {key: copied(value) for key, value in group.items() if key != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        return _Record(batch, self._backend.generator(), self._losses.buffers(), options)
+
+    def _extended(self, record: _Record) -> _Window | None:
+        """The window with one more step, if an estimate is going to reach back to it."""
+        if not isinstance(self.estimator, Unrolled):
+            return None
+        if self._window is not None:
+            return self._window._replace(records=(*self._window.records, record))
+        if self.every - self.steps % self.every > self.estimator.steps:
+            return None
+        return _Window(Snapshot.take(self._trainer), (record,))
+
+    @contextmanager
+    def _undone_on_failure(self, everything: bool) -> Iterator[Snapshot | None]:
+        """Put module, optimiser and generators back if the block fails.
+
+        A step that does not move λ fails, if at all, before the optimiser has moved.
+        """
+        draws, buffers = self._backend.generator(), self._losses.buffers()
+        start = Snapshot.take(self._trainer) if everything else None
+        try:
+            yield start
+        except BaseException:
+            self._backend.restore(draws)
+            self._losses.set_buffers(buffers)
+            if start is not None:
+                start.restore()
+            raise
+
+    def _micro(self, batch: Any) -> Sequence[Any]:
+        if self.micro_batches == 1:
+            return [batch]
+        if not isinstance(batch, Sequence) or len(batch) != self.micro_batches:
+            size = f" of {len(batch)}" if isinstance(batch, Sequence) else ""
+            raise ArgumentError(
+                f"ModuleTuner: a training batch is a sequence of micro_batches = {self.micro_batches}, and "
+                f"this is a {type(batch).__name__}{size}"
+            )
+        return batch
+
+    def _share(self, loss: Any) -> Any:
+        return loss if self.micro_batches == 1 else loss / self.micro_batches
+
+    # Saving.
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on bit for bit: module, optimisers, λ, generators, and the clock.
+
+        Plain containers of tensors, which ``torch.load(..., weights_only=True)`` reads.
+        """
+        draws = self._backend.generator()
+        return {
+            "steps": self.steps,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "hparams": self._hyper.state(),
+            "hyper_optimizer": self.hyper_optimizer.state_dict(),
+            "draws": [draws.cpu, *draws.cuda],
+            "window": None if self._window is None else _write(self._window),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was taken.
+
+        Raises:
+            CheckpointError: if it belongs to something else; everything is then as it was.
+        """
+        found = copy.deepcopy(self.state_dict())
+        try:
+            self._load(state)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            self._load(found)
+            raise CheckpointError(f"the state belongs to another run or structure: {error}") from error
+
+    def _load(self, state: dict[str, Any]) -> None:
+        held = self._hyper.state()
+        shapes = [{path: tuple(x.shape) for path, x in h.items()} for h in (state["hparams"], held)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"its hyperparameters have shapes {shapes[0]}, and these {shapes[1]}")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.hyper_optimizer.load_state_dict(state["hyper_optimizer"])
+        with torch.no_grad():
+            for path, tensor in held.items():
+                tensor.copy_(state["hparams"][path])
+        cpu, *cuda = state["draws"]
+        self._backend.restore(Draws(cpu, tuple(cuda)))
+        self._window = None if state["window"] is None else _read(self._trainer, state["window"])
+        self.steps = int(state["steps"])
+
+    # Checks.
+
+    def _checked(self, estimator: HypergradientEstimator) -> HypergradientEstimator:
+        if isinstance(estimator, Implicit):
+            return estimator
+        if not isinstance(estimator, Greedy | Unrolled):
+            raise ArgumentError(
+                f"ModuleTuner: estimator = {estimator!r}; it is a Greedy, an Unrolled or an Implicit"
+            )
+        rule = estimator.update
+        given = rule.optimizer if isinstance(rule, TorchOptimizer) else rule
+        if given is not self.optimizer:
+            raise ArgumentError(
+                f"ModuleTuner: the module is trained by its optimizer, so {type(estimator).__name__} takes "
+                f"that one, not {given!r}"
+            )
+        if isinstance(estimator, Unrolled) or estimator.response == "update":
+            dialect(self.optimizer)
+        if isinstance(estimator, Unrolled) and estimator.steps > self.every:
+            raise ArgumentError(
+                f"ModuleTuner: Unrolled(steps={estimator.steps}) reaches back over more than every = "
+                f"{self.every} steps; λ moves in between"
+            )
+        return estimator
+
+
+def _trained(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
+    """The module's parameters that the optimiser holds, by name."""
+    if not isinstance(optimizer, Optimizer):
+        raise ArgumentError(f"ModuleTuner: optimizer = {optimizer!r}; it is a torch.optim optimiser")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    own = dict(model.named_parameters())
+    if foreign := held - {id(p) for p in own.values()}:
+        raise ArgumentError(
+            f"ModuleTuner: the optimizer holds {len(foreign)} tensors that are no parameters of the model: "
+            "give those their own optimiser, or make them part of the module"
+        )
+    for name, p in own.items():
+        if getattr(p, "_post_accumulate_grad_hooks", None):
+            raise ArgumentError(
+                f"ModuleTuner: params[{name!r}] has a hook after gradient accumulation, such as an optimiser "
+                "in the backward pass: gradients are not accumulated here, and it would never be called"
+            )
+    return {name: p for name, p in own.items() if id(p) in held and p.requires_grad}
+
+
+def _check_tuned(backend: TorchBackend, lam: Tree, hyper_optimizer: Optimizer) -> None:
+    if not isinstance(hyper_optimizer, Optimizer):
+        raise ArgumentError(
+            f"ModuleTuner: hyper_optimizer = {hyper_optimizer!r}; it is a torch.optim optimiser"
+        )
+    held = {id(h) for group in hyper_optimizer.param_groups for h in group["params"]}
+    if not any(id(h) in held for h in backend.flatten(lam)[0]):
+        raise ArgumentError("ModuleTuner: hyper_optimizer holds none of hparams, so none would ever move")
+
+
+def _gradients(loss: Tensor, params: dict[str, nn.Parameter]) -> dict[str, Tensor | None]:
+    found = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+    return dict(zip(params, found, strict=True))
+
+
+def _copies(buffers: Buffers) -> Buffers:
+    return {name: buffer.clone() for name, buffer in buffers.items()}
+
+
+def _over_time(records: Sequence[_Record]) -> Callable[[int, int], Options]:
+    """A group's options during recorded steps: constants, and a `Schedule` for each that changed.
+
+    ``start`` is the step that the rule's own clock shows at the first of them.
+    """
+
+    def value(seen: Sequence[Any], start: int) -> Any:
+        if isinstance(seen[0], tuple):
+            return tuple(value(part, start) for part in zip(*seen, strict=True))
+        if not any(isinstance(x, Tensor) for x in seen) and all(x == seen[0] for x in seen):
+            return seen[0]
+        return Schedule(lambda _, t: seen[t - start])
+
+    def options(group: int, start: int) -> Options:
+        each = [record.options[group] for record in records]
+        return {key: value([o[key] for o in each], start) for key in each[0]}
+
+    return options
+
+
+def _write(window: _Window) -> dict[str, Any]:
+    records = [
+        {"batch": r.batch, "draws": [r.draws.cpu, *r.draws.cuda], "buffers": r.buffers, "options": r.options}
+        for r in window.records
+    ]
+    return {"start": window.start.write(), "records": records}
+
+
+def _read(trainer: Trainer, stored: dict[str, Any]) -> _Window:
+    records = [
+        _Record(r["batch"], Draws(r["draws"][0], tuple(r["draws"][1:])), r["buffers"], r["options"])
+        for r in stored["records"]
+    ]
+    return _Window(Snapshot.read(trainer, stored["start"]), tuple(records))

@@ -1,0 +1,63 @@
+"""Adagrad."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+from hypergrad.backend import Array, Backend, Tree
+from hypergrad.updates.base import Hyper, UpdateRule, check_range, is_off, resolve, safe_sqrt
+
+
+class Total(NamedTuple):
+    """The sum of all squared gradients so far."""
+
+    square: Tree
+
+
+@final
+@dataclass(frozen=True)
+class Adagrad(UpdateRule):
+    r"""Adagrad (Duchi et al. 2011, section 1.3), as ``torch.optim.Adagrad``.
+
+        g ← ∇C̃1 + w θ                         w: weight_decay
+        s ← s + g²                            s_0: initial_accumulator
+        θ ← θ − η / (1 + t d) · g / (√s + ε)   η: lr,  d: lr_decay,  t = step
+
+    One copy of θ as state. The derivative of √s at 0 is taken as 0, which is exact here: see
+    `hypergrad.updates.base.safe_sqrt`. Each of ``lr, lr_decay, eps, weight_decay`` is a number, a function
+    of the hyperparameters, or a `Schedule`.
+
+    Raises:
+        ArgumentError: for a number outside of its range.
+    """
+
+    lr: Hyper = 1e-2
+    lr_decay: Hyper = 0.0
+    eps: Hyper = 1e-10
+    weight_decay: Hyper = 0.0
+    initial_accumulator: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "lr_decay", "eps", "weight_decay", "initial_accumulator"):
+            check_range("Adagrad", name, getattr(self, name), 0.0, float("inf"))
+
+    def init(self, backend: Backend, params: Tree) -> Tree:
+        return Total(backend.map(lambda zero: zero + self.initial_accumulator, backend.zeros(params)))
+
+    def update(
+        self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
+    ) -> tuple[Tree, Tree]:
+        lr, lr_decay, eps = (
+            resolve(backend, name, getattr(self, name), hparams, step) for name in ("lr", "lr_decay", "eps")
+        )
+        if not is_off(self.weight_decay):
+            decay = resolve(backend, "weight_decay", self.weight_decay, hparams, step)
+            gradient = backend.axpy(decay, params, gradient)
+        square = backend.map(lambda s, g: s + g * g, opt_state.square, gradient)
+        rate = lr / (1 + step * lr_decay)
+
+        def leaf(theta: Array, g: Array, s: Array) -> Array:
+            return theta - rate * g / (safe_sqrt(backend, s) + eps)
+
+        return backend.map(leaf, params, gradient, square), Total(square)

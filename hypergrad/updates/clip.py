@@ -1,0 +1,49 @@
+"""Clipping of the gradient, as a part of the update map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+from hypergrad import vectors
+from hypergrad.backend import Backend, Tree
+from hypergrad.errors import ArgumentError
+from hypergrad.updates.base import UpdateRule, as_update_rule
+
+
+@final
+@dataclass(frozen=True)
+class ClipNorm(UpdateRule):
+    r"""Clip the norm of the gradient, then take the step of another rule (Pascanu et al. 2013, algorithm 1).
+
+        g ← g · min(1, c / (‖g‖ + 1e-6))          c: max_norm,  ‖·‖ over all leaves together
+
+    As ``torch.nn.utils.clip_grad_norm_``. The clipping is differentiated like everything else.
+
+    Raises:
+        ArgumentError: if ``max_norm`` is not positive, or ``rule`` is no update rule.
+    """
+
+    rule: Any
+    max_norm: float
+
+    def __post_init__(self) -> None:
+        as_update_rule(self.rule)
+        if isinstance(self.max_norm, bool) or not self.max_norm > 0:
+            raise ArgumentError(f"ClipNorm: max_norm = {self.max_norm!r}; it is a positive number")
+
+    def init(self, backend: Backend, params: Tree) -> Tree:
+        return as_update_rule(self.rule).init(backend, params)
+
+    def update(
+        self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
+    ) -> tuple[Tree, Tree]:
+        xp = backend.xp
+        square = backend.inner(gradient, gradient)
+        # The norm has no derivative at 0, where nothing is clipped.
+        size = xp.sqrt(xp.where(square > 0, square, xp.ones_like(square)))
+        factor = self.max_norm / (size + 1e-6)
+        clipped = (square > 0) & (factor < 1)
+        factor = xp.where(clipped, factor, xp.ones_like(factor))
+        gradient = vectors.scale(backend, factor, gradient)
+        return as_update_rule(self.rule).update(backend, gradient, opt_state, params, hparams, step)

@@ -10,6 +10,7 @@ Start with `Bilevel`, then `Greedy`, `Unrolled` and `Implicit`; `Tuner` runs the
 """
 
 from hypergrad.check import Check, check_hypergradient
+from hypergrad.differences import FiniteDifference
 from hypergrad.errors import HypergradError
 from hypergrad.estimators import (
     Estimate,
@@ -22,6 +23,7 @@ from hypergrad.estimators import (
     hypergradient,
 )
 from hypergrad.history import History
+from hypergrad.probe import Probe, probe
 from hypergrad.problem import Bilevel
 from hypergrad.solvers import CG, Direct, Identity, Neumann
 from hypergrad.spaces import Interval, NonNegative, Positive, Real, Simplex
@@ -40,6 +42,7 @@ __all__ = [
     "ClipNorm",
     "Direct",
     "Estimate",
+    "FiniteDifference",
     "Full",
     "Greedy",
     "History",
@@ -51,6 +54,7 @@ __all__ = [
     "Neumann",
     "NonNegative",
     "Positive",
+    "Probe",
     "RMSprop",
     "Real",
     "Report",
@@ -62,4 +66,5 @@ __all__ = [
     "Unrolled",
     "check_hypergradient",
     "hypergradient",
+    "probe",
 ]

@@ -78,12 +78,13 @@ class NonFiniteError(HypergradError, ArithmeticError):
                 "the training diverged: lower the learning rate",
                 "a hyperparameter left the domain in which the loss is defined: give it a space",
                 "the batch itself holds NaN or Inf",
+                "an overflow in half precision: compute the loss and accumulate sums in float32",
             )
         else:
             fact = f"the {where} loss is finite at step {step}, but {path} has a non-finite derivative"
             causes = (
                 "a square root, norm, power or logarithm was differentiated at zero: add a small constant",
-                "an overflow in the backward pass: rescale the loss, or accumulate in a wider dtype",
+                "an overflow in the backward pass: rescale the loss; in half precision accumulate in float32",
             )
         Exception.__init__(
             self, explain(fact, "No hypergradient was returned and nothing was changed.", causes)
@@ -117,6 +118,34 @@ class SolveError(HypergradError, ArithmeticError):
     def __init__(self, message: str, reason: Failure, step: int, residual: float) -> None:
         Exception.__init__(self, message)
         self.reason, self.step, self.residual = reason.name.lower(), step, residual
+
+
+class DifferenceError(HypergradError, ArithmeticError):
+    """A second-order product by finite differences was not accurate enough.
+
+    Attributes:
+        error: its estimated relative error.
+        tolerance: the largest that was accepted.
+    """
+
+    error: float
+    tolerance: float
+
+    def __init__(self, error: float, tolerance: float) -> None:
+        message = explain(
+            f"finite differences of the training gradient disagree by {error:.1e} > {tolerance:.1e} between "
+            "two radii",
+            "The hypergradient would carry an error of that order, or be plainly wrong.",
+            (
+                "the loss has kinks (ReLU, max pooling), across which its gradient jumps: take the exact "
+                "mixed term, or smooth activations",
+                "rounding: use float64, or a larger FiniteDifference(radius=...)",
+                "the loss curves strongly: use a smaller radius",
+                "accept the error knowingly with FiniteDifference(tolerance=float('inf'))",
+            ),
+        )
+        Exception.__init__(self, message)
+        self.error, self.tolerance = error, tolerance
 
 
 class InnerNotConvergedError(HypergradError, ArithmeticError):

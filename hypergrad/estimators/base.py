@@ -65,6 +65,8 @@ class Report(NamedTuple):
     """Largest eigenvalue of H that the solver met, by its own estimate."""
     failure: Any = Failure.NONE
     """A code of `hypergrad.errors.Failure`."""
+    difference_error: Scalar = float("nan")
+    """Estimated relative error of a mixed term by finite differences."""
     bad_step: Any = -1
     """First step with a non-finite T1 loss or gradient, −1 if there was none."""
     bad_leaf: Any = -1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, NamedTuple, final
 
 from hypergrad import vectors
-from hypergrad.backend import Backend, Tree
+from hypergrad.backend import Backend, Pullback, Scalar, Tree
 from hypergrad.batches import Batches, one_batch
+from hypergrad.differences import FiniteDifference, check_mixed
 from hypergrad.errors import ArgumentError
 from hypergrad.estimators.base import (
     Estimate,
@@ -19,7 +21,7 @@ from hypergrad.estimators.base import (
     validate,
 )
 from hypergrad.problem import Bilevel
-from hypergrad.training import Seen, Training, inner_gradient, observe
+from hypergrad.training import Inner, Seen, Training, evaluate, inner_gradient, observe
 from hypergrad.updates import as_update_rule
 
 
@@ -39,6 +41,8 @@ class Greedy(HypergradientEstimator):
     itself and is not built twice. Where λ enters only through a penalty the product never touches the
     data, and costs O(|θ|). Memory: one training graph.
 
+    With ``mixed=FiniteDifference()`` only first-order gradients of the losses are taken, 4 more of them.
+
     Args:
         update: the update rule that trains θ.
         response: ``"update"`` differentiates through the optimiser's actual step. ``"gradient"`` is
@@ -46,16 +50,22 @@ class Greedy(HypergradientEstimator):
             the optimiser.
         lookahead: take ∇_θ C2 at θ_{t+1}, as the paper says; ``False`` takes it at θ_t, as its authors'
             code did, so that T1 and T2 could share one pass.
+        mixed: how ∂²_λθ C̃1 is multiplied: exactly, or by a `FiniteDifference` where it does not exist.
+
+    Raises:
+        DifferenceError: if a finite difference is not accurate enough.
     """
 
     update: Any
     response: Literal["update", "gradient"] = "update"
     lookahead: bool = True
+    mixed: FiniteDifference | None = None
 
     def __post_init__(self) -> None:
         as_update_rule(self.update)
         if self.response not in ("update", "gradient"):
             raise ArgumentError(f"Greedy: response = {self.response!r}; it is 'update' or 'gradient'")
+        check_mixed("Greedy", self.mixed)
 
     @property
     def training_steps(self) -> int:
@@ -68,37 +78,95 @@ class Greedy(HypergradientEstimator):
     def _estimate(
         self, backend: Backend, problem: Bilevel, state: State, hparams: Tree, train: Batches, val: Batches
     ) -> Estimate:
+        z, t, batch = inner_state(state), state.step, one_batch("train", train, state.step)
         phi = Training(backend, problem, as_update_rule(self.update))
-        z, t = inner_state(state), state.step
-        batch = one_batch("train", train, t)
-
-        def step(hparams: Tree) -> tuple[Tree, tuple[Tree, Seen]]:
-            (params, opt_state), seen = phi.step(z, hparams, batch, t)
-            return params, (opt_state, seen)
-
-        def gradient(hparams: Tree) -> tuple[Tree, Seen]:
-            value, gradient = inner_gradient(backend, problem, z.params, hparams, batch)
-            return gradient, observe(backend, value, gradient, (), t)
-
-        if self.response == "update":
-            params, pullback, (opt_state, seen) = backend.vjp(step, hparams, has_aux=True)
-        else:
-            g, pullback, seen = backend.vjp(gradient, hparams, has_aux=True)
-            params, opt_state = phi.apply(g, z, hparams, t)
-
-        at = params if self.lookahead else z.params
+        step = (_exact if self.mixed is None else _by_differences)(self, phi, z, hparams, batch, t)
+        at = step.params if self.lookahead else z.params
         validation = validate(backend, problem, at, hparams, one_batch("val", val, t))
-        v = validation.v if self.response == "update" else vectors.scale(backend, -1.0, validation.v)
-        (response,) = pullback(v)
+        response, responds, report = step.respond(validation.v)
         return assemble(
             backend,
             validation,
-            response,
-            pullback.reached[0],
-            seen,
-            State(params, opt_state, t + 1, state.memory),
+            response if self.response == "update" else vectors.scale(backend, -1.0, response),
+            responds,
+            step.seen,
+            State(step.params, step.opt_state, t + 1, state.memory),
             None if self.allow_unused else inner_reaches(backend, problem, z.params, hparams, lambda: batch),
-            gradients=2,
-            products=1,
-            bytes_held=pullback.nbytes,
+            **report,
         )
+
+    def _check(self, backend: Backend, out: Estimate) -> None:
+        if self.mixed is not None:
+            self.mixed.check(out.report.difference_error)
+
+
+class _Step(NamedTuple):
+    """A training step, and what pulls ∇_θ C2 back through it: v -> response, which λ respond, the report."""
+
+    params: Tree
+    opt_state: Tree
+    seen: Seen
+    respond: Callable[[Tree], tuple[Tree, Tree, dict[str, Any]]]
+
+
+def _exact(greedy: Greedy, phi: Training, z: Inner, hparams: Tree, batch: Tree, t: Any) -> _Step:
+    """The graph of the training gradient is kept, and is half of the mixed term."""
+    backend = phi.backend
+
+    def step(hparams: Tree) -> tuple[Tree, tuple[Tree, Seen]]:
+        (params, opt_state), seen = phi.step(z, hparams, batch, t)
+        return params, (opt_state, seen)
+
+    def gradient(hparams: Tree) -> tuple[Tree, Seen]:
+        value, gradient = inner_gradient(backend, phi.problem, z.params, hparams, batch)
+        return gradient, observe(backend, value, gradient, (), t)
+
+    if greedy.response == "update":
+        params, pullback, (opt_state, seen) = backend.vjp(step, hparams, has_aux=True)
+    else:
+        g, pullback, seen = backend.vjp(gradient, hparams, has_aux=True)
+        params, opt_state = phi.apply(g, z, hparams, t)
+
+    def respond(v: Tree) -> tuple[Tree, Tree, dict[str, Any]]:
+        (response,) = pullback(v)
+        return response, pullback.reached[0], {"gradients": 2, "products": 1, "bytes_held": pullback.nbytes}
+
+    return _Step(params, opt_state, seen, respond)
+
+
+def _by_differences(greedy: Greedy, phi: Training, z: Inner, hparams: Tree, batch: Tree, t: Any) -> _Step:
+    """First-order gradients alone: the optimiser is pulled back through exactly, C̃1 is differenced."""
+    backend, problem, mixed = phi.backend, phi.problem, greedy.mixed
+    assert mixed is not None
+    draws = backend.generator()
+
+    def losses(params: Tree) -> tuple[Scalar, Pullback]:
+        return evaluate(backend, "inner", lambda p, h: problem.inner(p, h, batch), batch, params, hparams)
+
+    def slopes(params: Tree) -> Tree:
+        with backend.replay(draws):
+            value, pullback = losses(params)
+        return pullback(backend.xp.ones_like(value))[1]
+
+    value, pullback = losses(z.params)
+    g, base = pullback(backend.xp.ones_like(value))
+    update: Pullback | None = None
+    if greedy.response == "update":
+
+        def apply(gradient: Tree, hparams: Tree) -> tuple[Tree, Tree]:
+            return tuple(phi.apply(gradient, z, hparams, t))
+
+        params, update, opt_state = backend.vjp(apply, g, hparams, has_aux=True)
+    else:
+        params, opt_state = phi.apply(g, z, hparams, t)
+
+    def respond(v: Tree) -> tuple[Tree, Tree, dict[str, Any]]:
+        u, direct = (v, backend.zeros(hparams)) if update is None else update(v)
+        product, error, gradients = mixed.along(backend, slopes, z.params, u, base)
+        responds = pullback.reached[1]
+        if update is not None:
+            responds = backend.map(lambda a, b: a or b, responds, update.reached[1])
+        report = {"gradients": 2 + gradients, "products": 0, "bytes_held": 0, "difference_error": error}
+        return vectors.add(backend, direct, product), responds, report
+
+    return _Step(params, opt_state, observe(backend, value, g, params, t), respond)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, final
+from typing import Any, Literal, NamedTuple, final
 
 from hypergrad import vectors
-from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.backend import Backend, Pullback, Scalar, Tree
 from hypergrad.batches import Batches, every_batch, one_batch
+from hypergrad.differences import FiniteDifference, check_mixed
 from hypergrad.errors import (
     ArgumentError,
     Failure,
@@ -30,7 +32,7 @@ from hypergrad.estimators.base import (
 from hypergrad.problem import Bilevel
 from hypergrad.solvers import CG, Solver
 from hypergrad.solvers.base import residual
-from hypergrad.training import inner_gradient, observe
+from hypergrad.training import evaluate, inner_gradient, observe
 
 
 @final
@@ -54,8 +56,11 @@ class Implicit(HypergradientEstimator):
         tolerance: the ‖∇C̃1‖ up to which θ counts as an optimum.
         strict: make it an error, not a warning, to be further away than that.
         on_failure: what a failed solve does: ``"raise"``, or ``"warn"`` and accept the bias.
+        mixed: how H and ∂²_λθ C̃1 are multiplied: exactly, or by a `FiniteDifference` of gradients where
+            they do not exist; a product then costs 2 gradients, and its error bounds the residual below.
 
     Raises:
+        DifferenceError: if a finite difference is not accurate enough.
         SolveError: if the solve failed, with the reason, the step and the true residual.
         InnerNotConvergedError: away from the optimum, if ``strict``.
 
@@ -68,6 +73,7 @@ class Implicit(HypergradientEstimator):
     tolerance: float = 1e-3
     strict: bool = False
     on_failure: Literal["raise", "warn"] = "raise"
+    mixed: FiniteDifference | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.solver, Solver):
@@ -78,6 +84,7 @@ class Implicit(HypergradientEstimator):
             raise ArgumentError(f"Implicit: tolerance = {self.tolerance!r}; it is a positive number")
         if self.on_failure not in ("raise", "warn"):
             raise ArgumentError(f"Implicit: on_failure = {self.on_failure!r}; it is 'raise' or 'warn'")
+        check_mixed("Implicit", self.mixed)
 
     @property
     def training_steps(self) -> int:
@@ -91,36 +98,31 @@ class Implicit(HypergradientEstimator):
         self, backend: Backend, problem: Bilevel, state: State, hparams: Tree, train: Batches, val: Batches
     ) -> Estimate:
         batches = every_batch("train", train, state.step)
-
-        def gradient(params: Tree, hparams: Tree) -> tuple[Tree, tuple[Scalar, Tree]]:
-            value, g = mean_gradient(backend, problem, params, hparams, batches)
-            return g, (value, g)
-
-        _, pullback, (value, g) = backend.vjp(gradient, state.params, hparams, has_aux=True)
-        seen = observe(backend, value, g, (), state.step)
+        look = _exact if self.mixed is None else _by_differences
+        at = look(self, backend, problem, state.params, hparams, batches)
+        seen = observe(backend, at.value, at.gradient, (), state.step)
         validation = validate(backend, problem, state.params, hparams, one_batch("val", val, state.step))
 
         def matvec(p: Tree) -> Tree:
-            return backend.axpy(self.damping, p, pullback(p)[0])
+            return backend.axpy(self.damping, p, at.product(p))
 
         solution = self.solver.solve(backend, matvec, validation.v)
         # H is symmetric, so one pull-back of ∇C̃1 along x gives H x and (∂²_λθ C̃1)ᵀ x together.
-        hx, mixed = pullback(solution.x)
+        hx, mixed, error = at.both(solution.x)
         hx = backend.axpy(self.damping, solution.x, hx)
         true_residual = residual(backend, backend.detach(hx), backend.detach(validation.v))
         return assemble(
             backend,
             validation,
             vectors.scale(backend, -1.0, mixed),
-            pullback.reached[1],
+            at.responds(),
             seen,
             state,
             None
             if self.allow_unused
             else inner_reaches(backend, problem, state.params, hparams, lambda: batches[0]),
-            gradients=len(batches) + 1,
-            products=len(batches) * (solution.products + 1),
-            bytes_held=pullback.nbytes,
+            difference_error=error,
+            **at.spent(solution.products),
             residual=true_residual,
             iterations=solution.iterations,
             curvature=backend.detach(solution.curvature),
@@ -136,6 +138,8 @@ class Implicit(HypergradientEstimator):
         return backend.xp.where(missed, int(Failure.MAX_STEPS), failure)
 
     def _check(self, backend: Backend, out: Estimate) -> None:
+        if self.mixed is not None:
+            self.mixed.check(out.report.difference_error)
         failure = Failure(int(out.report.failure))
         if failure is not Failure.NONE:
             message = self._explain(failure, out)
@@ -190,6 +194,85 @@ class Implicit(HypergradientEstimator):
                     bias,
                     (far, conditioned, f"too few steps: raise max_steps, or {accept}"),
                 )
+
+
+class _Linearised(NamedTuple):
+    """C̃1 at a point, and products with its second derivatives.
+
+    ``product`` is p -> H p; ``both`` is x -> H x, (∂²_λθ C̃1)ᵀ x, and the estimate of their error.
+    """
+
+    value: Scalar
+    gradient: Tree
+    product: Callable[[Tree], Tree]
+    both: Callable[[Tree], tuple[Tree, Tree, Scalar]]
+    responds: Callable[[], Tree]
+    spent: Callable[[Scalar], dict[str, Any]]
+
+
+def _exact(
+    implicit: Implicit, backend: Backend, problem: Bilevel, params: Tree, hparams: Tree, batches: list[Tree]
+) -> _Linearised:
+    """One graph of the gradient, pulled back through for each product."""
+
+    def gradient(params: Tree, hparams: Tree) -> tuple[Tree, tuple[Scalar, Tree]]:
+        value, g = mean_gradient(backend, problem, params, hparams, batches)
+        return g, (value, g)
+
+    _, pullback, (value, g) = backend.vjp(gradient, params, hparams, has_aux=True)
+
+    def spent(products: Scalar) -> dict[str, Any]:
+        count = len(batches)
+        return {
+            "gradients": count + 1,
+            "products": count * (products + 1),
+            "bytes_held": pullback.nbytes,
+        }
+
+    return _Linearised(
+        value,
+        g,
+        lambda p: pullback(p)[0],
+        lambda x: (*pullback(x), float("nan")),
+        lambda: pullback.reached[1],
+        spent,
+    )
+
+
+def _by_differences(
+    implicit: Implicit, backend: Backend, problem: Bilevel, params: Tree, hparams: Tree, batches: list[Tree]
+) -> _Linearised:
+    """First-order gradients alone, at two points for each product."""
+    mixed, draws = implicit.mixed, backend.generator()
+    assert mixed is not None
+
+    def losses(params: Tree, hparams: Tree) -> Scalar:
+        values = [problem.inner(params, hparams, batch) for batch in batches]
+        return sum(values[1:], values[0]) / len(batches)
+
+    def evaluated(params: Tree) -> tuple[Scalar, Pullback]:
+        with backend.replay(draws):
+            return evaluate(backend, "inner", losses, batches, params, hparams)
+
+    def slopes(params: Tree) -> tuple[Tree, ...]:
+        value, pullback = evaluated(params)
+        return pullback(backend.xp.ones_like(value))
+
+    value, pullback = evaluated(params)
+    base = pullback(backend.xp.ones_like(value))
+
+    def product(p: Tree) -> Tree:
+        return mixed.roughly(backend, lambda theta: slopes(theta)[0], params, p, base[0])
+
+    def both(x: Tree) -> tuple[Tree, Tree, Scalar]:
+        (hx, slope), error, _ = mixed.along(backend, slopes, params, x, base)
+        return hx, slope, error
+
+    def spent(products: Scalar) -> dict[str, Any]:
+        gradients = len(batches) * (1 + mixed.sides * (products + 2)) + 1
+        return {"gradients": gradients, "products": 0, "bytes_held": 0}
+
+    return _Linearised(value, base[0], product, both, lambda: pullback.reached[1], spent)
 
 
 def mean_gradient(

@@ -52,6 +52,9 @@ class Pullback(Protocol):
     def __call__(self, cotangent: Tree) -> tuple[Tree, ...]:
         """Return uᵀ ∂f/∂primal for each primal; zeros where f does not depend on a leaf."""
 
+    def onto(self, k: int) -> Callable[[Tree], Tree]:
+        """The part for the k-th primal alone, which may be cheaper."""
+
     @property
     def reached(self) -> tuple[Tree, ...]:
         """For each primal a tree of booleans: does f depend on this leaf? Read off the graph."""

@@ -161,10 +161,13 @@ def observe(backend: Backend, value: Scalar, gradient: Tree, moved: Tree, t: Any
 def first_nonfinite(backend: Backend, tree: Tree) -> Any:
     """The number of the first leaf that holds a NaN or an infinity, −1 if all are finite.
 
-    0 · x is 0 where x is finite and NaN elsewhere, so that the sum cannot overflow.
+    A finite sum shows that all is well, at the price of one look. If it is not, it may have overflowed:
+    0 · x is 0 where x is finite and NaN elsewhere, and cannot.
     """
-    xp = backend.xp
+    xp, leaves = backend.xp, backend.flatten(tree)[0]
+    if backend.readable(*leaves) and all(bool(xp.isfinite(xp.sum(leaf))) for leaf in leaves):
+        return -1
     found: Array = -1
-    for i, leaf in reversed(list(enumerate(backend.flatten(tree)[0]))):
+    for i, leaf in reversed(list(enumerate(leaves))):
         found = xp.where(xp.isfinite(xp.sum(0.0 * leaf)), found, i)
     return found

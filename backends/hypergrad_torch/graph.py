@@ -64,13 +64,20 @@ class Pullback:
         self._inputs, self._outputs, self._unflatten = inputs, outputs, unflatten
 
     def __call__(self, cotangent: Tree) -> tuple[Tree, ...]:
-        cotangents = eager.flatten(cotangent)[0]
+        return self._unflatten(self._pull(cotangent, self._inputs))
+
+    def onto(self, k: int) -> Callable[[Tree], Tree]:
+        leaves, unflatten = eager.flatten(self._unflatten(self._inputs)[k])
+        return lambda cotangent: unflatten(self._pull(cotangent, leaves))
+
+    def _pull(self, cotangent: Tree, inputs: list[Any]) -> list[Any]:
+        """The engine visits no node from which none of the inputs can be reached."""
         pairs = [
             (output, g.to(output.dtype).expand_as(output))
-            for output, g in zip(self._outputs, cotangents, strict=True)
+            for output, g in zip(self._outputs, eager.flatten(cotangent)[0], strict=True)
             if is_float(output) and output.requires_grad
         ]
-        variables = [leaf for leaf in self._inputs if is_float(leaf)]
+        variables = [leaf for leaf in inputs if is_float(leaf)]
         found: Sequence[Tensor | None] = [None] * len(variables)
         if pairs and variables:
             outputs, weights = zip(*pairs, strict=True)
@@ -79,9 +86,7 @@ class Pullback:
                     outputs, variables, weights, retain_graph=True, create_graph=nested(), allow_unused=True
                 )
         gradients = iter(found)
-        return self._unflatten(
-            [_or_zeros(next(gradients), x) if is_float(x) else _zeros(x) for x in self._inputs]
-        )
+        return [_or_zeros(next(gradients), x) if is_float(x) else _zeros(x) for x in inputs]
 
     @cached_property
     def _nodes(self) -> set[Node]:

@@ -140,15 +140,15 @@ def _by_differences(greedy: Greedy, phi: Training, z: Inner, hparams: Tree, batc
     assert mixed is not None
     draws = backend.generator()
 
-    def losses(params: Tree) -> tuple[Scalar, Pullback]:
-        return evaluate(backend, "inner", lambda p, h: problem.inner(p, h, batch), batch, params, hparams)
-
     def slopes(params: Tree) -> Tree:
         with backend.replay(draws):
-            value, pullback = losses(params)
-        return pullback(backend.xp.ones_like(value))[1]
+            value, pullback = backend.vjp(lambda h: problem.inner(params, h, batch), hparams)
+        return pullback(backend.xp.ones_like(value))[0]
 
-    value, pullback = losses(z.params)
+    def loss(params: Tree, hparams: Tree) -> Scalar:
+        return problem.inner(params, hparams, batch)
+
+    value, pullback = evaluate(backend, "inner", loss, batch, z.params, hparams)
     g, base = pullback(backend.xp.ones_like(value))
     update: Pullback | None = None
     if greedy.response == "update":

@@ -232,7 +232,7 @@ def _exact(
     return _Linearised(
         value,
         g,
-        lambda p: pullback(p)[0],
+        pullback.onto(0),
         lambda x: (*pullback(x), float("nan")),
         lambda: pullback.reached[1],
         spent,
@@ -269,7 +269,8 @@ def _by_differences(
         return hx, slope, error
 
     def spent(products: Scalar) -> dict[str, Any]:
-        gradients = len(batches) * (1 + mixed.sides * (products + 2)) + 1
+        last = 2 if mixed.estimate_error else 1
+        gradients = len(batches) * (1 + mixed.sides * (products + last)) + 1
         return {"gradients": gradients, "products": 0, "bytes_held": 0}
 
     return _Linearised(value, base[0], product, both, lambda: pullback.reached[1], spent)

@@ -87,6 +87,18 @@ def pullbacks_are_linear(backend: Backend) -> None:
     close(backend, pullback(u)[0], first, 0.0)
 
 
+def pullbacks_come_apart(backend: Backend) -> None:
+    """The part for one primal is that of the whole."""
+    x, y, u = vector(backend, 0, 3), tree(backend, 9), vector(backend, 18, 3)
+
+    def f(x: Any, y: Any) -> Any:
+        return backend.xp.tanh(x * (y["w"] @ y["rest"][0]) + y["rest"][1][0])
+
+    _, pullback = backend.vjp(f, x, y)
+    for k, part in enumerate(pullback(u)):
+        close(backend, pullback.onto(k)(u), part, 0.0)
+
+
 def derivatives_nest(backend: Backend) -> None:
     """A Hessian is symmetric, and a third derivative agrees with differences of the second."""
     x, u, w = tree(backend, 0), tree(backend, 9), tree(backend, 18)
@@ -197,6 +209,7 @@ BACKEND_LAWS: tuple[Callable[[Backend], None], ...] = (
     gradients_are_derivatives,
     forward_is_reverse_transposed,
     pullbacks_are_linear,
+    pullbacks_come_apart,
     derivatives_nest,
     outer_derivatives_reach_inside,
     graphs_say_what_they_reach,

@@ -95,6 +95,9 @@ class Pullback:
             ]
         )
 
+    def onto(self, k: int) -> Callable[[Tree], Tree]:
+        return lambda cotangent: self(cotangent)[k]
+
     @property
     def reached(self) -> tuple[Tree, ...]:
         nodes = set(self._order)

@@ -1,0 +1,116 @@
+"""What a hypergradient costs, in training gradients: FLOPs, interleaved time and memory against targets.
+
+    python benchmarks/cost.py --backend torch [--width 1000] [--batch 100] [--repeats 15] [--out FILE.json]
+
+The unit g is one training gradient, forward and backward, of the same loss on the same batch in the same
+process. FLOPs are those of matrix products, and repeat to the digit; times are ratios of medians, each
+round measuring the baseline and all candidates in turn. Use widths of 384 and more: smaller nets measure
+the interpreter. The net is an MLP 784-3×width-10 with ReLU.
+"""
+
+import argparse
+import importlib
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+Program = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A program, how many gradients it is compared with, and what is asked of it (in g of each kind)."""
+
+    name: str
+    program: Program
+    unit: Program
+    per: float = 1.0
+    less: float = 0.0
+    flops: float | None = None
+    seconds: float | None = None
+
+
+@dataclass
+class Measured:
+    """What was seen of a row."""
+
+    row: Row
+    flops: float = float("nan")
+    times: list[float] = field(default_factory=list)
+    units: list[float] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Ratio of the medians."""
+        ratio = statistics.median(self.times) / statistics.median(self.units)
+        return (ratio - self.row.less) / self.row.per
+
+    def as_dict(self) -> dict[str, Any]:
+        targets = {"flops_target": self.row.flops, "seconds_target": self.row.seconds}
+        return {"name": self.row.name, "flops": self.flops, "seconds": self.seconds, **targets}
+
+
+def measure(rows: list[Row], suite: Any, repeats: int) -> list[Measured]:
+    """FLOPs once, and times interleaved: A B C … A B C …"""
+    results = [Measured(row) for row in rows]
+    for result in results:
+        row = result.row
+        result.flops = (suite.flops(row.program) / suite.flops(row.unit) - row.less) / row.per
+    units = list({id(row.unit): row.unit for row in rows}.values())
+    for program in [*units, *(row.program for row in rows)]:
+        program()
+    for _ in range(repeats):
+        once = {id(unit): clock(unit, suite) for unit in units}
+        for result in results:
+            result.times.append(clock(result.row.program, suite))
+            result.units.append(once[id(result.row.unit)])
+    return results
+
+
+def clock(program: Program, suite: Any) -> float:
+    begin = time.perf_counter()
+    suite.wait(program())
+    return time.perf_counter() - begin
+
+
+def show(results: list[Measured]) -> None:
+    def against(value: float, target: float | None) -> str:
+        mark = "" if target is None else f" ≤ {target:<5.4g}" + (" " if value <= target else "✗")
+        return f"{value:8.3f}{mark:9}"
+
+    print(f"{'':58} {'FLOPs':>8} {'target':8} {'time':>8} {'target':8}")
+    for result in results:
+        row, time = result.row, against(result.seconds, result.row.seconds)
+        print(f"{row.name:58} {against(result.flops, row.flops)} {time}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backend", default="torch")
+    parser.add_argument("--width", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    suite = importlib.import_module(f"cost_{options.backend}")
+    rows = [row for row in suite.rows(options.width, options.batch) if options.only in row.name]
+    about = {"backend": options.backend, "width": options.width, "batch": options.batch}
+    about |= {"machine": platform.machine(), "versions": suite.versions()}
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    results = measure(rows, suite, options.repeats)
+    show(results)
+    if options.out:
+        options.out.write_text(json.dumps({**about, "rows": [r.as_dict() for r in results]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""The rows of ``cost.py`` for PyTorch."""
+
+from typing import Any
+
+import torch
+from cost import Program, Row
+from hypergrad_torch import ModuleTuner
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+import hypergrad as hg
+
+IN, OUT, UNROLL, PRODUCTS, PERIOD = 784, 10, 10, 10, 10
+
+
+def versions() -> dict[str, Any]:
+    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+class Counter(TorchDispatchMode):
+    """Add up the FLOPs of matrix products, by torch's own formulas."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def flops(program: Program) -> int:
+    with Counter() as counter:
+        program()
+    return counter.total
+
+
+def wait(_: Any) -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def parameters(width: int) -> dict[str, Any]:
+    sizes = [IN, width, width, width, OUT]
+    pairs = list(zip(sizes, sizes[1:], strict=False))
+    weights = {f"w{k}": torch.randn(m, n) / m**0.5 for k, (m, n) in enumerate(pairs)}
+    return weights | {f"b{k}": torch.zeros(n) for k, (_, n) in enumerate(pairs)}
+
+
+def logits(params, x, noise=None):
+    for k in range(4):
+        if noise is not None:
+            x = x + noise[k] * torch.randn_like(x)
+        x = torch.addmm(params[f"b{k}"], x, params[f"w{k}"])
+        x = torch.relu(x) if k < 3 else x
+    return x
+
+
+def outer(params, hparams, batch):
+    return nn.functional.cross_entropy(logits(params, batch[0]), batch[1])
+
+
+def with_l2(params, hparams, batch):
+    """One strength for each layer."""
+    strengths = torch.exp(hparams)
+    penalty = sum(strengths[k] * torch.sum(params[f"w{k}"] ** 2) for k in range(4))
+    return outer(params, hparams, batch) + penalty
+
+
+def with_noise(params, hparams, batch):
+    """Gaussian noise at the input of each layer, one level for each."""
+    return nn.functional.cross_entropy(logits(params, batch[0], hparams), batch[1])
+
+
+def with_many(params, hparams, batch):
+    """A strength for all weights of the second layer, for each of its rows, or for each weight."""
+    return outer(params, hparams, batch) + torch.sum(torch.exp(hparams) * params["w1"] ** 2)
+
+
+def batch_of(size):
+    return torch.randn(size, IN), torch.randint(OUT, (size,))
+
+
+def rows(width: int, size: int) -> list[Row]:
+    torch.manual_seed(0)
+    params, train, val = parameters(width), batch_of(size), batch_of(size)
+    l2, noise = torch.full((4,), -6.0), torch.full((4,), 0.1)
+
+    def gradient(loss, hparams) -> Program:
+        variables = {name: p.clone().requires_grad_() for name, p in params.items()}
+        return lambda: torch.autograd.grad(loss(variables, hparams, train), list(variables.values()))
+
+    def estimate(loss, hparams, estimator, batches=train) -> Program:
+        problem = hg.Bilevel(loss, outer)
+        state = estimator.init(problem, params, hparams)
+        return lambda: estimator.estimate(problem, state, hparams, batches, val)
+
+    def tuned(every) -> Program:
+        net = nn.Sequential(
+            nn.Linear(IN, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
+            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, OUT),
+        )  # fmt: skip
+        lam = torch.full((4,), -6.0, requires_grad=True)
+        weights = [layer.weight for layer in net if isinstance(layer, nn.Linear)]
+
+        def judge(model, lam, batch):
+            return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+        def train_loss(model, lam, batch):
+            layers = [layer for layer in model if isinstance(layer, nn.Linear)]
+            strengths = torch.exp(lam)
+            penalty = sum(s * torch.sum(layer.weight**2) for s, layer in zip(strengths, layers, strict=True))
+            return judge(model, lam, batch) + penalty
+
+        assert len(weights) == 4
+        tuner = ModuleTuner(
+            net,
+            torch.optim.SGD(net.parameters(), 0.01),
+            lam,
+            inner=train_loss,
+            outer=judge,
+            hyper_optimizer=torch.optim.Adam([lam], 1e-2),
+            every=every,
+        )
+        return lambda: [tuner.step(train, val) for _ in range(every)]
+
+    g_l2, g_noise = gradient(with_l2, l2), gradient(with_noise, noise)
+    greedy = hg.Greedy(hg.SGD(0.01))
+    step_l2, step_noise = estimate(with_l2, l2, greedy), estimate(with_noise, noise, greedy)
+
+    def now_and_then(g, step) -> Program:
+        return lambda: [step() if k == 0 else g() for k in range(PERIOD)]
+
+    shapes = {"1": (), "10³": (width,), "10⁶": (width, width)}
+    strengths = {n: torch.full(shape, -6.0) for n, shape in shapes.items()}
+    many = {n: estimate(with_many, h, greedy) for n, h in strengths.items()}
+    neumann = hg.Implicit(hg.Neumann(PRODUCTS - 1, step_size=1e-3), tolerance=float("inf"))
+    batches = [train] * UNROLL
+    full = estimate(with_noise, noise, hg.Unrolled(hg.SGD(0.01), UNROLL), batches)
+    states = estimate(with_noise, noise, hg.Unrolled(hg.SGD(0.01), UNROLL, tape=hg.States()), batches)
+    simple = hg.Greedy(hg.SGD(0.01), mixed=hg.FiniteDifference(sides=1, estimate_error=False))
+    return [
+        Row("Greedy, L2, extra over the training gradient", step_l2, g_l2, less=1, flops=1.02),
+        Row("Greedy, noise, extra", step_noise, g_noise, less=1, flops=2.38),
+        Row(
+            "Greedy, noise by a one-sided difference, extra",
+            estimate(with_noise, noise, simple),
+            g_noise,
+            less=1,
+            flops=1.75,
+        ),
+        Row("Greedy, L2, whole step", step_l2, g_l2, seconds=2.05),
+        Row("Greedy, noise, whole step", step_noise, g_noise, seconds=3.5),
+        Row(
+            "Greedy, L2, 1 update in 10 steps, extra", now_and_then(g_l2, step_l2), g_l2, PERIOD, PERIOD, 0.11
+        ),
+        Row(
+            "Greedy, noise, 1 update in 10 steps, extra",
+            now_and_then(g_noise, step_noise),
+            g_noise,
+            PERIOD,
+            PERIOD,
+            0.24,
+        ),
+        Row("Greedy, 10³ penalties against 1", many["10³"], many["1"], seconds=1.05),
+        Row("Greedy, 10⁶ penalties against 1", many["10⁶"], many["1"], seconds=1.05),
+        Row("ModuleTuner, SGD, L2, every=1, whole step", tuned(1), g_l2),
+        Row("ModuleTuner, SGD, L2, every=10, a step", tuned(10), g_l2, per=10),
+        Row(
+            f"Implicit, K = {PRODUCTS} products, per 2 + 1.9 K",
+            estimate(with_noise, noise, neumann),
+            g_noise,
+            per=2 + 1.9 * PRODUCTS,
+            flops=1.0,
+        ),
+        Row(f"Unrolled, Full, T = {UNROLL}, a step", full, g_noise, UNROLL, 1, flops=3.0),
+        Row(f"Unrolled, States, T = {UNROLL}, a step", states, g_noise, UNROLL, 1, flops=4.05, seconds=4.05),
+    ]

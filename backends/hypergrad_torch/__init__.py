@@ -1,10 +1,12 @@
 """PyTorch for `hypergrad`: tensors, modules and optimisers, on CPU and CUDA.
 
 `TorchBackend` serves every estimator of `hypergrad` on tensors. `ModuleTuner` trains an ``nn.Module`` in
-place with its own ``torch.optim`` optimiser, and tunes hyperparameters on the way.
+place with its own ``torch.optim`` optimiser, and tunes hyperparameters on the way. `compile` makes one
+program of a whole estimate.
 """
 
 from hypergrad_torch.backend import TorchBackend
+from hypergrad_torch.compiled import compile
 from hypergrad_torch.tuner import Metrics, ModuleTuner
 
-__all__ = ["Metrics", "ModuleTuner", "TorchBackend"]
+__all__ = ["Metrics", "ModuleTuner", "TorchBackend", "compile"]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import array_api_compat.torch as compat
 import numpy as np
@@ -18,6 +17,7 @@ from hypergrad import eager
 from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree
 from hypergrad_torch.graph import detach, is_float, linearise
 from hypergrad_torch.optimizers import TorchOptimizer
+from hypergrad_torch.randomness import generator, replay, restore
 
 
 def _where(condition: Any, x: Any, y: Any) -> Any:
@@ -25,13 +25,6 @@ def _where(condition: Any, x: Any, y: Any) -> Any:
     if isinstance(condition, bool):
         return x if condition else y
     return torch.where(condition, x, y)
-
-
-class Draws(NamedTuple):
-    """State of torch's generators: the CPU's, and those of the CUDA devices in use."""
-
-    cpu: Tensor
-    cuda: tuple[Tensor, ...] = ()
 
 
 @final
@@ -149,29 +142,9 @@ class TorchBackend:
 
     # Randomness: torch's default generators.
 
-    def generator(self, seed: int | None = None) -> Any:
-        cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        if seed is None:
-            return Draws(torch.get_rng_state(), tuple(torch.cuda.get_rng_state_all()) if cuda else ())
-        count = torch.cuda.device_count() if cuda else 0
-        return Draws(
-            torch.Generator().manual_seed(seed).get_state(),
-            tuple(torch.Generator(f"cuda:{i}").manual_seed(seed).get_state() for i in range(count)),
-        )
-
-    @contextmanager
-    def replay(self, generator: Any) -> Iterator[None]:
-        found = self.generator()
-        self.restore(generator)
-        try:
-            yield
-        finally:
-            self.restore(found)
-
-    def restore(self, generator: Any) -> None:
-        torch.set_rng_state(generator.cpu)
-        if generator.cuda:
-            torch.cuda.set_rng_state_all(generator.cuda)
+    generator = staticmethod(generator)
+    replay = staticmethod(replay)
+    restore = staticmethod(restore)
 
     # Optimisers.
 

@@ -19,10 +19,11 @@ from hypergrad.errors import ArgumentError, CheckpointError, NonFiniteError
 from hypergrad.estimators import Estimate, Greedy, HypergradientEstimator, Implicit, State, Unrolled
 from hypergrad.problem import Bilevel
 from hypergrad.updates import Schedule
-from hypergrad_torch.backend import Draws, TorchBackend
+from hypergrad_torch.backend import TorchBackend
 from hypergrad_torch.graph import detach
 from hypergrad_torch.modules import Buffers, Hyperparameters, Loss, Losses, check_module, copy_hooks, used
 from hypergrad_torch.optimizers import Options, TorchOptimizer, dialect
+from hypergrad_torch.randomness import Draws, generator, replay, restore
 from hypergrad_torch.training import InPlace, Snapshot, Trainer, copied, grads_kept
 
 
@@ -62,7 +63,7 @@ class _Pass:
 
     def __init__(self, tuner: ModuleTuner, live: bool) -> None:
         self._tuner, self._losses, self._backend = tuner, tuner._losses, tuner._backend
-        self._live, self.buffers, self.draws = live, self._losses.buffers(), self._backend.generator()
+        self._live, self.buffers, self.draws = live, self._losses.buffers(), generator()
         self._used: dict[str, bool] = {}
 
     def used(self) -> dict[str, bool]:
@@ -73,11 +74,11 @@ class _Pass:
         value: Any = None
         buffers = _copies(record.buffers)
         copy_hooks(self._tuner._trainer.params, theta)
-        with self._backend.replay(record.draws):
+        with replay(record.draws):
             for part in self._tuner._micro(record.batch):
                 term = self._tuner._share(self._losses(self._tuner.inner, theta, lam, part, buffers))
                 value = term if value is None else value + term
-            draws = self._backend.generator()
+            draws = generator()
         if self._live:
             self._live, self.buffers, self.draws = False, detach(buffers), draws
         if isinstance(value, Tensor):
@@ -85,7 +86,7 @@ class _Pass:
         return value  # type: ignore[no-any-return]
 
     def outer(self, theta: dict[str, Tensor], lam: Tree, batch: Any) -> Tensor:
-        with self._backend.replay(self.draws):
+        with replay(self.draws):
             return self._losses(self._tuner.outer, theta, lam, batch, _copies(self.buffers))
 
 
@@ -223,7 +224,7 @@ class ModuleTuner:
         state = State(start.params, opt_state, self.steps)
         out = self._estimate(estimator, losses, state, lambda t: record, val_batch)
         self._losses.set_buffers(losses.buffers)
-        self._backend.restore(losses.draws)
+        restore(losses.draws)
         return out
 
     def _look_back(self, window: _Window | None, record: _Record, val_batch: Any) -> Estimate:
@@ -260,7 +261,7 @@ class ModuleTuner:
             {key: copied(value) for key, value in group.items() if key != "params"}
             for group in self.optimizer.param_groups
         ]
-        return _Record(batch, self._backend.generator(), self._losses.buffers(), options)
+        return _Record(batch, generator(), self._losses.buffers(), options)
 
     def _extended(self, record: _Record) -> _Window | None:
         """The window with one more step, if an estimate is going to reach back to it."""
@@ -278,12 +279,12 @@ class ModuleTuner:
 
         A step that does not move λ fails, if at all, before the optimiser has moved.
         """
-        draws, buffers = self._backend.generator(), self._losses.buffers()
+        draws, buffers = generator(), self._losses.buffers()
         start = Snapshot.take(self._trainer) if everything else None
         try:
             yield start
         except BaseException:
-            self._backend.restore(draws)
+            restore(draws)
             self._losses.set_buffers(buffers)
             if start is not None:
                 start.restore()
@@ -310,7 +311,7 @@ class ModuleTuner:
 
         Plain containers of tensors, which ``torch.load(..., weights_only=True)`` reads.
         """
-        draws = self._backend.generator()
+        draws = generator()
         return {
             "steps": self.steps,
             "model": self.model.state_dict(),
@@ -346,7 +347,7 @@ class ModuleTuner:
             for path, tensor in held.items():
                 tensor.copy_(state["hparams"][path])
         cpu, *cuda = state["draws"]
-        self._backend.restore(Draws(cpu, tuple(cuda)))
+        restore(Draws(cpu, tuple(cuda)))
         self._window = None if state["window"] is None else _read(self._trainer, state["window"])
         self.steps = int(state["steps"])
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 from hypergrad.backend import Array, Backend, Tree
-from hypergrad.updates.base import Hyper, UpdateRule, check_range, is_off, resolve, safe_sqrt
+from hypergrad.updates.base import Hyper, UpdateRule, check_range, clock, is_off, resolve, safe_sqrt
 
 
 class Total(NamedTuple):
@@ -55,7 +55,7 @@ class Adagrad(UpdateRule):
             decay = resolve(backend, "weight_decay", self.weight_decay, hparams, step)
             gradient = backend.axpy(decay, params, gradient)
         square = backend.map(lambda s, g: s + g * g, opt_state.square, gradient)
-        rate = lr / (1 + step * lr_decay)
+        rate = lr / (1 + clock(backend, step, params) * lr_decay)
 
         def leaf(theta: Array, g: Array, s: Array) -> Array:
             return theta - rate * g / (safe_sqrt(backend, s) + eps)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
-from hypergrad.backend import Array, Backend, Tree
-from hypergrad.updates.base import Hyper, UpdateRule, check_range, is_off, resolve, safe_sqrt
+from hypergrad.backend import Array, Backend, Scalar, Tree
+from hypergrad.updates.base import Hyper, UpdateRule, check_range, clock, is_off, resolve, safe_sqrt
 
 
 class Moments(NamedTuple):
@@ -118,10 +119,18 @@ def _adam(
     mean = backend.map(lambda m, g: beta1 * m + (1 - beta1) * g, moments.mean, gradient)
     square = backend.map(lambda s, g: beta2 * s + (1 - beta2) * g * g, moments.square, gradient)
     largest = backend.map(backend.xp.maximum, moments.largest, square) if adam.amsgrad else ()
-    correction1, correction2 = 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
+    t = clock(backend, step, params) + 1
+    correction1, correction2 = _correction(backend, beta1, t), _correction(backend, beta2, t)
 
     def leaf(theta: Array, m: Array, s: Array) -> Array:
         return theta - lr * (m / correction1) / (safe_sqrt(backend, s / correction2) + eps)
 
     scale = largest if adam.amsgrad else square
     return backend.map(leaf, params, mean, scale), Moments(mean, square, largest)
+
+
+def _correction(backend: Backend, beta: Scalar, t: Any) -> Scalar:
+    """1 − βᵗ; for a traced t without the cancellation, which would cost half of float32's digits."""
+    if isinstance(beta, float) and beta > 0 and not isinstance(t, int):
+        return -backend.xp.expm1(t * math.log(beta))
+    return 1 - beta**t

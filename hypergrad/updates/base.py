@@ -127,6 +127,16 @@ def check_range(rule: str, name: str, hyper: Hyper, low: float, high: float) -> 
         )
 
 
+def clock(backend: Backend, step: Any, params: Tree) -> Any:
+    """The step as a number to compute with: a traced integer in the dtype of the parameters.
+
+    Frameworks turn an integer times a number into their default dtype, which may be too narrow.
+    """
+    if isinstance(step, int):
+        return step
+    return step * backend.asarray(1.0, like=backend.flatten(params)[0][0])
+
+
 def safe_sqrt(backend: Backend, x: Array) -> Array:
     r"""Square root whose derivative at 0 is taken as 0, where √x has none.
 

@@ -113,3 +113,8 @@ def check_same(backend: Backend, name: str, given: Tree, root: str, expected: Tr
                 f"{name}: {path} has dtype {mine.dtype}, expected {other.dtype}: something wider or "
                 "narrower was mixed in, and would convert it silently"
             )
+
+
+def is_number(value: object) -> bool:
+    """Is this a Python number, and no boolean?"""
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -130,6 +130,12 @@ class Backend(Protocol):
     def detach(self, tree: Tree) -> Tree:
         """The same values, constant for every derivative, outer ones too."""
 
+    def adopt(self, tree: Tree) -> Tree:
+        """Take in the caller's arrays: outside of any derivative taken here, as constants.
+
+        Only a framework that records whatever its arrays go through has anything to cut.
+        """
+
     # Control flow.
     def scan(
         self,

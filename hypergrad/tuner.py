@@ -125,6 +125,7 @@ class Tuner:
         """
         found = find_backend(params, hparams, backend=backend)
         check_variables(found, params=params, hparams=hparams)
+        params, hparams = found.adopt((params, hparams))
         inner = self.estimator.init(self.problem, params, hparams, backend=found)
         if not self._trains:
             inner = inner._replace(opt_state=self._rule.init(found, params))
@@ -153,7 +154,7 @@ class Tuner:
         """
         found = find_backend(state.inner.params, state.free, backend=backend)
         with undo_draws(found):
-            return self._step(found, state, train, val)
+            return self._step(found, found.adopt(state), train, val)
 
     def _step(
         self, backend: Backend, state: TunerState, train: Batches, val: Batches

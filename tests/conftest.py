@@ -1,5 +1,7 @@
 """What all tests share: deterministic properties, and every backend that is registered and installed."""
 
+from importlib.util import find_spec
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -13,6 +15,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("deterministic")
+
+if find_spec("torch"):
+    import torch
+
+    torch.set_num_threads(1)  # the problems are tiny: threads would only wait for one another
 
 
 @pytest.fixture(params=[row.name for row in available() if row.installed])

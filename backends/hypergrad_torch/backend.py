@@ -15,7 +15,7 @@ from torch._subclasses import FakeTensor
 
 from hypergrad import eager
 from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree
-from hypergrad_torch.graph import detach, is_float, linearise
+from hypergrad_torch.graph import detach, is_float, linearise, nested
 from hypergrad_torch.optimizers import TorchOptimizer
 from hypergrad_torch.randomness import generator, replay, restore
 
@@ -120,6 +120,9 @@ class TorchBackend:
         return value, tangent
 
     detach = staticmethod(detach)
+
+    def adopt(self, tree: Tree) -> Tree:
+        return tree if nested() else detach(tree)
 
     # Control flow.
 

@@ -131,7 +131,7 @@ class HypergradientEstimator(ABC):
         """
         found = find_backend(params, hparams, backend=backend)
         check_variables(found, params=params, hparams=hparams)
-        return self._init(found, params)
+        return self._init(found, found.adopt(params))
 
     def estimate(
         self,
@@ -166,6 +166,7 @@ class HypergradientEstimator(ABC):
         """
         found = find_backend(state.params, hparams, backend=backend)
         check_variables(found, params=state.params, hparams=hparams)
+        state, hparams = found.adopt((state, hparams))
         with undo_draws(found):
             out = self._estimate(found, problem, state, hparams, train, val)
             check_same(found, type(self).__name__, out.hypergradient, "hparams", hparams)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, final
 
 from hypergrad import vectors
-from hypergrad.backend import Backend, Pullback, Scalar, Tree
+from hypergrad.arguments import is_number
+from hypergrad.backend import Backend, Scalar, Tree
 from hypergrad.batches import Batches, every_batch, one_batch
 from hypergrad.differences import FiniteDifference, check_mixed
 from hypergrad.errors import (
@@ -78,9 +79,9 @@ class Implicit(HypergradientEstimator):
     def __post_init__(self) -> None:
         if not isinstance(self.solver, Solver):
             raise ArgumentError(f"Implicit: solver = {self.solver!r}; it is a solver such as hg.CG()")
-        if not self.damping >= 0:
+        if not (is_number(self.damping) and self.damping >= 0):
             raise ArgumentError(f"Implicit: damping = {self.damping!r}; it is a number ≥ 0")
-        if not self.tolerance > 0:
+        if not (is_number(self.tolerance) and self.tolerance > 0):
             raise ArgumentError(f"Implicit: tolerance = {self.tolerance!r}; it is a positive number")
         if self.on_failure not in ("raise", "warn"):
             raise ArgumentError(f"Implicit: on_failure = {self.on_failure!r}; it is 'raise' or 'warn'")
@@ -250,15 +251,12 @@ def _by_differences(
         values = [problem.inner(params, hparams, batch) for batch in batches]
         return sum(values[1:], values[0]) / len(batches)
 
-    def evaluated(params: Tree) -> tuple[Scalar, Pullback]:
+    def slopes(params: Tree) -> Tree:
         with backend.replay(draws):
-            return evaluate(backend, "inner", losses, batches, params, hparams)
-
-    def slopes(params: Tree) -> tuple[Tree, ...]:
-        value, pullback = evaluated(params)
+            value, pullback = backend.vjp(losses, params, hparams)
         return pullback(backend.xp.ones_like(value))
 
-    value, pullback = evaluated(params)
+    value, pullback = evaluate(backend, "inner", losses, batches, params, hparams)
     base = pullback(backend.xp.ones_like(value))
 
     def product(p: Tree) -> Tree:

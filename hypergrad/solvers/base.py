@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from hypergrad import vectors
+from hypergrad.arguments import is_number
 from hypergrad.backend import Backend, Scalar, Tree
 from hypergrad.errors import ArgumentError, Failure
 
@@ -61,7 +62,7 @@ def check_tolerance(solver: str, rtol: float | None) -> None:
     Raises:
         ArgumentError: if it is not in (0, 1).
     """
-    if rtol is not None and not 0 < rtol < 1:
+    if rtol is not None and not (is_number(rtol) and 0 < rtol < 1):
         raise ArgumentError(f"{solver}: rtol = {rtol!r}; it is a number between 0 and 1")
 
 

@@ -151,6 +151,9 @@ class PebbleBackend:
     def detach(self, tree: Tree) -> Tree:
         return self.map(lambda x: Array(x.data) if isinstance(x, Array) else x, tree)
 
+    def adopt(self, tree: Tree) -> Tree:
+        return tree
+
     # Control flow: Python's own.
 
     scan = staticmethod(eager.scan)

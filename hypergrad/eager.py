@@ -6,6 +6,7 @@ A backend takes the functions it wants, ``flatten = staticmethod(eager.flatten)`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import optree
@@ -21,7 +22,12 @@ def flatten(tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Tree]]:
 
 def paths(tree: Tree, root: str) -> list[str]:
     """Name every leaf as one would write it in Python."""
-    return [accessor.codify(root) for accessor in optree.tree_accessors(tree)]
+    return list(_paths(optree.tree_structure(tree), root))
+
+
+@lru_cache(maxsize=256)
+def _paths(spec: optree.PyTreeSpec, root: str) -> tuple[str, ...]:
+    return tuple(accessor.codify(root) for accessor in spec.accessors())
 
 
 def map(f: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:  # noqa: A001 - the protocol's own name

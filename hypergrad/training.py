@@ -151,11 +151,13 @@ def observe(backend: Backend, value: Scalar, gradient: Tree, moved: Tree, t: Any
     """
     where = backend.xp.where
     value, gradient, moved = (backend.detach(part) for part in (value, gradient, moved))
-    slope, after = first_nonfinite(backend, gradient), first_nonfinite(backend, moved)
+    size = vectors.norm(backend, gradient)
+    sound = backend.readable(size) and bool(backend.xp.isfinite(size))
+    slope, after = -1 if sound else first_nonfinite(backend, gradient), first_nonfinite(backend, moved)
     leaf = where(slope < 0, after, slope)
     fine = backend.xp.isfinite(value)
     bad_step = where(fine, where(leaf < 0, -1, t), t)
-    return Seen(value, vectors.norm(backend, gradient), bad_step, where(fine, leaf, -1))
+    return Seen(value, size, bad_step, where(fine, leaf, -1))
 
 
 def first_nonfinite(backend: Backend, tree: Tree) -> Any:
@@ -165,7 +167,7 @@ def first_nonfinite(backend: Backend, tree: Tree) -> Any:
     0 · x is 0 where x is finite and NaN elsewhere, and cannot.
     """
     xp, leaves = backend.xp, backend.flatten(tree)[0]
-    if backend.readable(*leaves) and all(bool(xp.isfinite(xp.sum(leaf))) for leaf in leaves):
+    if leaves and backend.readable(*leaves) and bool(xp.isfinite(sum(xp.sum(leaf) for leaf in leaves))):
         return -1
     found: Array = -1
     for i, leaf in reversed(list(enumerate(leaves))):

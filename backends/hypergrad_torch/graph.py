@@ -100,12 +100,9 @@ class Pullback:
     def nbytes(self) -> int:
         storages: dict[int, int] = {}
         for node in self._nodes:
-            for name in _saved_names(node.__class__):
-                saved = getattr(node, name)
-                for tensor in saved if isinstance(saved, tuple | list) else (saved,):
-                    if isinstance(tensor, Tensor):
-                        storage = tensor.untyped_storage()
-                        storages[storage._cdata] = storage.nbytes()
+            for tensor in _saved(node):
+                storage = tensor.untyped_storage()
+                storages[storage._cdata] = storage.nbytes()
         return sum(storages.values())
 
 
@@ -188,8 +185,21 @@ def _or_zeros(gradient: Tensor | None, leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf, requires_grad=False) if gradient is None else gradient
 
 
+def _saved(node: Node) -> Iterator[Tensor]:
+    """The tensors that a node keeps for the backward pass."""
+    names = _saved_names(node.__class__)
+    for name in tuple(names):
+        saved = getattr(node, name)
+        if isinstance(saved, Tensor):
+            yield saved
+        elif isinstance(saved, tuple | list) and any(isinstance(x, Tensor) for x in saved):
+            yield from (x for x in saved if isinstance(x, Tensor))
+        elif saved is not None and saved != () and saved != []:
+            names.remove(name)  # a size or another option, in every node of this kind
+
+
 @cache
-def _saved_names(kind: Any) -> tuple[str, ...]:
-    """The attributes under which a kind of node shows what it saved for the backward pass."""
+def _saved_names(kind: Any) -> list[str]:
+    """The attributes under which a kind of node shows what it saved."""
     names = [name for name in dir(kind) if name.startswith("_saved_")]
-    return tuple(names) or (("saved_tensors",) if hasattr(kind, "saved_tensors") else ())
+    return names or (["saved_tensors"] if hasattr(kind, "saved_tensors") else [])

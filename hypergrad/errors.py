@@ -120,6 +120,32 @@ class SolveError(HypergradError, ArithmeticError):
         self.reason, self.step, self.residual = reason.name.lower(), step, residual
 
 
+class ReplayError(HypergradError, RuntimeError):
+    """Training steps that were taken again went another way than the first time.
+
+    Attributes:
+        distance: ‖θ‖ between where they ended.
+        length: how far training went in all.
+    """
+
+    distance: float
+    length: float
+
+    def __init__(self, distance: float, length: float) -> None:
+        message = explain(
+            f"training steps taken again ended {distance:.1e} away from where they ended before, having gone "
+            f"{length:.1e}",
+            "The hypergradient would be that of another training run.",
+            (
+                "a batch was changed in place after its step, by the loader or by the loss: hand in copies",
+                "a loss draws from a generator of its own: use the framework's, or draw into the batch",
+                "a loss reads something that has changed since: give it with the batch",
+            ),
+        )
+        Exception.__init__(self, message)
+        self.distance, self.length = distance, length
+
+
 class DifferenceError(HypergradError, ArithmeticError):
     """A second-order product by finite differences was not accurate enough.
 

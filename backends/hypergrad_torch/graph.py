@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hypergrad import eager
 from hypergrad.errors import DisconnectedError, explain
-from hypergrad_torch.unsupported import refuse_once_differentiable, translated
+from hypergrad_torch.unsupported import refuse_undifferentiable, translated
 
 Tree = Any
 Node = Any
@@ -78,15 +78,15 @@ class Pullback:
             if is_float(output) and output.requires_grad
         ]
         variables = [leaf for leaf in inputs if is_float(leaf)]
-        found: Sequence[Tensor | None] = [None] * len(variables)
+        gradients: Sequence[Tensor | None] = [None] * len(variables)
         if pairs and variables:
             outputs, weights = zip(*pairs, strict=True)
             with translated():
-                found = torch.autograd.grad(
+                gradients = torch.autograd.grad(
                     outputs, variables, weights, retain_graph=True, create_graph=nested(), allow_unused=True
                 )
-        gradients = iter(found)
-        return [_or_zeros(next(gradients), x) if is_float(x) else _zeros(x) for x in inputs]
+        each = iter(gradients)
+        return [_or_zeros(next(each), x) if is_float(x) else _zeros(x) for x in inputs]
 
     @cached_property
     def _nodes(self) -> set[Node]:
@@ -94,7 +94,7 @@ class Pullback:
 
     @cached_property
     def reached(self) -> tuple[Tree, ...]:
-        return self._unflatten(_found(self._inputs, self._nodes))
+        return self._unflatten(found(self._inputs, self._nodes))
 
     @cached_property
     def nbytes(self) -> int:
@@ -118,11 +118,6 @@ def history(outputs: Sequence[Any]) -> set[Node]:
     return seen
 
 
-def reached(outputs: Sequence[Any], inputs: Sequence[Any]) -> list[bool]:
-    """Do the outputs depend on each input, by the graph?"""
-    return _found(inputs, history(outputs))
-
-
 def linearise(f: Callable[..., Any], primals: tuple[Tree, ...], has_aux: bool) -> tuple[Tree, Tree, Pullback]:
     """Evaluate f and keep its graph: ``value, aux, pullback``.
 
@@ -138,7 +133,7 @@ def linearise(f: Callable[..., Any], primals: tuple[Tree, ...], has_aux: bool) -
     value, aux = result if has_aux else (result, None)
     pullback = Pullback(inputs, eager.flatten(value)[0], unflatten)
     if inner:
-        refuse_once_differentiable(pullback._nodes)
+        refuse_undifferentiable(pullback._nodes, second=any(x.requires_grad for x in leaves if is_float(x)))
         return value, aux, pullback
     return detach(value), detach(aux), pullback
 
@@ -168,7 +163,8 @@ def _variable(leaf: Tensor, inner: bool) -> Tensor:
     return leaf.detach().requires_grad_()
 
 
-def _found(inputs: Sequence[Any], nodes: set[Node]) -> list[bool]:
+def found(inputs: Sequence[Any], nodes: set[Node]) -> list[bool]:
+    """Which inputs are in a history?"""
     return [is_float(x) and x.requires_grad and _node(x) in nodes for x in inputs]
 
 
@@ -185,21 +181,25 @@ def _or_zeros(gradient: Tensor | None, leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf, requires_grad=False) if gradient is None else gradient
 
 
+def holds_checkpoints(outputs: Sequence[Any]) -> bool:
+    """Is part of the graph to be computed again by ``torch.utils.checkpoint``?"""
+    return any(type(raw.data).__name__ == "_Holder" for node in history(outputs) for raw in _raw(node))
+
+
 def _saved(node: Node) -> Iterator[Tensor]:
-    """The tensors that a node keeps for the backward pass."""
-    names = _saved_names(node.__class__)
-    for name in tuple(names):
-        saved = getattr(node, name)
-        if isinstance(saved, Tensor):
-            yield saved
-        elif isinstance(saved, tuple | list) and any(isinstance(x, Tensor) for x in saved):
-            yield from (x for x in saved if isinstance(x, Tensor))
-        elif saved is not None and saved != () and saved != []:
-            names.remove(name)  # a size or another option, in every node of this kind
+    """The tensors that a node keeps for the backward pass; not those that a hook would have to bring back."""
+    for raw in _raw(node):
+        if getattr(raw, "unpack_hook", None) is None and isinstance(raw.data, Tensor):
+            yield raw.data
+
+
+def _raw(node: Node) -> Iterator[Any]:
+    for name in _saved_names(node.__class__):
+        saved = getattr(node, name, None)
+        yield from (x for x in (saved if isinstance(saved, tuple | list) else (saved,)) if hasattr(x, "data"))
 
 
 @cache
-def _saved_names(kind: Any) -> list[str]:
-    """The attributes under which a kind of node shows what it saved."""
-    names = [name for name in dir(kind) if name.startswith("_saved_")]
-    return names or (["saved_tensors"] if hasattr(kind, "saved_tensors") else [])
+def _saved_names(kind: Any) -> tuple[str, ...]:
+    """The attributes under which a kind of node shows what it saved, without bringing it back."""
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))

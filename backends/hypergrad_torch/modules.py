@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from hypergrad import eager
 from hypergrad.errors import ArgumentError, UnsupportedOpError, explain
-from hypergrad_torch.graph import reached
+from hypergrad_torch.graph import holds_checkpoints
 
 Tree = Any
 Loss = Callable[[nn.Module, Tree, Any], Tensor]
@@ -81,10 +81,15 @@ class Hyperparameters:
         )
         return dict(zip(eager.paths(tree, "hparams"), eager.flatten(tree)[0], strict=True))
 
+    def pairs(self, lam: Tree) -> list[tuple[Any, Any]]:
+        """Each tensor or module with what stands in its place in λ."""
+        found: list[tuple[Any, Any]] = []
+        eager.map(lambda leaf, value: found.append((leaf, value)), self.tree, lam)
+        return found
+
     def filled(self, lam: Tree) -> tuple[Tree, dict[str, Tensor]]:
         """The tree that the losses see, and the tensors to be put into its modules, for a λ."""
-        values: list[Any] = []
-        eager.map(lambda _, value: values.append(value), self.tree, lam)
+        values = [value for _, value in self.pairs(lam)]
         leaves, inside = list(values), dict[str, Tensor]()
         at = [i for i, leaf in enumerate(self._leaves) if isinstance(leaf, nn.Module)]
         for k, i in enumerate(at):
@@ -125,15 +130,40 @@ class Losses:
         for name, buffer in self._call.named_buffers():
             buffer.copy_(values[name])
 
+    def modes(self) -> list[bool]:
+        """Train/eval mode of every module."""
+        return [part.training for part in self._call.modules()]
+
     def __call__(
-        self, loss: Loss, theta: dict[str, Tensor], lam: Tree, batch: Any, buffers: Buffers
+        self, loss: Loss, theta: dict[str, Tensor], lam: Tree, batch: Any, buffers: Buffers, modes: list[bool]
     ) -> Tensor:
-        """The loss at these values; ``buffers`` hold afterwards what it left in them."""
+        """The loss at these values; ``buffers`` hold afterwards what it left in them.
+
+        Raises:
+            UnsupportedOpError: if the loss holds checkpoints, which would be computed again later from
+                whatever the module holds by then.
+        """
         hparams, inside = self.hparams.filled(lam)
-        tensors = {f"model.{name}": tensor for name, tensor in theta.items()} | inside | buffers
+        slots = self._slots()
+        shared = {slots[id(leaf)][0]: value for leaf, value in self.hparams.pairs(lam) if id(leaf) in slots}
+        tensors = {f"model.{name}": tensor for name, tensor in theta.items()} | shared | inside | buffers
+        names = {aliases[0]: aliases for aliases in slots.values()}
+        placed = {alias: tensor for name, tensor in tensors.items() for alias in names.get(name, [name])}
         with self.modes_kept():
-            value: Tensor = functional_call(self._call, tensors, (loss, hparams, batch), tie_weights=True)
-        buffers.update({name: tensors[name] for name in buffers})
+            _set_modes(self._call, modes)
+            value: Tensor = functional_call(self._call, placed, (loss, hparams, batch), tie_weights=False)
+        buffers.update({name: placed[name] for name in buffers})
+        if isinstance(value, Tensor) and holds_checkpoints([value]):
+            raise UnsupportedOpError(
+                explain(
+                    "the loss holds torch.utils.checkpoint, which runs its block again in the backward pass",
+                    "By then the module holds other parameters, and the derivative would be theirs.",
+                    (
+                        "leave checkpoints out of the module for tuning",
+                        "in the functional API, hand the block all that it uses as arguments",
+                    ),
+                )
+            )
         return value
 
     def in_place(self, loss: Loss, batch: Any) -> Tensor:
@@ -143,23 +173,33 @@ class Losses:
 
     @contextmanager
     def modes_kept(self) -> Iterator[None]:
-        """Put train/eval mode of every submodule back."""
-        found = [(part, part.training) for part in self._call.modules()]
+        """Put train/eval mode of every module back."""
+        found = self.modes()
         try:
             yield
         finally:
-            for part, training in found:
-                if part.training is not training:
-                    part.training = training
+            _set_modes(self._call, found)
+
+    def _slots(self) -> dict[int, list[str]]:
+        """For every tensor all the names under which modules hold it: a shared one moves in all of them."""
+        slots: dict[int, list[str]] = {}
+        for path, part in self._call.named_modules():
+            for key, tensor in (*part._parameters.items(), *part._buffers.items()):
+                if tensor is not None:
+                    slots.setdefault(id(tensor), []).append(f"{path}.{key}")
+        return slots
 
 
-def copy_hooks(owners: dict[str, nn.Parameter], theta: dict[str, Tensor]) -> None:
-    """Let the gradient hooks of parameters act on the tensors that stand in their place."""
-    for name, tensor in theta.items():
-        for hook in (owners[name]._backward_hooks or {}).values():
-            tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+def _set_modes(module: nn.Module, modes: list[bool]) -> None:
+    for part, training in zip(module.modules(), modes, strict=True):
+        if part.training is not training:
+            part.training = training
 
 
-def used(value: Tensor, theta: dict[str, Tensor]) -> dict[str, bool]:
-    """Which parameters a loss depends on, by its graph: torch gives the others no gradient at all."""
-    return dict(zip(theta, reached([value], list(theta.values())), strict=True))
+# Operations whose gradient torch computes by another formula, equal up to rounding, if it keeps a graph.
+_TWO_FORMULAS = {"SiluBackward0", "MishBackward0", "NativeGroupNormBackward0", "WeightNormInterfaceBackward0"}
+
+
+def has_two_formulas(nodes: Iterable[Any]) -> bool:
+    """Would a gradient through these nodes be other bits with a graph than without?"""
+    return any(node.name() in _TWO_FORMULAS for node in nodes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -18,7 +18,7 @@ from hypergrad.updates.adam import Moments
 from hypergrad.updates.rmsprop import Square
 from hypergrad.updates.sgd import Momentum
 
-Options = dict[str, Any]
+Options = Mapping[str, Any]
 
 
 class Dialect(NamedTuple):
@@ -105,85 +105,110 @@ def dialect(optimizer: Optimizer) -> Dialect:
     return found
 
 
-class Part(NamedTuple):
-    """Parameters that share a rule, by their places; their clock is ``offset`` ahead of the tuner's."""
+class Taken(NamedTuple):
+    """A step of an optimiser: its groups' options then, and which parameters had a gradient."""
+
+    options: Sequence[Options]
+    used: Sequence[bool]
+
+
+class Move(NamedTuple):
+    """One parameter's part of a step: its rule, its own clock, and whether it climbs."""
 
     rule: UpdateRule
-    places: tuple[int, ...]
-    offset: int
+    count: Any
     maximize: bool
 
 
 @final
 @dataclass(frozen=True)
-class Groups(UpdateRule):
-    """Parameter groups: a rule for each part of the parameters, which are a list."""
+class Replay(UpdateRule):
+    """Steps as torch's optimiser takes them: for each a `Move` of every parameter.
 
-    parts: tuple[Part, ...]
+    ``None`` stands where torch has no gradient, and leaves a parameter and all about it alone.
+    """
+
+    steps: tuple[tuple[Move | None, ...], ...]
+    first: int
 
     def init(self, backend: Backend, params: Tree) -> Tree:
-        leaves = backend.flatten(params)[0]
-        return tuple(part.rule.init(backend, [leaves[i] for i in part.places]) for part in self.parts)
+        pairs = zip(backend.flatten(params)[0], self.steps[0], strict=True)
+        return tuple(() if move is None else move.rule.init(backend, [leaf]) for leaf, move in pairs)
 
     def update(
         self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
     ) -> tuple[Tree, Tree]:
-        slopes, (leaves, unflatten) = backend.flatten(gradient)[0], backend.flatten(params)
-        moved, states = list(leaves), []
-        for part, kept in zip(self.parts, opt_state, strict=True):
-            g = [-slopes[i] if part.maximize else slopes[i] for i in part.places]
-            theta = [leaves[i] for i in part.places]
-            theta, new = part.rule.update(backend, g, kept, theta, hparams, step + part.offset)
-            states.append(new)
-            for i, leaf in zip(part.places, theta, strict=True):
-                moved[i] = leaf
+        leaves, unflatten = backend.flatten(params)
+        slopes, moves = backend.flatten(gradient)[0], self.steps[step - self.first]
+        moved, states = [], []
+        for theta, g, kept, move in zip(leaves, slopes, opt_state, moves, strict=True):
+            if move is not None:
+                g = -g if move.maximize else g
+                (theta,), kept = move.rule.update(backend, [g], kept, [theta], hparams, move.count)
+            moved.append(theta)
+            states.append(kept)
         return unflatten(moved), tuple(states)
 
 
-def translate(
-    optimizer: Optimizer,
-    params: Sequence[Tensor],
-    step: int,
-    options: Callable[[int, int], Options] | None = None,
-) -> tuple[Groups, Tree]:
-    """An optimiser, as it stands before a step, as an update rule of a list of parameters and its state.
+def replay(
+    optimizer: Optimizer, params: Sequence[Tensor], first: int, steps: Sequence[Taken]
+) -> tuple[Replay, Tree]:
+    """Steps that the optimiser takes from where it stands, as an update rule of a list of parameters.
 
-    The state's tensors are the optimiser's own, not copies. ``step`` is what the caller's clock shows, and
-    ``options(group, count)`` stand in place of those of ``optimizer.param_groups``, ``count`` being what the
-    optimiser's own clock shows.
+    Returned beside it is the state, whose tensors are the optimiser's own, not copies. ``first`` is what
+    the caller's clock shows at the first step; the optimiser keeps its own for each parameter.
 
     Raises:
-        UnsupportedOpError: as for `dialect`.
-        ArgumentError: if a parameter belongs to no group.
+        UnsupportedOpError: as for `dialect`, and for hooks around the optimiser's step.
     """
     speak = dialect(optimizer)
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        raise UnsupportedOpError(
+            explain(
+                "the optimiser has hooks around its step, which may do anything",
+                "The hypergradient would be that of a step without them.",
+                (
+                    "change gradients in the loss, by parameter hooks, or with max_norm=",
+                    'leave the optimiser out: hg.Greedy(optimizer, response="gradient")',
+                ),
+            )
+        )
     owner = {id(p): k for k, group in enumerate(optimizer.param_groups) for p in group["params"]}
-    alike: dict[tuple[int, int], list[int]] = {}
+    columns, states = [], []
     for i, p in enumerate(params):
-        if id(p) not in owner:
-            raise ArgumentError(f"params[{i}] of shape {tuple(p.shape)} belongs to no group of the optimiser")
-        done = optimizer.state.get(p, {}).get("step", 0)
-        warm = bool(optimizer.state.get(p, {})) and type(optimizer) is torch.optim.SGD
-        alike.setdefault((owner[id(p)], _count(done) + warm), []).append(i)
-    parts, states = [], []
-    for (group, count), places in alike.items():
-        o = options(group, count) if options is not None else optimizer.param_groups[group]
-
-        def kept(name: str, places: list[int] = places) -> list[Tensor]:
-            found = [optimizer.state.get(params[i], {}).get(name) for i in places]
-            return [
-                torch.zeros_like(params[i], requires_grad=False) if x is None else x
-                for i, x in zip(places, found, strict=True)
+        each = [taken.options[owner[id(p)]] for taken in steps]
+        used = [taken.used[i] for taken in steps]
+        state = optimizer.state.get(p, {})
+        counts = _counts(optimizer, state, each, used)
+        columns.append(
+            [
+                Move(speak.rule(o), count, bool(o.get("maximize"))) if here else None
+                for o, count, here in zip(each, counts, used, strict=True)
             ]
+        )
+        # Kept is what any of the steps asks for.
+        ever = {key: next((o[key] for o in each if o[key]), each[0][key]) for key in each[0]}
 
-        parts.append(Part(speak.rule(o), tuple(places), count - step, bool(o.get("maximize"))))
-        states.append(speak.state(o, kept))
-    return Groups(tuple(parts)), tuple(states)
+        def kept(name: str, state: Any = state, p: Tensor = p) -> list[Tensor]:
+            found = state.get(name)
+            return [torch.zeros_like(p, requires_grad=False) if found is None else found]
+
+        states.append(speak.state(ever, kept))
+    return Replay(tuple(zip(*columns, strict=True)), first), tuple(states)
 
 
-def _count(step: Any) -> int:
-    """Steps done so far; torch keeps the number in a tensor on the CPU unless it is ``capturable``."""
-    return int(step)
+def _counts(optimizer: Optimizer, state: Any, each: Sequence[Options], used: Sequence[bool]) -> list[Any]:
+    """A parameter's own clock before each step. For SGD it tells the first step with momentum from others."""
+    if type(optimizer) is torch.optim.SGD:
+        warm, counts = int(state.get("momentum_buffer") is not None), []
+        for o, here in zip(each, used, strict=True):
+            counts.append(warm)
+            warm = max(warm, int(here and bool(o["momentum"])))
+        return counts
+    start = state.get("step", 0)
+    # On a device the number stays where it is: reading it would be to wait.
+    begin = start if isinstance(start, Tensor) and start.device.type != "cpu" else int(start)
+    return [begin + sum(used[:k]) for k in range(len(used))]
 
 
 @final

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from hypergrad import eager
 from hypergrad.backend import Backend, Tree
 from hypergrad.updates import ClipNorm, UpdateRule
-from hypergrad_torch.optimizers import Options, translate
+from hypergrad_torch.optimizers import Options, Taken, replay
 
 
 class _Exactly(torch.autograd.Function):
@@ -36,27 +36,75 @@ class Trainer:
 
     optimizer: Optimizer
     params: dict[str, nn.Parameter]
-    max_norm: float | None
+    max_norm: float | None = None
 
     def step(self, gradients: dict[str, Tensor | None]) -> None:
         """Move the parameters themselves, exactly as the user's own loop would."""
-        with grads_kept(self.params.values()):
+        held = [p for group in self.optimizer.param_groups for p in group["params"]]
+        with grads_kept([*held, *self.params.values()]):
+            for p in held:
+                p.grad = None
             for name, p in self.params.items():
                 p.grad = gradients[name]
             if self.max_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self.params.values(), self.max_norm)
             self.optimizer.step()
 
-    def formula(
-        self, step: int, options: Callable[[int, int], Options] | None = None
-    ) -> tuple[UpdateRule, Tree]:
-        """What `step` is going to do, as an update rule and its state; see `translate`."""
-        groups, opt_state = translate(self.optimizer, eager.flatten(self.params)[0], step, options)
-        return groups if self.max_norm is None else ClipNorm(groups, self.max_norm), opt_state
+    def formula(self, first: int, steps: Sequence[Taken]) -> tuple[UpdateRule, Tree]:
+        """Steps from where the optimiser stands, as an update rule and its state; see `replay`."""
+        rule, opt_state = replay(self.optimizer, eager.flatten(self.params)[0], first, steps)
+        return rule if self.max_norm is None else ClipNorm(rule, self.max_norm), opt_state
+
+    def now(self) -> Taken:
+        """The step to come, if the loss depends on every parameter; where not, its gradient is zero."""
+        return Taken(options(self.optimizer), [True] * len(self.params))
+
+    def hooked(self, gradients: dict[str, Any]) -> dict[str, Any]:
+        """The gradients as the hooks of the parameters leave them."""
+        return {name: _hooked(self.params[name], g) for name, g in gradients.items()}
+
+    @property
+    def has_hooks(self) -> bool:
+        """Does any parameter have a gradient hook?"""
+        return any(p._backward_hooks for p in self.params.values())
 
     def values(self) -> dict[str, Tensor]:
         """The parameters' values as they are now; they move with the parameters."""
         return {name: p.detach() for name, p in self.params.items()}
+
+
+def options(optimizer: Optimizer) -> list[Options]:
+    """The groups' options as they are now; tensors are copied, since schedulers fill them in place."""
+    return [
+        {key: copied(value) for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+
+
+def _hooked(p: nn.Parameter, g: Any) -> Any:
+    if g is not None:
+        for hook in (p._backward_hooks or {}).values():
+            changed = hook(g)
+            g = g if changed is None else changed
+    return g
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Hooked(UpdateRule):
+    """A rule that sees gradients as the parameters' hooks leave them: the first derivative, and no other."""
+
+    trainer: Trainer
+    rule: UpdateRule
+
+    def init(self, backend: Backend, params: Tree) -> Tree:
+        return self.rule.init(backend, params)
+
+    def update(
+        self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
+    ) -> tuple[Tree, Tree]:
+        gradient = self.trainer.hooked(gradient)
+        return self.rule.update(backend, gradient, opt_state, params, hparams, step)
 
 
 @final
@@ -64,13 +112,14 @@ class Trainer:
 class InPlace(UpdateRule):
     """An update rule that takes the optimiser's real step, once, and differentiates the formula for it.
 
-    New parameters are, bit for bit, what torch's optimiser makes of them. ``used`` says which parameters
-    the loss depends on: for the others torch has no gradient, and leaves them alone.
+    New parameters are, bit for bit, what torch's optimiser makes of them. ``plain`` returns the gradients
+    that it is given, ``None`` for parameters that the loss does not depend on, and no gradient at all where
+    those with a graph are as good.
     """
 
     trainer: Trainer
     rule: UpdateRule | None
-    used: Callable[[], dict[str, bool]]
+    plain: Callable[[dict[str, Tensor]], dict[str, Tensor | None]]
 
     def init(self, backend: Backend, params: Tree) -> Tree:
         return ()
@@ -78,14 +127,8 @@ class InPlace(UpdateRule):
     def update(
         self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
     ) -> tuple[Tree, Tree]:
-        used = self.used()
-        clipped = self.trainer.max_norm is not None  # in place, on what the formula goes on to use
-        self.trainer.step(
-            {
-                name: None if not used[name] else g.detach().clone() if clipped else g.detach()
-                for name, g in gradient.items()
-            }
-        )
+        gradient = self.trainer.hooked(gradient)
+        self.trainer.step(self.plain(gradient))
         exact = {name: self.trainer.params[name].detach() for name in params}
         if self.rule is None or not any(g.requires_grad for g in gradient.values()):
             return exact, opt_state

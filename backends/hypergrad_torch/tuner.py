@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hypergrad import eager
+from hypergrad import eager, vectors
 from hypergrad.arguments import check_scalar, check_variables
 from hypergrad.backend import Tree
-from hypergrad.errors import ArgumentError, CheckpointError, NonFiniteError
+from hypergrad.errors import ArgumentError, CheckpointError, NonFiniteError, ReplayError, UnsupportedOpError
 from hypergrad.estimators import Estimate, Greedy, HypergradientEstimator, Implicit, State, Unrolled
 from hypergrad.problem import Bilevel
-from hypergrad.updates import Schedule
+from hypergrad.updates import SGD, ClipNorm, UpdateRule
 from hypergrad_torch.backend import TorchBackend
-from hypergrad_torch.graph import detach
-from hypergrad_torch.modules import Buffers, Hyperparameters, Loss, Losses, check_module, copy_hooks, used
-from hypergrad_torch.optimizers import Options, TorchOptimizer, dialect
+from hypergrad_torch.graph import detach, found, history
+from hypergrad_torch.modules import Buffers, Hyperparameters, Loss, Losses, check_module, has_two_formulas
+from hypergrad_torch.optimizers import Taken, TorchOptimizer, dialect
 from hypergrad_torch.randomness import Draws, generator, replay, restore
-from hypergrad_torch.training import InPlace, Snapshot, Trainer, copied, grads_kept
+from hypergrad_torch.training import Hooked, InPlace, Snapshot, Trainer
 
 
 class Metrics(NamedTuple):
@@ -38,12 +38,13 @@ class Metrics(NamedTuple):
 @final
 @dataclass(frozen=True, eq=False)
 class _Record:
-    """A training step, as needed to take it again: its batch, draws, buffers and optimiser options."""
+    """A training step, as needed to take it again: its batch, draws, buffers, modes and what was taken."""
 
     batch: Any
     draws: Draws
     buffers: Buffers
-    options: list[Options]
+    modes: list[bool]
+    taken: Taken
 
 
 class _Window(NamedTuple):
@@ -62,32 +63,46 @@ class _Pass:
     """
 
     def __init__(self, tuner: ModuleTuner, live: bool) -> None:
-        self._tuner, self._losses, self._backend = tuner, tuner._losses, tuner._backend
-        self._live, self.buffers, self.draws = live, self._losses.buffers(), generator()
+        self._tuner, self._losses, self._live = tuner, tuner._losses, live
+        self.buffers, self.draws, self._modes = self._losses.buffers(), generator(), self._losses.modes()
+        self._gradients: dict[str, Tensor | None] | None = None
         self._used: dict[str, bool] = {}
 
-    def used(self) -> dict[str, bool]:
-        """Which parameters the last training loss depends on."""
-        return self._used
-
     def inner(self, theta: dict[str, Tensor], lam: Tree, record: _Record) -> Tensor:
-        value: Any = None
-        buffers = _copies(record.buffers)
-        copy_hooks(self._tuner._trainer.params, theta)
+        theta, buffers, terms = _variables(theta), _copies(record.buffers), []
         with replay(record.draws):
             for part in self._tuner._micro(record.batch):
-                term = self._tuner._share(self._losses(self._tuner.inner, theta, lam, part, buffers))
-                value = term if value is None else value + term
+                term = self._losses(self._tuner.inner, theta, lam, part, buffers, record.modes)
+                terms.append(self._tuner._share(term))
             draws = generator()
-        if self._live:
+        value: Tensor = sum(terms[1:], terms[0])
+        if self._live and isinstance(value, Tensor):
             self._live, self.buffers, self.draws = False, detach(buffers), draws
-        if isinstance(value, Tensor):
-            self._used = used(value, theta)
-        return value  # type: ignore[no-any-return]
+            self._look_at(terms, theta)
+        return value
 
     def outer(self, theta: dict[str, Tensor], lam: Tree, batch: Any) -> Tensor:
         with replay(self.draws):
-            return self._losses(self._tuner.outer, theta, lam, batch, _copies(self.buffers))
+            buffers = _copies(self.buffers)
+            return self._losses(self._tuner.outer, _variables(theta), lam, batch, buffers, self._modes)
+
+    def plain(self, gradients: dict[str, Tensor]) -> dict[str, Tensor | None]:
+        """The training gradients to the bit, and none where the loss does not depend on a parameter."""
+        if self._gradients is not None:
+            return self._tuner._trainer.hooked(self._gradients)
+        # Clipping works in place, on what the formula goes on to use.
+        clipped = self._tuner._trainer.max_norm is not None
+        return {
+            name: None if not self._used[name] else g.detach().clone() if clipped else g.detach()
+            for name, g in gradients.items()
+        }
+
+    def _look_at(self, terms: list[Tensor], theta: dict[str, Tensor]) -> None:
+        """See which parameters are used; take gradients without a graph where those with one differ."""
+        nodes = history(terms)
+        self._used = dict(zip(theta, found(list(theta.values()), nodes), strict=True))
+        if len(terms) > 1 or has_two_formulas(nodes):
+            self._gradients = _summed([_gradients(term, theta, keep=True) for term in terms])
 
 
 @final
@@ -156,9 +171,13 @@ class ModuleTuner:
         self._hyper = Hyperparameters(hparams)
         self._losses = Losses(model, self._hyper)
         self._trainer = Trainer(optimizer, _trained(model, optimizer), max_norm)
+        self._mover = Trainer(hyper_optimizer, self._named(self._hyper.tensors()))
         self.estimator = self._checked(Greedy(optimizer) if estimator is None else estimator)
         check_variables(self._backend, params=self._trainer.values(), hparams=self._hyper.tensors())
         _check_tuned(self._backend, self._hyper.tensors(), hyper_optimizer)
+        _check_distinct(self._backend, self._hyper.tensors(), self._trainer.params.values())
+        if max_norm is not None:
+            ClipNorm(SGD(0.1), max_norm)  # refuses what is no norm
         self.steps = 0
         self._window: _Window | None = None
 
@@ -174,6 +193,7 @@ class ModuleTuner:
             As `HypergradientEstimator.estimate`, and whatever the losses raise.
         """
         tune = (self.steps + 1) % self.every == 0
+        self._refresh()
         with self._undone_on_failure(everything=tune) as start:
             metrics, window = self._step(train_batch, val_batch, start)
         self.steps += 1
@@ -189,38 +209,41 @@ class ModuleTuner:
         if start is not None and isinstance(self.estimator, Greedy):
             out = self._greedy(self.estimator, record, val_batch, start)
         else:
-            window = self._extended(record)
-            value = self._train(train_batch)
+            window = self._window_from_here()
+            value, used = self._train(train_batch)
+            record = replace(record, taken=record.taken._replace(used=used))
+            if window is not None:
+                window = window._replace(records=(*window.records, record))
             if start is None:
                 return Metrics(value, None, None), window
             out = self._look_back(window, record, val_batch)._replace(inner_value=value)
         self._move(out.hypergradient)
+        # The parameters are the module's own, and move on.
+        out = out._replace(state=State((), (), self.steps + 1))
         return Metrics(out.inner_value, out.outer_value, out), None
 
-    def _train(self, batch: Any) -> Tensor:
-        """The user's own step."""
-        params, values = self._trainer.params, []
-        total: dict[str, Tensor | None] = dict.fromkeys(params)
+    def _train(self, batch: Any) -> tuple[Tensor, list[bool]]:
+        """The user's own step: its loss, and which parameters had a gradient."""
+        values, gradients = [], []
         for part in self._micro(batch):
             loss = self._share(self._losses.in_place(self.inner, part))
             check_scalar(self._backend, "inner (the T1 loss)", loss)
             values.append(loss.detach())
-            for name, g in _gradients(loss, params).items():
-                before = total[name]
-                total[name] = g if before is None or g is None else before + g
+            gradients.append(_gradients(loss, self._trainer.params))
         value: Tensor = sum(values[1:], values[0])
         if self._backend.readable(value) and not torch.isfinite(value):
             raise NonFiniteError("T1", self.steps)
+        total = _summed(gradients)
         self._trainer.step(total)
-        return value
+        return value, [total[name] is not None for name in sorted(total)]
 
     def _greedy(self, greedy: Greedy, record: _Record, val_batch: Any, start: Snapshot) -> Estimate:
         """T1−T2: the training step itself is the one that is differentiated."""
         losses, rule, opt_state = _Pass(self, live=True), None, ()
         if greedy.response == "update":
             with start.in_force():
-                rule, opt_state = self._trainer.formula(self.steps)
-        estimator = replace(greedy, update=InPlace(self._trainer, rule, losses.used))
+                rule, opt_state = self._formula(self.steps, [record.taken])
+        estimator = replace(greedy, update=InPlace(self._trainer, rule, losses.plain))
         state = State(start.params, opt_state, self.steps)
         out = self._estimate(estimator, losses, state, lambda t: record, val_batch)
         self._losses.set_buffers(losses.buffers)
@@ -235,10 +258,20 @@ class ModuleTuner:
             return self._estimate(self.estimator, losses, state, lambda t: record, val_batch)
         first = self.steps + 1 - len(window.records)
         with window.start.in_force():
-            rule, opt_state = self._trainer.formula(first, _over_time(window.records))
-        estimator = replace(self.estimator, update=rule)  # type: ignore[call-arg]
+            rule, opt_state = self._formula(first, [taken.taken for taken in window.records])
+        estimator = replace(self.estimator, update=Hooked(self._trainer, rule))  # type: ignore[call-arg]
         state = State(window.start.params, opt_state, first)
-        return self._estimate(estimator, losses, state, lambda t: window.records[t - first], val_batch)
+        out = self._estimate(estimator, losses, state, lambda t: window.records[t - first], val_batch)
+        self._check_replay(window.start.params, out.state.params)
+        return out
+
+    def _formula(self, first: int, steps: list[Taken]) -> tuple[UpdateRule, Tree]:
+        if self.micro_batches > 1 and self._trainer.has_hooks:
+            raise UnsupportedOpError(
+                "gradient hooks of parameters are called for each micro-batch, and what they do together is "
+                "not differentiated: use micro_batches=1, or change gradients in the loss"
+            )
+        return self._trainer.formula(first, steps)
 
     def _estimate(
         self, estimator: Any, losses: _Pass, state: State, train: Callable[[int], _Record], val: Any
@@ -247,47 +280,73 @@ class ModuleTuner:
         out: Estimate = estimator.estimate(problem, state, lam, train, lambda t: val, backend=self._backend)
         return out
 
+    def _check_replay(self, start: Tree, again: Tree) -> None:
+        """Compare where the replayed steps end with where training is, as far as that can be read."""
+        now = self._trainer.values()
+        apart, way, size = (
+            vectors.norm(self._backend, x)
+            for x in (
+                vectors.subtract(self._backend, again, now),
+                vectors.subtract(self._backend, now, start),
+                now,
+            )
+        )
+        if not self._backend.readable(apart):
+            return
+        eps = torch.finfo(apart.dtype).eps
+        if apart > eps**0.5 * way + 100 * eps * size:
+            raise ReplayError(float(apart), float(way))
+
     def _move(self, hypergradient: Tree) -> None:
-        tensors = eager.flatten(self._hyper.tensors())[0]
-        with grads_kept(tensors):
-            for tensor, g in zip(tensors, eager.flatten(hypergradient)[0], strict=True):
-                tensor.grad = g
-            self.hyper_optimizer.step()
+        self._mover.step(self._named(hypergradient))
 
     # What a step needs to be taken again, or taken back.
 
-    def _record(self, batch: Any) -> _Record:
-        options = [
-            {key: copied(value) for key, value in group.items() if key != "params"}
-            for group in self.optimizer.param_groups
-        ]
-        return _Record(batch, generator(), self._losses.buffers(), options)
+    def _refresh(self) -> None:
+        """Look again at what the optimiser trains: parameters may have been frozen, freed or added."""
+        params = _trained(self.model, self.optimizer)
+        if {name: id(p) for name, p in params.items()} != {
+            name: id(p) for name, p in self._trainer.params.items()
+        }:
+            if self._window is not None:
+                raise ArgumentError(
+                    "ModuleTuner: the parameters that the optimizer trains have changed within the steps "
+                    f"that {type(self.estimator).__name__} reaches back over"
+                )
+            self._trainer = replace(self._trainer, params=params)
 
-    def _extended(self, record: _Record) -> _Window | None:
-        """The window with one more step, if an estimate is going to reach back to it."""
-        if not isinstance(self.estimator, Unrolled):
-            return None
-        if self._window is not None:
-            return self._window._replace(records=(*self._window.records, record))
+    def _named(self, lam: Tree) -> dict[str, Any]:
+        """A tree like λ, by path."""
+        paths = eager.paths(self._hyper.tensors(), "hparams")
+        return dict(zip(paths, eager.flatten(lam)[0], strict=True))
+
+    def _record(self, batch: Any) -> _Record:
+        return _Record(batch, generator(), self._losses.buffers(), self._losses.modes(), self._trainer.now())
+
+    def _window_from_here(self) -> _Window | None:
+        """The window that the coming step belongs to, if an estimate is going to reach back to it."""
+        if not isinstance(self.estimator, Unrolled) or self._window is not None:
+            return self._window
         if self.every - self.steps % self.every > self.estimator.steps:
             return None
-        return _Window(Snapshot.take(self._trainer), (record,))
+        return _Window(Snapshot.take(self._trainer))
 
     @contextmanager
     def _undone_on_failure(self, everything: bool) -> Iterator[Snapshot | None]:
-        """Put module, optimiser and generators back if the block fails.
+        """Put module, optimiser, λ and generators back if the block fails.
 
         A step that does not move λ fails, if at all, before the optimiser has moved.
         """
         draws, buffers = generator(), self._losses.buffers()
-        start = Snapshot.take(self._trainer) if everything else None
+        theta, lam = (Snapshot.take(x) if everything else None for x in (self._trainer, self._mover))
         try:
-            yield start
+            yield theta
         except BaseException:
             restore(draws)
             self._losses.set_buffers(buffers)
-            if start is not None:
-                start.restore()
+            for snapshot in (theta, lam):
+                if snapshot is not None:
+                    snapshot.restore()
             raise
 
     def _micro(self, batch: Any) -> Sequence[Any]:
@@ -407,38 +466,50 @@ def _check_tuned(backend: TorchBackend, lam: Tree, hyper_optimizer: Optimizer) -
         raise ArgumentError("ModuleTuner: hyper_optimizer holds none of hparams, so none would ever move")
 
 
-def _gradients(loss: Tensor, params: dict[str, nn.Parameter]) -> dict[str, Tensor | None]:
-    found = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
-    return dict(zip(params, found, strict=True))
+def _check_distinct(backend: TorchBackend, lam: Tree, trained: Iterable[Tensor]) -> None:
+    """Refuse one tensor in two roles."""
+    seen: dict[int, str] = {id(p): "a parameter that the optimizer trains" for p in trained}
+    for path, h in zip(backend.paths(lam, "hparams"), backend.flatten(lam)[0], strict=True):
+        if id(h) in seen:
+            raise ArgumentError(f"ModuleTuner: {path} is also {seen[id(h)]}: give each tensor one place")
+        seen[id(h)] = path
+
+
+def _gradients(loss: Tensor, theta: dict[str, Any], keep: bool = False) -> dict[str, Tensor | None]:
+    """First-order gradients, ``None`` where the loss does not depend on a tensor."""
+    found = torch.autograd.grad(loss, list(theta.values()), retain_graph=keep, allow_unused=True)
+    return dict(zip(theta, found, strict=True))
+
+
+def _summed(gradients: Sequence[dict[str, Tensor | None]]) -> dict[str, Tensor | None]:
+    """Added up one after the other, as ``.grad`` accumulates."""
+    total = dict(gradients[0])
+    for more in gradients[1:]:
+        for name, g in more.items():
+            before = total[name]
+            total[name] = g if before is None else before if g is None else before + g
+    return total
+
+
+def _variables(theta: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that say, as parameters do, that they require grad: losses may ask."""
+    return {name: x if x.requires_grad else x.detach().requires_grad_() for name, x in theta.items()}
 
 
 def _copies(buffers: Buffers) -> Buffers:
     return {name: buffer.clone() for name, buffer in buffers.items()}
 
 
-def _over_time(records: Sequence[_Record]) -> Callable[[int, int], Options]:
-    """A group's options during recorded steps: constants, and a `Schedule` for each that changed.
-
-    ``start`` is the step that the rule's own clock shows at the first of them.
-    """
-
-    def value(seen: Sequence[Any], start: int) -> Any:
-        if isinstance(seen[0], tuple):
-            return tuple(value(part, start) for part in zip(*seen, strict=True))
-        if not any(isinstance(x, Tensor) for x in seen) and all(x == seen[0] for x in seen):
-            return seen[0]
-        return Schedule(lambda _, t: seen[t - start])
-
-    def options(group: int, start: int) -> Options:
-        each = [record.options[group] for record in records]
-        return {key: value([o[key] for o in each], start) for key in each[0]}
-
-    return options
-
-
 def _write(window: _Window) -> dict[str, Any]:
     records = [
-        {"batch": r.batch, "draws": [r.draws.cpu, *r.draws.cuda], "buffers": r.buffers, "options": r.options}
+        {
+            "batch": r.batch,
+            "draws": [r.draws.cpu, *r.draws.cuda],
+            "buffers": r.buffers,
+            "modes": r.modes,
+            "options": [dict(o) for o in r.taken.options],
+            "used": list(r.taken.used),
+        }
         for r in window.records
     ]
     return {"start": window.start.write(), "records": records}
@@ -446,7 +517,13 @@ def _write(window: _Window) -> dict[str, Any]:
 
 def _read(trainer: Trainer, stored: dict[str, Any]) -> _Window:
     records = [
-        _Record(r["batch"], Draws(r["draws"][0], tuple(r["draws"][1:])), r["buffers"], r["options"])
+        _Record(
+            r["batch"],
+            Draws(r["draws"][0], tuple(r["draws"][1:])),
+            r["buffers"],
+            r["modes"],
+            Taken(r["options"], r["used"]),
+        )
         for r in stored["records"]
     ]
     return _Window(Snapshot.read(trainer, stored["start"]), tuple(records))

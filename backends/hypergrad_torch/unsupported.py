@@ -15,6 +15,7 @@ _DOUBLE_BACKWARD = re.compile(
     r"derivative for '?(?:aten::)?(?P<op>[\w.]+?)'? is not implemented"
     r"|(?P<compiled>torch\.compile with aot_autograd does not currently support double backward)"
     r"|(?P<once>differentiate twice a function that was marked with @once_differentiable)"
+    r"|(?P<checkpoint>torch\.utils\.checkpoint is incompatible)"
 )
 
 _REMEDIES = {
@@ -27,6 +28,11 @@ _REMEDIES = {
         "the loss holds a module compiled by torch.compile: hand in the module itself (`compiled._orig_mod`) "
         "and compile the whole estimate instead"
     ),
+    "weight_norm": (
+        "torch's second derivative of it is wrong: write the weight as `g * v / v.norm(dim=1, keepdim=True)` "
+        "in a parametrisation of your own"
+    ),
+    "checkpoint": "leave `use_reentrant=True` out: that kind of checkpoint has no graph of its own",
     "custom": "write its backward in differentiable operations, without `once_differentiable`",
 }
 
@@ -57,6 +63,8 @@ def translated() -> Iterator[None]:
             op = found["op"]
             if found["compiled"]:
                 raise unsupported("a compiled module", _REMEDIES["compiled"]) from error
+            if found["checkpoint"]:
+                raise unsupported("a re-entrant checkpoint", _REMEDIES["checkpoint"]) from error
             if found["once"]:
                 raise unsupported(
                     "a function marked with @once_differentiable", _REMEDIES["custom"]
@@ -75,16 +83,20 @@ def translated() -> Iterator[None]:
         raise
 
 
-def refuse_once_differentiable(nodes: Iterable[Any]) -> None:
-    """Refuse custom functions whose second derivative torch would silently take to be zero.
+def refuse_undifferentiable(nodes: Iterable[Any], second: bool) -> None:
+    """Refuse what torch would differentiate a second time without a word, and wrongly.
 
     ``once_differentiable`` raises only where the incoming gradient itself carries a graph; behind a plain
-    loss it does not, and the dependence on the function's inputs would be lost without a word.
+    loss it does not, and the dependence on the function's inputs would be lost. The double backward of
+    ``weight_norm`` takes its norms for constants, which matters if an outer derivative passes through the
+    inputs themselves (``second``).
 
     Raises:
         UnsupportedOpError: naming the function.
     """
     for node in nodes:
+        if second and node.name() == "WeightNormInterfaceBackward0":
+            raise unsupported("weight_norm", _REMEDIES["weight_norm"])
         custom: Any = getattr(node, "_forward_cls", None)
         backward = getattr(custom, "backward", None)
         code = getattr(backward, "__code__", None)

@@ -118,7 +118,7 @@ def _adam(
     )
     mean = backend.map(lambda m, g: beta1 * m + (1 - beta1) * g, moments.mean, gradient)
     square = backend.map(lambda s, g: beta2 * s + (1 - beta2) * g * g, moments.square, gradient)
-    largest = backend.map(backend.xp.maximum, moments.largest, square) if adam.amsgrad else ()
+    largest = backend.map(backend.xp.maximum, moments.largest, square) if adam.amsgrad else moments.largest
     t = clock(backend, step, params) + 1
     correction1, correction2 = _correction(backend, beta1, t), _correction(backend, beta2, t)
 

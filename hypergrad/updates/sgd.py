@@ -63,7 +63,15 @@ class SGD(UpdateRule):
         fresh = gradient
         if not is_off(self.dampening):
             dampening = resolve(backend, "dampening", self.dampening, hparams, step)
-            fresh = backend.axpy(backend.xp.where(step == 0, 0.0, -dampening), gradient, gradient)
+            fresh = backend.axpy(_once_begun(backend, step, params) * -dampening, gradient, gradient)
         velocity = backend.axpy(momentum, opt_state.velocity, fresh)
         direction = backend.axpy(momentum, velocity, gradient) if self.nesterov else velocity
         return backend.axpy(-lr, direction, params), Momentum(velocity)
+
+
+def _once_begun(backend: Backend, step: Any, params: Tree) -> Any:
+    """0 in the first step, 1 in the others."""
+    if isinstance(step, int):
+        return float(step > 0)
+    one = backend.asarray(1.0, like=backend.flatten(params)[0][0])
+    return backend.xp.where(step > 0, one, 0.0 * one)

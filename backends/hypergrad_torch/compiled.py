@@ -55,9 +55,10 @@ def compile(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:  # noq
     @wraps(f)
     def compiled(*args: Any, **kwargs: Any) -> Any:
         args = tuple(_with_clock(arg) for arg in args)
+        kwargs = {name: _with_clock(arg) for name, arg in kwargs.items()}
         leaves, unflatten = eager.flatten((args, kwargs))
         tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
-        key = (tuple(map(_kind, leaves)), tuple(eager.paths((args, kwargs), "")))
+        key = (tuple(map(_kind, leaves)), tuple(eager.paths((args, kwargs), "")), _autocast())
         if key not in programs:
             programs[key] = _trace(f, leaves, unflatten, tensors, options)
         program = programs[key]
@@ -90,7 +91,7 @@ def _trace(
         with tracing() as trace:
             graph = make_fx(flat, tracing_mode="fake")(*tensors)
     except Exception as error:
-        if "FakeTensor" in str(error) or "fake" in str(error).lower():
+        if "convert all Tensors to FakeTensors first" in str(error):
             raise ArgumentError(
                 "compile: a loss or a batch function holds tensors of its own, which a program would take "
                 f"for constants: pass them in the batch ({error})"
@@ -121,10 +122,21 @@ def _with_clock(arg: Any) -> Any:
     return arg
 
 
+def _autocast() -> Any:
+    """The part of torch's own modes that a program is compiled under."""
+    return (
+        torch.is_autocast_enabled("cpu"),
+        torch.get_autocast_dtype("cpu"),
+        torch.is_autocast_enabled("cuda"),
+    )
+
+
 def _kind(leaf: Any) -> Any:
     """What a program is compiled for: the form of a tensor, or a constant itself."""
     if isinstance(leaf, Tensor):
         return tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device
+    if isinstance(leaf, bool | int | float | complex | str):
+        return type(leaf), repr(leaf)  # 1 is no 1.0, and 0.0 no -0.0
     try:
         hash(leaf)
     except TypeError:
@@ -133,7 +145,7 @@ def _kind(leaf: Any) -> Any:
 
 
 class _Identical:
-    """An object that cannot be hashed, by its identity."""
+    """A constant that cannot be hashed, by its identity."""
 
     def __init__(self, held: Any) -> None:
         self.held = held

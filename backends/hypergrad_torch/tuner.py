@@ -117,7 +117,11 @@ class ModuleTuner:
     formula (`torch.optim.SGD`, `Adam`, `AdamW`, `RMSprop`, `Adagrad`) into λ: nothing is computed twice.
     Buffers move once a step. The validation pass leaves no trace: generators, buffers and train/eval mode
     are as after the training pass, and ``.grad`` as it was found. After an error everything is as before
-    the call.
+    the call, unless it is the optimiser's own step that fails where λ does not move.
+
+    Buffers are constants: a C2 that reads BatchNorm's running statistics (in eval mode) depends on λ through
+    them too, and that path is not differentiated. A NaN in a training gradient is looked for where λ moves,
+    and in the loss at every step.
 
     A step that does not move λ costs one's own step; one that does costs a validation gradient and one
     product more, and copies of θ and of the optimiser's state.

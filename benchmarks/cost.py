@@ -1,6 +1,6 @@
 """What a hypergradient costs, in training gradients: FLOPs, interleaved time and memory against targets.
 
-    python benchmarks/cost.py --backend torch [--width 1000] [--batch 100] [--repeats 15] [--out FILE.json]
+    python benchmarks/cost.py --backend torch [--width 1000] [--batch 100] [--compiled] [--out FILE.json]
 
 The unit g is one training gradient, forward and backward, of the same loss on the same batch in the same
 process. FLOPs are those of matrix products, and repeat to the digit; times are ratios of medians, each
@@ -36,6 +36,7 @@ class Row:
     less: float = 0.0
     flops: float | None = None
     seconds: float | None = None
+    counted: bool = True
 
 
 @dataclass
@@ -63,6 +64,8 @@ def measure(rows: list[Row], suite: Any, repeats: int) -> list[Measured]:
     results = [Measured(row) for row in rows]
     for result in results:
         row = result.row
+        if not row.counted:
+            continue
         result.flops = (suite.flops(row.program) / suite.flops(row.unit) - row.less) / row.per
     units = list({id(row.unit): row.unit for row in rows}.values())
     for program in [*units, *(row.program for row in rows)]:
@@ -99,10 +102,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument(
+        "--compiled", action="store_true", help="compiled estimates too: a minute each to make"
+    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     suite = importlib.import_module(f"cost_{options.backend}")
-    rows = [row for row in suite.rows(options.width, options.batch) if options.only in row.name]
+    rows = suite.rows(options.width, options.batch, options.compiled)
+    rows = [row for row in rows if options.only in row.name]
     about = {"backend": options.backend, "width": options.width, "batch": options.batch}
     about |= {"machine": platform.machine(), "versions": suite.versions()}
     print(", ".join(f"{key} {value}" for key, value in about.items()))

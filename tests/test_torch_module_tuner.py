@@ -1054,6 +1054,17 @@ class TestOddUses:
         expected = (value(1e-5) - value(-1e-5)) / 2e-5
         assert abs(found - expected) <= 1e-7 * abs(expected)
 
+    def test_a_mixed_term_by_differences(self):
+        exact, rough = make(), make()
+        mixed = hg.Greedy(rough.optimizer, mixed=hg.FiniteDifference())
+        for k, batch in enumerate(exact.train[:4]):
+            one = exact.tuner().step(batch, exact.val) if k == 3 else loop(exact, [batch])
+            other = rough.tuner(estimator=mixed).step(batch, rough.val) if k == 3 else loop(rough, [batch])
+        for name, g in named(one.estimate.hypergradient).items():
+            found = named(other.estimate.hypergradient)[name]
+            assert (found - g).norm() <= 1e-7 * g.norm()
+        same(exact.model.state_dict(), rough.model.state_dict())
+
     def test_a_replay_that_differs_is_noticed(self):
         task = make()
         buffer = copy.deepcopy(task.train[0])

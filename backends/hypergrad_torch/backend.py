@@ -75,16 +75,18 @@ class TorchBackend:
         return sum(products[1:], products[0]) if products else torch.zeros((), dtype=torch.float64)
 
     def axpy(self, a: Scalar, x: Tree, y: Tree) -> Tree:
+        xs, (ys, unflatten) = self.flatten(x)[0], self.flatten(y)
+        fused = not isinstance(a, Tensor) and len({(t.dtype, t.device) for t in xs + ys if is_float(t)}) == 1
+        if fused and all(map(is_float, xs + ys)):
+            return unflatten(torch._foreach_add(ys, xs, alpha=a))
+
         def leaf(x: Array, y: Array) -> Array:
             if not is_float(y):
                 return y
-            if isinstance(a, Tensor):
-                result = y + a.to(y.dtype) * x
-            else:
-                result = torch.add(y, x, alpha=a)
-            return result if result.dtype == y.dtype else result.to(y.dtype)
+            scaled = a.to(y.dtype) * x if isinstance(a, Tensor) else a * x
+            return (y + scaled).to(y.dtype)
 
-        return self.map(leaf, x, y)
+        return unflatten([leaf(x, y) for x, y in zip(xs, ys, strict=True)])
 
     def zeros(self, tree: Tree) -> Tree:
         return self.map(

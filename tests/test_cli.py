@@ -28,7 +28,8 @@ def fails(capsys, *arguments):
     return err
 
 
-def test_the_main_job_in_short(capsys, tmp_path):
+def test_the_main_job_in_short(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")  # a terminal that is wide enough for the names
     assert main([*FAST, "--out", str(tmp_path / "new")]) == 0
     out, _ = capsys.readouterr()
     written = json.loads((tmp_path / "new" / "comparison.json").read_text())

@@ -7,7 +7,8 @@ import hypergrad as hg
 
 PROGRAM = """
 import sys, time
-begin = time.process_time()  # what it costs, whatever else the machine is doing
+import numpy
+begin = time.process_time()  # what it costs beyond NumPy, whatever else the machine is doing
 import hypergrad
 print(time.process_time() - begin)
 foreign = {"torch", "jax", "autograd", "sklearn", "matplotlib", "rich", "scipy"} & set(sys.modules)
@@ -21,7 +22,7 @@ def seconds():
 
 
 def test_it_imports_no_framework_and_is_quick():
-    assert min(seconds() for _ in range(5)) < 0.3
+    assert min(seconds() for _ in range(5)) < 0.2
 
 
 def test_every_public_name_is_there():

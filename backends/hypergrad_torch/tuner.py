@@ -28,7 +28,10 @@ from hypergrad_torch.training import Hooked, InPlace, Snapshot, Trainer
 
 
 class Metrics(NamedTuple):
-    """What one step saw. ``outer_value`` and ``estimate`` are ``None`` where λ did not move."""
+    """What one step saw. ``outer_value`` and ``estimate`` are ``None`` where λ did not move.
+
+    The parameters in ``estimate.state`` are the module's own, which move on.
+    """
 
     inner_value: Tensor
     outer_value: Tensor | None
@@ -198,8 +201,9 @@ class ModuleTuner:
         """
         tune = (self.steps + 1) % self.every == 0
         self._refresh()
-        with self._undone_on_failure(everything=tune) as start:
-            metrics, window = self._step(train_batch, val_batch, start)
+        record = self._record(train_batch)
+        with self._undone_on_failure(record, everything=tune) as start:
+            metrics, window = self._step(record, val_batch, start)
         self.steps += 1
         self._window = None if tune else window
         return metrics
@@ -207,14 +211,13 @@ class ModuleTuner:
     # One step.
 
     def _step(
-        self, train_batch: Any, val_batch: Any, start: Snapshot | None
+        self, record: _Record, val_batch: Any, start: Snapshot | None
     ) -> tuple[Metrics, _Window | None]:
-        record = self._record(train_batch)
         if start is not None and isinstance(self.estimator, Greedy):
             out = self._greedy(self.estimator, record, val_batch, start)
         else:
             window = self._window_from_here()
-            value, used = self._train(train_batch)
+            value, used = self._train(record.batch)
             record = replace(record, taken=record.taken._replace(used=used))
             if window is not None:
                 window = window._replace(records=(*window.records, record))
@@ -222,8 +225,7 @@ class ModuleTuner:
                 return Metrics(value, None, None), window
             out = self._look_back(window, record, val_batch)._replace(inner_value=value)
         self._move(out.hypergradient)
-        # The parameters are the module's own, and move on.
-        out = out._replace(state=State((), (), self.steps + 1))
+        out = out._replace(state=State(self._trainer.values(), (), self.steps + 1))
         return Metrics(out.inner_value, out.outer_value, out), None
 
     def _train(self, batch: Any) -> tuple[Tensor, list[bool]]:
@@ -336,18 +338,17 @@ class ModuleTuner:
         return _Window(Snapshot.take(self._trainer))
 
     @contextmanager
-    def _undone_on_failure(self, everything: bool) -> Iterator[Snapshot | None]:
+    def _undone_on_failure(self, record: _Record, everything: bool) -> Iterator[Snapshot | None]:
         """Put module, optimiser, λ and generators back if the block fails.
 
         A step that does not move λ fails, if at all, before the optimiser has moved.
         """
-        draws, buffers = generator(), self._losses.buffers()
         theta, lam = (Snapshot.take(x) if everything else None for x in (self._trainer, self._mover))
         try:
             yield theta
         except BaseException:
-            restore(draws)
-            self._losses.set_buffers(buffers)
+            restore(record.draws)
+            self._losses.set_buffers(record.buffers)
             for snapshot in (theta, lam):
                 if snapshot is not None:
                     snapshot.restore()

@@ -22,6 +22,12 @@ if find_spec("torch"):
     torch.set_num_threads(1)  # the problems are tiny: threads would only wait for one another
 
 
+if find_spec("jax"):
+    import jax
+
+    jax.config.update("jax_enable_x64", True)  # for these tests; the library never touches it
+
+
 @pytest.fixture(params=[row.name for row in available() if row.installed])
 def backend(request):
     return get_backend(request.param)

@@ -1,0 +1,160 @@
+"""The backend protocol in JAX: trees by ``jax.tree_util``, loops by ``jax.lax``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree
+from hypergrad_jax.linear import is_float, linearise, pushforward
+from hypergrad_jax.optimizers import as_optax
+
+
+@final
+@dataclass(frozen=True)
+class JaxBackend:
+    """JAX arrays, concrete or traced, on any device and sharded in any way.
+
+    Estimates are pure functions and belong under ``jax.jit``. What can be known while tracing is raised
+    there; what cannot, such as a NaN or a solve that did not converge, is carried in the report, and raised
+    by ``estimator.check(out)`` outside.
+    """
+
+    name = "jax"
+    xp = SimpleNamespace(**vars(jnp))
+
+    # Leaves and trees.
+
+    def owns(self, leaf: Any) -> bool:
+        return isinstance(leaf, jax.Array)
+
+    def describe(self, leaf: Array) -> Leaf:
+        dtype = jnp.result_type(leaf)
+        kinds: dict[Kind, Any] = {
+            "float": jnp.floating,
+            "complex": jnp.complexfloating,
+            "bool": jnp.bool_,
+            "int": jnp.integer,
+        }
+        kind: Kind = next((name for name, base in kinds.items() if jnp.issubdtype(dtype, base)), "other")
+        return Leaf(kind, str(dtype), jnp.shape(leaf), dtype.itemsize, "jax")
+
+    def readable(self, *leaves: Array) -> bool:
+        return not any(isinstance(leaf, jax.Array) and _far(leaf) for leaf in leaves)
+
+    def flatten(self, tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Tree]]:
+        leaves, structure = jax.tree_util.tree_flatten(tree)
+        return leaves, partial(jax.tree_util.tree_unflatten, structure)
+
+    def paths(self, tree: Tree, root: str) -> list[str]:
+        return [root + jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+    map = staticmethod(jax.tree_util.tree_map)
+
+    # The vector space of trees.
+
+    def inner(self, x: Tree, y: Tree) -> Scalar:
+        pairs = zip(self.flatten(x)[0], self.flatten(y)[0], strict=True)
+        products = [_dot(a, b) for a, b in pairs if is_float(a)]
+        return sum(products[1:], products[0]) if products else jnp.zeros(())
+
+    def axpy(self, a: Scalar, x: Tree, y: Tree) -> Tree:
+        def leaf(x: Array, y: Array) -> Array:
+            return (a * x + y).astype(y.dtype) if is_float(y) else y
+
+        return self.map(leaf, x, y)
+
+    def zeros(self, tree: Tree) -> Tree:
+        return self.map(jnp.zeros_like, tree)
+
+    def ravel(self, tree: Tree) -> tuple[Array, Callable[[Array], Tree]]:
+        return ravel_pytree(tree)
+
+    # Calculus.
+
+    def value_and_grad(self, f: Callable[[Tree], Scalar], x: Tree) -> tuple[Scalar, Tree]:
+        value, _, pullback = linearise(f, (x,), has_aux=False)
+        (gradient,) = pullback(jnp.ones_like(value))
+        return value, gradient
+
+    def vjp(self, f: Callable[..., Any], *primals: Tree, has_aux: bool = False) -> Any:
+        value, aux, pullback = linearise(f, primals, has_aux)
+        return (value, pullback, aux) if has_aux else (value, pullback)
+
+    def jvp(self, f: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tuple[Tree, ...]) -> Any:
+        return pushforward(f, primals, tangents)
+
+    def detach(self, tree: Tree) -> Tree:
+        return self.map(lambda x: lax.stop_gradient(x) if isinstance(x, jax.Array) else x, tree)
+
+    def adopt(self, tree: Tree) -> Tree:
+        return tree
+
+    # Control flow.
+
+    def scan(
+        self,
+        body: Callable[[Tree, Any, Any], tuple[Tree, Any]],
+        carry: Tree,
+        length: int,
+        xs: Any = None,
+        reverse: bool = False,
+    ) -> tuple[Tree, Any]:
+        def step(carry: Tree, kx: tuple[Any, Any]) -> tuple[Tree, Any]:
+            return body(carry, *kx)
+
+        return lax.scan(step, carry, (jnp.arange(length), xs), length, reverse)
+
+    def while_loop(
+        self, going: Callable[[Tree], Any], body: Callable[[Tree], Tree], carry: Tree, limit: int
+    ) -> Tree:
+        return lax.while_loop(going, body, carry)
+
+    def indexed(self, items: Sequence[Tree]) -> Callable[[Any], Tree]:
+        stacked = self.map(lambda *leaves: jnp.stack(leaves), *items)
+        return lambda k: self.map(lambda leaf: leaf[k], stacked)
+
+    # Randomness: JAX has no generator; keys come with the batch.
+
+    def generator(self, seed: int | None = None) -> None:
+        return None
+
+    def replay(self, generator: Any) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def restore(self, generator: Any) -> None:
+        return None
+
+    # Optimisers.
+
+    def update_rule(self, optimizer: Any) -> Any:
+        return as_optax(optimizer)
+
+    # The way in and out.
+
+    def asarray(self, values: Any, like: Array | None = None) -> Array:
+        return jnp.asarray(values, None if like is None else jnp.result_type(like))
+
+    def to_numpy(self, array: Array) -> Any:
+        return np.asarray(array)
+
+
+def _far(leaf: jax.Array) -> bool:
+    """Is there no value that could be read without waiting for a device?"""
+    return isinstance(leaf, jax.core.Tracer) or leaf.sharding.device_set != {jax.devices("cpu")[0]}
+
+
+def _dot(x: Array, y: Array) -> Scalar:
+    """⟨x, y⟩ of two leaves, accumulated in float32 or better."""
+    wide = jnp.promote_types(jnp.result_type(x), jnp.float32)
+    return jnp.vdot(x, y, preferred_element_type=wide)

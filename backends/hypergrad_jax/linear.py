@@ -1,0 +1,103 @@
+"""Linearisations of functions of trees, by ``jax.vjp`` and ``jax.jvp``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.interpreters import partial_eval
+
+Tree = Any
+
+
+def is_float(leaf: Any) -> bool:
+    """Is this leaf one to differentiate by?"""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+@final
+class Pullback:
+    """u ↦ uᵀ ∂f/∂primals at one linearisation; see `hypergrad.backend.Pullback`."""
+
+    def __init__(
+        self,
+        pull: Callable[..., Any],
+        inputs: list[Any],
+        outputs: list[Any],
+        unflatten: Callable[[Sequence[Any]], tuple[Tree, ...]],
+    ) -> None:
+        self._pull, self._inputs, self._outputs, self._unflatten = pull, inputs, outputs, unflatten
+
+    def __call__(self, cotangent: Tree) -> tuple[Tree, ...]:
+        given = zip(jax.tree_util.tree_leaves(cotangent), self._outputs, strict=True)
+        found = iter(self._pull([jnp.asarray(g, x.dtype) for g, x in given if is_float(x)]))
+        return self._unflatten([next(found) if is_float(x) else _zeros(x) for x in self._inputs])
+
+    def onto(self, k: int) -> Callable[[Tree], Tree]:
+        """What is not asked for is not computed, once it is compiled."""
+        return lambda cotangent: self(cotangent)[k]
+
+    @cached_property
+    def reached(self) -> tuple[Tree, ...]:
+        """Which parts of the transposed program depend on its argument: the others are zeros."""
+        weights = [jnp.zeros_like(x) for x in self._outputs if is_float(x)]
+        program = jax.make_jaxpr(self._pull)(weights).jaxpr
+        count = len(program.outvars)
+        used = iter(
+            [any(partial_eval.dce_jaxpr(program, [i == k for i in range(count)])[1]) for k in range(count)]
+        )
+        return self._unflatten([is_float(x) and next(used) for x in self._inputs])
+
+    @property
+    def nbytes(self) -> int:
+        kept = [x for x in jax.tree_util.tree_leaves(self._pull) if isinstance(x, jax.Array)]
+        return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in kept)
+
+
+def linearise(f: Callable[..., Any], primals: tuple[Tree, ...], has_aux: bool) -> tuple[Tree, Tree, Pullback]:
+    """Evaluate f and keep its residuals: ``value, aux, pullback``."""
+    leaves, structure = jax.tree_util.tree_flatten(primals)
+    forms: list[Any] = []
+
+    def g(*variables: jax.Array) -> tuple[list[Any], tuple[list[Any], Tree]]:
+        result = f(*_filled(structure, leaves, variables))
+        value, aux = result if has_aux else (result, None)
+        outputs, form = jax.tree_util.tree_flatten(value)
+        forms.append(form)
+        return [x for x in outputs if is_float(x)], (outputs, aux)
+
+    values, pull, (outputs, aux) = jax.vjp(g, *(x for x in leaves if is_float(x)), has_aux=True)
+    given = iter(values)
+    outputs = [next(given) if is_float(x) else x for x in outputs]
+    value = jax.tree_util.tree_unflatten(forms[-1], outputs)
+    return value, aux, Pullback(pull, leaves, outputs, lambda xs: jax.tree_util.tree_unflatten(structure, xs))
+
+
+def pushforward(
+    f: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tuple[Tree, ...]
+) -> tuple[Tree, Tree]:
+    """Evaluate f and its derivative in a direction: ``value, tangent``."""
+    leaves, structure = jax.tree_util.tree_flatten(primals)
+    directions = jax.tree_util.tree_leaves(tangents)
+    pairs = [(x, t) for x, t in zip(leaves, directions, strict=True) if is_float(x)]
+
+    def g(*variables: jax.Array) -> Tree:
+        return f(*_filled(structure, leaves, variables))
+
+    value, tangent = jax.jvp(g, tuple(x for x, _ in pairs), tuple(t for _, t in pairs))
+    return value, jax.tree_util.tree_map(lambda x, t: t if is_float(x) else _zeros(x), value, tangent)
+
+
+def _filled(structure: Any, leaves: list[Any], variables: Sequence[jax.Array]) -> tuple[Tree, ...]:
+    given = iter(variables)
+    filled = [next(given) if is_float(x) else x for x in leaves]
+    trees: tuple[Tree, ...] = jax.tree_util.tree_unflatten(structure, filled)
+    return trees
+
+
+def _zeros(leaf: Any) -> Any:
+    return jnp.zeros_like(leaf) if isinstance(leaf, jax.Array) else type(leaf)(0)

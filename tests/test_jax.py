@@ -136,11 +136,11 @@ class TestOptax:
         for name, h in hparams.items():
             along = jnp.ones_like(h)
             near, far = (
-                estimate(hparams | {name: h + k * 1e-3 * along}).outer_value
-                - estimate(hparams | {name: h - k * 1e-3 * along}).outer_value
+                estimate(hparams | {name: h + k * 1e-4 * along}).outer_value
+                - estimate(hparams | {name: h - k * 1e-4 * along}).outer_value
                 for k in (1, 2)
             )
-            np.testing.assert_allclose(jnp.vdot(found[name], along), (8 * near - far) / 12e-3, rtol=1e-6)
+            np.testing.assert_allclose(jnp.vdot(found[name], along), (8 * near - far) / 12e-4, rtol=1e-6)
 
     @pytest.mark.parametrize("tape", [hg.Full(), hg.States()], ids=repr)
     def test_a_chain_with_a_schedule(self, tape):

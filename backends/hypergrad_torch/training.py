@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from hypergrad import eager
 from hypergrad.backend import Backend, Tree
+from hypergrad.errors import ArgumentError
 from hypergrad.updates import ClipNorm, UpdateRule
 from hypergrad_torch.optimizers import Options, Taken, replay
 
@@ -213,3 +214,27 @@ def grads_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
 def copied(value: Any) -> Any:
     """A copy of a tensor; anything else as it is."""
     return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def trained(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
+    """The module's parameters that the optimiser holds and moves, by name.
+
+    Raises:
+        ArgumentError: for tensors that are not the module's, and for hooks that would never be called.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise ArgumentError(f"ModuleTuner: optimizer = {optimizer!r}; it is a torch.optim optimiser")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    own = dict(model.named_parameters())
+    if foreign := held - {id(p) for p in own.values()}:
+        raise ArgumentError(
+            f"ModuleTuner: the optimizer holds {len(foreign)} tensors that are no parameters of the model: "
+            "give those their own optimiser, or make them part of the module"
+        )
+    for name, p in own.items():
+        if getattr(p, "_post_accumulate_grad_hooks", None):
+            raise ArgumentError(
+                f"ModuleTuner: params[{name!r}] has a hook after gradient accumulation, such as an optimiser "
+                "in the backward pass: gradients are not accumulated here, and it would never be called"
+            )
+    return {name: p for name, p in own.items() if id(p) in held and p.requires_grad}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple, final
 
 import torch
@@ -24,7 +24,8 @@ from hypergrad_torch.graph import detach, found, history
 from hypergrad_torch.modules import Buffers, Hyperparameters, Loss, Losses, check_module, has_two_formulas
 from hypergrad_torch.optimizers import Taken, TorchOptimizer, dialect
 from hypergrad_torch.randomness import Draws, generator, replay, restore
-from hypergrad_torch.training import Hooked, InPlace, Snapshot, Trainer
+from hypergrad_torch.records import Record, Window, read, write
+from hypergrad_torch.training import Hooked, InPlace, Snapshot, Trainer, trained
 
 
 class Metrics(NamedTuple):
@@ -36,25 +37,6 @@ class Metrics(NamedTuple):
     inner_value: Tensor
     outer_value: Tensor | None
     estimate: Estimate | None
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class _Record:
-    """A training step, as needed to take it again: its batch, draws, buffers, modes and what was taken."""
-
-    batch: Any
-    draws: Draws
-    buffers: Buffers
-    modes: list[bool]
-    taken: Taken
-
-
-class _Window(NamedTuple):
-    """The training steps that an estimate reaches back over, and where they began."""
-
-    start: Snapshot
-    records: tuple[_Record, ...] = ()
 
 
 @final
@@ -71,7 +53,7 @@ class _Pass:
         self._gradients: dict[str, Tensor | None] | None = None
         self._used: dict[str, bool] = {}
 
-    def inner(self, theta: dict[str, Tensor], lam: Tree, record: _Record) -> Tensor:
+    def inner(self, theta: dict[str, Tensor], lam: Tree, record: Record) -> Tensor:
         theta, buffers, terms = _variables(theta), _copies(record.buffers), []
         with replay(record.draws):
             for part in self._tuner._micro(record.batch):
@@ -177,7 +159,7 @@ class ModuleTuner:
         self.inner, self.outer, self.every, self.micro_batches = inner, outer, every, micro_batches
         self._hyper = Hyperparameters(hparams)
         self._losses = Losses(model, self._hyper)
-        self._trainer = Trainer(optimizer, _trained(model, optimizer), max_norm)
+        self._trainer = Trainer(optimizer, trained(model, optimizer), max_norm)
         self._mover = Trainer(hyper_optimizer, self._named(self._hyper.tensors()))
         self.estimator = self._checked(Greedy(optimizer) if estimator is None else estimator)
         check_variables(self._backend, params=self._trainer.values(), hparams=self._hyper.tensors())
@@ -186,7 +168,7 @@ class ModuleTuner:
         if max_norm is not None:
             ClipNorm(SGD(0.1), max_norm)  # refuses what is no norm
         self.steps = 0
-        self._window: _Window | None = None
+        self._window: Window | None = None
 
     @property
     def hparams(self) -> Tree:
@@ -210,9 +192,7 @@ class ModuleTuner:
 
     # One step.
 
-    def _step(
-        self, record: _Record, val_batch: Any, start: Snapshot | None
-    ) -> tuple[Metrics, _Window | None]:
+    def _step(self, record: Record, val_batch: Any, start: Snapshot | None) -> tuple[Metrics, Window | None]:
         if start is not None and isinstance(self.estimator, Greedy):
             out = self._greedy(self.estimator, record, val_batch, start)
         else:
@@ -243,7 +223,7 @@ class ModuleTuner:
         self._trainer.step(total)
         return value, [total[name] is not None for name in sorted(total)]
 
-    def _greedy(self, greedy: Greedy, record: _Record, val_batch: Any, start: Snapshot) -> Estimate:
+    def _greedy(self, greedy: Greedy, record: Record, val_batch: Any, start: Snapshot) -> Estimate:
         """T1−T2: the training step itself is the one that is differentiated."""
         losses, rule, opt_state = _Pass(self, live=True), None, ()
         if greedy.response == "update":
@@ -256,7 +236,7 @@ class ModuleTuner:
         restore(losses.draws)
         return out
 
-    def _look_back(self, window: _Window | None, record: _Record, val_batch: Any) -> Estimate:
+    def _look_back(self, window: Window | None, record: Record, val_batch: Any) -> Estimate:
         """Any other estimator: the steps are over, and are taken again on copies as far as it asks."""
         losses = _Pass(self, live=False)
         if window is None:
@@ -280,7 +260,7 @@ class ModuleTuner:
         return self._trainer.formula(first, steps)
 
     def _estimate(
-        self, estimator: Any, losses: _Pass, state: State, train: Callable[[int], _Record], val: Any
+        self, estimator: Any, losses: _Pass, state: State, train: Callable[[int], Record], val: Any
     ) -> Estimate:
         problem, lam = Bilevel(losses.inner, losses.outer), self._backend.detach(self._hyper.tensors())
         out: Estimate = estimator.estimate(problem, state, lam, train, lambda t: val, backend=self._backend)
@@ -310,7 +290,7 @@ class ModuleTuner:
 
     def _refresh(self) -> None:
         """Look again at what the optimiser trains: parameters may have been frozen, freed or added."""
-        params = _trained(self.model, self.optimizer)
+        params = trained(self.model, self.optimizer)
         if {name: id(p) for name, p in params.items()} != {
             name: id(p) for name, p in self._trainer.params.items()
         }:
@@ -326,19 +306,19 @@ class ModuleTuner:
         paths = eager.paths(self._hyper.tensors(), "hparams")
         return dict(zip(paths, eager.flatten(lam)[0], strict=True))
 
-    def _record(self, batch: Any) -> _Record:
-        return _Record(batch, generator(), self._losses.buffers(), self._losses.modes(), self._trainer.now())
+    def _record(self, batch: Any) -> Record:
+        return Record(batch, generator(), self._losses.buffers(), self._losses.modes(), self._trainer.now())
 
-    def _window_from_here(self) -> _Window | None:
+    def _window_from_here(self) -> Window | None:
         """The window that the coming step belongs to, if an estimate is going to reach back to it."""
         if not isinstance(self.estimator, Unrolled) or self._window is not None:
             return self._window
         if self.every - self.steps % self.every > self.estimator.steps:
             return None
-        return _Window(Snapshot.take(self._trainer))
+        return Window(Snapshot.take(self._trainer))
 
     @contextmanager
-    def _undone_on_failure(self, record: _Record, everything: bool) -> Iterator[Snapshot | None]:
+    def _undone_on_failure(self, record: Record, everything: bool) -> Iterator[Snapshot | None]:
         """Put module, optimiser, λ and generators back if the block fails.
 
         A step that does not move λ fails, if at all, before the optimiser has moved.
@@ -383,7 +363,7 @@ class ModuleTuner:
             "hparams": self._hyper.state(),
             "hyper_optimizer": self.hyper_optimizer.state_dict(),
             "draws": [draws.cpu, *draws.cuda],
-            "window": None if self._window is None else _write(self._window),
+            "window": None if self._window is None else write(self._window),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -412,7 +392,7 @@ class ModuleTuner:
                 tensor.copy_(state["hparams"][path])
         cpu, *cuda = state["draws"]
         restore(Draws(cpu, tuple(cuda)))
-        self._window = None if state["window"] is None else _read(self._trainer, state["window"])
+        self._window = None if state["window"] is None else read(self._trainer, state["window"])
         self.steps = int(state["steps"])
 
     # Checks.
@@ -439,26 +419,6 @@ class ModuleTuner:
                 f"{self.every} steps; λ moves in between"
             )
         return estimator
-
-
-def _trained(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
-    """The module's parameters that the optimiser holds, by name."""
-    if not isinstance(optimizer, Optimizer):
-        raise ArgumentError(f"ModuleTuner: optimizer = {optimizer!r}; it is a torch.optim optimiser")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    own = dict(model.named_parameters())
-    if foreign := held - {id(p) for p in own.values()}:
-        raise ArgumentError(
-            f"ModuleTuner: the optimizer holds {len(foreign)} tensors that are no parameters of the model: "
-            "give those their own optimiser, or make them part of the module"
-        )
-    for name, p in own.items():
-        if getattr(p, "_post_accumulate_grad_hooks", None):
-            raise ArgumentError(
-                f"ModuleTuner: params[{name!r}] has a hook after gradient accumulation, such as an optimiser "
-                "in the backward pass: gradients are not accumulated here, and it would never be called"
-            )
-    return {name: p for name, p in own.items() if id(p) in held and p.requires_grad}
 
 
 def _check_tuned(backend: TorchBackend, lam: Tree, hyper_optimizer: Optimizer) -> None:
@@ -503,32 +463,3 @@ def _variables(theta: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _copies(buffers: Buffers) -> Buffers:
     return {name: buffer.clone() for name, buffer in buffers.items()}
-
-
-def _write(window: _Window) -> dict[str, Any]:
-    records = [
-        {
-            "batch": r.batch,
-            "draws": [r.draws.cpu, *r.draws.cuda],
-            "buffers": r.buffers,
-            "modes": r.modes,
-            "options": [dict(o) for o in r.taken.options],
-            "used": list(r.taken.used),
-        }
-        for r in window.records
-    ]
-    return {"start": window.start.write(), "records": records}
-
-
-def _read(trainer: Trainer, stored: dict[str, Any]) -> _Window:
-    records = [
-        _Record(
-            r["batch"],
-            Draws(r["draws"][0], tuple(r["draws"][1:])),
-            r["buffers"],
-            r["modes"],
-            Taken(r["options"], r["used"]),
-        )
-        for r in stored["records"]
-    ]
-    return _Window(Snapshot.read(trainer, stored["start"]), tuple(records))

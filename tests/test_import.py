@@ -7,10 +7,9 @@ import hypergrad as hg
 
 PROGRAM = """
 import sys, time
-import numpy
-begin = time.process_time()  # what it costs beyond NumPy, whatever else the machine is doing
+begin = time.perf_counter()
 import hypergrad
-print(time.process_time() - begin)
+print(time.perf_counter() - begin)
 foreign = {"torch", "jax", "autograd", "sklearn", "matplotlib", "rich", "scipy"} & set(sys.modules)
 sys.exit(f"import hypergrad imported {foreign}" if foreign else 0)
 """
@@ -22,7 +21,7 @@ def seconds():
 
 
 def test_it_imports_no_framework_and_is_quick():
-    assert min(seconds() for _ in range(5)) < 0.2
+    assert min(seconds() for _ in range(5)) < 0.3
 
 
 def test_every_public_name_is_there():

@@ -1154,3 +1154,10 @@ class TestOddRefusals:
         with pytest.raises(Boom):
             task.tuner(hyper_optimizer=hyper).step(task.train[0], task.val)
         same(snapshot(task, hyper), before)
+
+    @parametrize("response", ["update", "gradient"])
+    def test_gradient_hooks_with_micro_batches(self, response):
+        task = make(prepare=halve_last)
+        tuner = task.tuner(micro_batches=2, estimator=hg.Greedy(task.optimizer, response=response))
+        with pytest.raises(errors.UnsupportedOpError, match="each micro-batch"):
+            tuner.step(task.train[:2], task.val)

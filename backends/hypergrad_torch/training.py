@@ -113,9 +113,9 @@ class Hooked(UpdateRule):
 class InPlace(UpdateRule):
     """An update rule that takes the optimiser's real step, once, and differentiates the formula for it.
 
-    New parameters are, bit for bit, what torch's optimiser makes of them. ``plain`` returns the gradients
-    that it is given, ``None`` for parameters that the loss does not depend on, and no gradient at all where
-    those with a graph are as good.
+    New parameters are, bit for bit, what torch's optimiser makes of them. ``plain`` turns gradients with a
+    graph into those that the user's own loop would have had: the same bits, and ``None`` for parameters
+    that the loss does not depend on.
     """
 
     trainer: Trainer

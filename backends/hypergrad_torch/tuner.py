@@ -18,11 +18,11 @@ from hypergrad.backend import Tree
 from hypergrad.errors import ArgumentError, CheckpointError, NonFiniteError, ReplayError, UnsupportedOpError
 from hypergrad.estimators import Estimate, Greedy, HypergradientEstimator, Implicit, State, Unrolled
 from hypergrad.problem import Bilevel
-from hypergrad.updates import SGD, ClipNorm, UpdateRule
+from hypergrad.updates import SGD, ClipNorm
 from hypergrad_torch.backend import TorchBackend
 from hypergrad_torch.graph import detach, found, history
 from hypergrad_torch.modules import Buffers, Hyperparameters, Loss, Losses, check_module, has_two_formulas
-from hypergrad_torch.optimizers import Taken, TorchOptimizer, dialect
+from hypergrad_torch.optimizers import TorchOptimizer, dialect
 from hypergrad_torch.randomness import Draws, generator, replay, restore
 from hypergrad_torch.records import Record, Window, read, write
 from hypergrad_torch.training import Hooked, InPlace, Snapshot, Trainer, trained
@@ -228,7 +228,7 @@ class ModuleTuner:
         losses, rule, opt_state = _Pass(self, live=True), None, ()
         if greedy.response == "update":
             with start.in_force():
-                rule, opt_state = self._formula(self.steps, [record.taken])
+                rule, opt_state = self._trainer.formula(self.steps, [record.taken])
         estimator = replace(greedy, update=InPlace(self._trainer, rule, losses.plain))
         state = State(start.params, opt_state, self.steps)
         out = self._estimate(estimator, losses, state, lambda t: record, val_batch)
@@ -244,20 +244,12 @@ class ModuleTuner:
             return self._estimate(self.estimator, losses, state, lambda t: record, val_batch)
         first = self.steps + 1 - len(window.records)
         with window.start.in_force():
-            rule, opt_state = self._formula(first, [taken.taken for taken in window.records])
+            rule, opt_state = self._trainer.formula(first, [taken.taken for taken in window.records])
         estimator = replace(self.estimator, update=Hooked(self._trainer, rule))  # type: ignore[call-arg]
         state = State(window.start.params, opt_state, first)
         out = self._estimate(estimator, losses, state, lambda t: window.records[t - first], val_batch)
         self._check_replay(window.start.params, out.state.params)
         return out
-
-    def _formula(self, first: int, steps: list[Taken]) -> tuple[UpdateRule, Tree]:
-        if self.micro_batches > 1 and self._trainer.has_hooks:
-            raise UnsupportedOpError(
-                "gradient hooks of parameters are called for each micro-batch, and what they do together is "
-                "not differentiated: use micro_batches=1, or change gradients in the loss"
-            )
-        return self._trainer.formula(first, steps)
 
     def _estimate(
         self, estimator: Any, losses: _Pass, state: State, train: Callable[[int], Record], val: Any
@@ -289,7 +281,7 @@ class ModuleTuner:
     # What a step needs to be taken again, or taken back.
 
     def _refresh(self) -> None:
-        """Look again at what the optimiser trains: parameters may have been frozen, freed or added."""
+        """Look again at what is trained: parameters may have been frozen, freed, added or hooked."""
         params = trained(self.model, self.optimizer)
         if {name: id(p) for name, p in params.items()} != {
             name: id(p) for name, p in self._trainer.params.items()
@@ -300,6 +292,11 @@ class ModuleTuner:
                     f"that {type(self.estimator).__name__} reaches back over"
                 )
             self._trainer = replace(self._trainer, params=params)
+        if self.micro_batches > 1 and self._trainer.has_hooks:
+            raise UnsupportedOpError(
+                "gradient hooks of parameters are called for each micro-batch, and what they do together is "
+                "not differentiated: use micro_batches=1, or change gradients in the loss"
+            )
 
     def _named(self, lam: Tree) -> dict[str, Any]:
         """A tree like λ, by path."""

@@ -156,8 +156,39 @@ class Backend(Protocol):
     ) -> Tree:
         """Run the body while ``going(carry)``, which is false after ``limit`` rounds at the latest."""
 
-    def indexed(self, items: Sequence[Tree]) -> Callable[[Any], Tree]:
-        """A function k -> items[k] for an index that a `scan` hands out."""
+    def repeat(
+        self, body: Callable[[Tree, Any], tuple[Tree, Tree, Tree, Any]], carry: Tree, limit: int
+    ) -> tuple[Tree, Tree, Tree, Any]:
+        """Run ``carry, row, last, going = body(carry, k)`` for k = 0 … limit−1, limit ≥ 1, while it is going.
+
+        Return ``carry, rows, last, count``: the rows in the framework's own way, as `scan` keeps them, what
+        the last round said, and how many rounds there were.
+        """
+
+    def cond(self, pred: Any, yes: Callable[[], Tree], no: Callable[[], Tree]) -> Tree:
+        """Return ``yes()`` if it holds, and ``no()`` if not.
+
+        Under a compiler both have one structure: ``no`` may return ``None`` where ``yes`` returns a tree,
+        and gets zeros there, NaN for floats.
+        """
+
+    def collect(self, rows: Any) -> Tree:
+        """What `scan` or `repeat` kept, or a list of trees: one tree of NumPy arrays, whose first axis is k.
+
+        While a compiler traces, they stay arrays of the framework.
+        """
+
+    def compile(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of trees of arrays as one program, if the framework makes such; else the function."""
+
+    def tell(self, listener: Callable[..., None], *values: Any) -> None:
+        """Call the listener with the values, when they are there: for progress, never for results."""
+
+    def stack(self, items: Sequence[Tree]) -> Any:
+        """Trees of one kind, kept in the framework's own way, for `take`."""
+
+    def take(self, items: Any, k: Any) -> Tree:
+        """The k-th of those that `stack` was given; a `scan` may hand out k."""
 
     # Randomness.
     def generator(self, seed: int | None = None) -> Any:

@@ -13,8 +13,9 @@ is always a sequence, so a batch that comes as a list (torch's ``DataLoader`` ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple, final
 
 from hypergrad.backend import Backend, Tree
 from hypergrad.errors import ArgumentError
@@ -22,6 +23,17 @@ from hypergrad.errors import ArgumentError
 Batches = Any
 
 _LABEL = {"train": "train (T1)", "val": "val (T2)"}
+
+
+class Source(NamedTuple):
+    """Batches as ``read(data, t)``: arrays to hand to a compiled program, and a value to know it by."""
+
+    data: Tree
+    read: Callable[[Tree, Any], Tree]
+
+    def __call__(self, t: Any) -> Tree:
+        """The batch of step t."""
+        return self.read(self.data, t)
 
 
 def one_batch(name: str, batches: Batches, step: Any) -> Tree:
@@ -49,42 +61,86 @@ def every_batch(name: str, batches: Batches, step: Any) -> list[Tree]:
     return found
 
 
-def batch_series(
-    backend: Backend, name: str, batches: Batches, start: Any, steps: int
-) -> Callable[[Any], Tree]:
-    """The batches of ``steps`` training steps from step ``start`` on, as a function of k = 0 … steps−1.
+def batch_series(backend: Backend, name: str, batches: Batches, start: Any, steps: int) -> Source:
+    """The batches of ``steps`` training steps from step ``start`` on, as a function of the step.
 
     Raises:
         ArgumentError: if there are fewer batches than steps, or one batch for more than one step.
     """
     if callable(batches):
-        return lambda k: batches(start + k)
+        return Source((), _Called(batches))
     if batches is None:
-        return lambda k: None
+        return single(None)
     if isinstance(batches, Iterator | list):
-        return backend.indexed(_take(name, iter(batches), steps))
+        return Source((start, backend.stack(_take(name, iter(batches), steps))), _From(backend))
     if steps == 1:
-        return lambda k: batches
+        return single(batches)
     raise ArgumentError(
         f"{_LABEL[name]}: {steps} steps need {steps} batches, and a {type(batches).__name__} is one batch: "
         "pass a list of batches, or a function t -> batch (lambda t: batch, to train on the same one always)"
     )
 
 
-def stream(backend: Backend, name: str, batches: Batches) -> Batches:
+def stream(backend: Backend, name: str, batches: Batches) -> Source:
     """Batches for as long as one asks: a list starts again at its end, one batch serves every step.
 
     Raises:
         ArgumentError: if a list is empty.
     """
-    if callable(batches) or isinstance(batches, Iterator):
-        return batches
+    if isinstance(batches, Iterator):
+        return Source((), _Called(lambda t: one_batch(name, batches, t)))
+    if callable(batches):
+        return Source((), _Called(batches))
     if not isinstance(batches, list):
-        return lambda t: batches
+        return single(batches)
     if not batches:
         raise ArgumentError(f"{_LABEL[name]} is empty: at least one batch is needed")
-    at = backend.indexed(batches)
-    return lambda t: at(t % len(batches))
+    return Source(backend.stack(batches), _Cycle(backend, len(batches)))
+
+
+@final
+@dataclass(frozen=True)
+class _Called:
+    """The user's own function."""
+
+    f: Callable[[Any], Tree]
+
+    def __call__(self, data: Tree, t: Any) -> Tree:
+        return self.f(t)
+
+
+@final
+@dataclass(frozen=True)
+class _From:
+    """A list of batches whose first is that of step ``start``."""
+
+    backend: Backend
+
+    def __call__(self, data: Tree, t: Any) -> Tree:
+        start, batches = data
+        return self.backend.take(batches, t - start)
+
+
+@final
+@dataclass(frozen=True)
+class _Cycle:
+    """A list of batches that starts again at its end."""
+
+    backend: Backend
+    length: int
+
+    def __call__(self, data: Tree, t: Any) -> Tree:
+        return self.backend.take(data, t % self.length)
+
+
+def _same(data: Tree, t: Any) -> Tree:
+    """One batch for every step."""
+    return data
+
+
+def single(batch: Tree) -> Source:
+    """One batch for every step."""
+    return Source(batch, _same)
 
 
 def _take(name: str, batches: Iterator[Tree], count: int) -> list[Tree]:

@@ -11,7 +11,7 @@ import numpy as np
 from hypergrad import vectors
 from hypergrad.arguments import check_variables
 from hypergrad.backend import Backend, Tree, find_backend
-from hypergrad.batches import Batches, batch_series, every_batch, one_batch
+from hypergrad.batches import Batches, batch_series, every_batch, one_batch, single
 from hypergrad.errors import ArgumentError, NonFiniteError
 from hypergrad.estimators import HypergradientEstimator, Implicit, State, Unrolled
 from hypergrad.estimators.implicit import mean_gradient
@@ -89,6 +89,7 @@ def check_hypergradient(
     steps: int | None = None,
     directions: int | None = None,
     seed: int = 0,
+    aux: Tree = (),
     backend: Backend | str | None = None,
 ) -> Check:
     r"""Compare a hypergradient with central differences of real training, and with its exact unroll.
@@ -109,6 +110,8 @@ def check_hypergradient(
         directions: how many directions; by default every coordinate of up to 64 hyperparameters, or 32
             random directions of more.
         seed: of the random directions.
+        aux: the auxiliary state of losses that have one. C2 is judged with the one that training at λ itself
+            ends with: no estimator differentiates by it.
         backend: found from the arrays if it is not given.
 
     Raises:
@@ -121,7 +124,7 @@ def check_hypergradient(
     val_batch = one_batch("val", val, 0)
     draws = found.generator()
 
-    state = estimator.init(problem, params, hparams, backend=found)
+    state = estimator.init(problem, params, hparams, aux=aux, backend=found)
     with found.replay(draws):
         out = estimator.estimate(problem, state, hparams, train, lambda _: val_batch, backend=found)
 
@@ -129,14 +132,16 @@ def check_hypergradient(
     if update is not None and steps is None and not estimator.training_steps:
         raise ArgumentError("check_hypergradient: update= needs steps=, the length of the real training")
     if rule is not None:
-        reference = _training(found, problem, params, train, rule, steps or estimator.training_steps)
+        reference = _training(found, problem, params, aux, train, rule, steps or estimator.training_steps)
     else:
-        reference = _optimum(found, problem, params, train)
+        reference = _optimum(found, problem, params, aux, train)
+    with found.replay(draws):
+        final = reference.train(hparams).aux
 
     def value(hparams: Tree) -> float:
         with found.replay(draws):
-            theta = reference.train(hparams)
-            return float(found.to_numpy(problem.outer(theta, hparams, val_batch)))
+            theta = reference.train(hparams).params
+            return float(found.to_numpy(problem.validation_loss(theta, hparams, val_batch, final)))
 
     with found.replay(draws):
         exact = reference.exact(hparams, lambda _: val_batch)
@@ -190,42 +195,42 @@ class _Reference(NamedTuple):
     """Real training, and its exact derivative."""
 
     name: str
-    train: Callable[[Tree], Tree]
+    train: Callable[[Tree], Inner]
     exact: Callable[[Tree, Batches], Tree]
 
 
 def _training(
-    backend: Backend, problem: Bilevel, params: Tree, train: Batches, rule: Any, steps: int
+    backend: Backend, problem: Bilevel, params: Tree, aux: Tree, train: Batches, rule: Any, steps: int
 ) -> _Reference:
     phi = Training(backend, problem, as_update_rule(rule))
     if steps == 1:
-        only = one_batch("train", train, 0)
-        batch: Callable[[Any], Tree] = lambda k: only  # noqa: E731
+        batch = single(one_batch("train", train, 0))
     else:
         batch = batch_series(backend, "train", train, 0, steps)
 
-    def real(hparams: Tree) -> Tree:
-        z = Inner(params, phi.update.init(backend, params))
-        return run(backend, lambda z, lam, k: phi.step(z, lam, batch(k), k), z, hparams, steps)[0].params
+    def real(hparams: Tree) -> Inner:
+        z = Inner(params, phi.update.init(backend, params), aux)
+        return run(backend, lambda z, lam, k: phi.step(z, lam, batch(k), k), z, hparams, steps)[0]
 
     def exact(hparams: Tree, val: Batches) -> Tree:
         unrolled = Unrolled(rule, steps, allow_unused=True)
-        state = unrolled.init(problem, params, hparams, backend=backend)
+        state = unrolled.init(problem, params, hparams, aux=aux, backend=backend)
         return unrolled.estimate(problem, state, hparams, batch, val, backend=backend).hypergradient
 
-    return _Reference(f"{steps} step{'s' * (steps > 1)} of real training", real, exact)
+    return _Reference(f"{steps} step{'s' * (steps > 1)} of real training", backend.compile(real), exact)
 
 
-def _optimum(backend: Backend, problem: Bilevel, params: Tree, train: Batches) -> _Reference:
+def _optimum(backend: Backend, problem: Bilevel, params: Tree, aux: Tree, train: Batches) -> _Reference:
     """Newton's method from params: near an optimum a few steps reach it to rounding."""
     batches = every_batch("train", train, 0)
     solver = Direct()
 
-    def real(hparams: Tree) -> Tree:
+    def real(hparams: Tree) -> Inner:
         theta, size = params, float("inf")
         for _ in range(50):
             g, pullback = backend.vjp(
-                lambda theta: mean_gradient(backend, problem, theta, hparams, batches)[1], theta
+                lambda theta: mean_gradient(backend, problem, Inner(theta, (), aux), hparams, batches)[1],
+                theta,
             )
             new = float(vectors.norm(backend, g))
             if not new < size:
@@ -233,11 +238,11 @@ def _optimum(backend: Backend, problem: Bilevel, params: Tree, train: Batches) -
             size, best = new, theta
             x = solver.solve(backend, lambda p, pull=pullback: pull(p)[0], g).x  # type: ignore[misc]
             theta = vectors.subtract(backend, theta, x)
-        return best
+        return Inner(best, (), aux)
 
     def exact(hparams: Tree, val: Batches) -> Tree:
         implicit = Implicit(solver, tolerance=float("inf"), allow_unused=True)
-        at = State(real(hparams))
+        at = State(real(hparams).params, aux=aux)
         return implicit.estimate(problem, at, hparams, batches, val, backend=backend).hypergradient
 
     return _Reference("the inner problem solved again by Newton's method", real, exact)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hypergrad.backend import Backend, Tree
 from hypergrad.errors import CheckpointError
 
 
@@ -47,3 +48,35 @@ def read_arrays(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged, or was not written by hypergrad: {error}") from error
     except MemoryError as error:
         raise CheckpointError(f"{path} claims to hold more than fits in memory: {error}") from error
+
+
+def tree_arrays(backend: Backend, root: str, tree: Tree) -> dict[str, Any]:
+    """The leaves of a tree as NumPy arrays, by their paths from its root."""
+    leaves = zip(backend.paths(tree, root), backend.flatten(tree)[0], strict=True)
+    return {_key(root, path): backend.to_numpy(leaf) for path, leaf in leaves}
+
+
+def restore_tree(backend: Backend, root: str, model: Tree, stored: dict[str, Any], path: str | Path) -> Tree:
+    """A tree like the model, with the leaves that `tree_arrays` made.
+
+    Raises:
+        CheckpointError: if they belong to a tree of another structure, with other shapes or kinds of numbers.
+    """
+    leaves, unflatten = backend.flatten(model)
+    wanted = [_key(root, leaf) for leaf in backend.paths(model, root)]
+    held = {key for key in stored if key.startswith(f"{root}:")}
+    if differences := sorted(held ^ set(wanted)):
+        raise CheckpointError(f"{path} has another structure; it differs in {', '.join(differences)}")
+    found = []
+    for key, leaf in zip(wanted, leaves, strict=True):
+        values, expected = stored[key], backend.to_numpy(leaf)
+        if np.shape(values) != np.shape(expected):
+            raise CheckpointError(f"{path}: {key} has shape {values.shape}")
+        if values.dtype.kind != expected.dtype.kind:
+            raise CheckpointError(f"{path}: {key} holds {values.dtype}")
+        found.append(int(values) if isinstance(leaf, int) else backend.asarray(values, like=leaf))
+    return unflatten(found)
+
+
+def _key(root: str, path: str) -> str:
+    return f"{root}:{path}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 from hypergrad import vectors
 from hypergrad.arguments import is_number
@@ -91,9 +91,12 @@ class FiniteDifference:
         Raises:
             DifferenceError: with the error.
         """
-        accepted = self.tolerance == float("inf") or not self.estimate_error
-        if not (accepted or float(error) <= self.tolerance):
+        if not bool(self.accepts(error)):
             raise DifferenceError(float(error), self.tolerance)
+
+    def accepts(self, error: Scalar) -> Any:
+        """Is an error within the tolerance? It may be traced."""
+        return self.tolerance == float("inf") or not self.estimate_error or error <= self.tolerance
 
     def _epsilon(self, backend: Backend, theta: Tree, u: Tree) -> Scalar:
         xp, size = backend.xp, vectors.norm(backend, u)

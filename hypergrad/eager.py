@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import optree
 
-from hypergrad.backend import Tree
+from hypergrad.backend import Backend, Tree
 
 
 def flatten(tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Tree]]:
@@ -58,6 +59,50 @@ def while_loop(going: Callable[[Tree], Any], body: Callable[[Tree], Tree], carry
     return carry
 
 
-def indexed(items: Sequence[Tree]) -> Callable[[Any], Tree]:
-    """K -> items[k]."""
-    return items.__getitem__
+def repeat(
+    body: Callable[[Tree, Any], tuple[Tree, Tree, Tree, Any]], carry: Tree, limit: int
+) -> tuple[Tree, list[Tree], Tree, int]:
+    """Run the body while it is going; what it raises ends the loop too."""
+    rows, last = [], None
+    for k in range(limit):
+        carry, row, last, going = body(carry, k)
+        rows.append(row)
+        if not going:
+            break
+    return carry, rows, last, len(rows)
+
+
+def cond(pred: Any, yes: Callable[[], Tree], no: Callable[[], Tree]) -> Tree:
+    """One of the two."""
+    return yes() if pred else no()
+
+
+def compile(f: Callable[..., Any]) -> Callable[..., Any]:  # noqa: A001 - the protocol's own name
+    """The function as it is."""
+    return f
+
+
+def tell(listener: Callable[..., None], *values: Any) -> None:
+    """Call it."""
+    listener(*values)
+
+
+def stack(items: Sequence[Tree]) -> Sequence[Tree]:
+    """A list is one."""
+    return items
+
+
+def take(items: Sequence[Tree], k: int) -> Tree:
+    """items[k]."""
+    return items[k]
+
+
+def collect(backend: Backend, rows: Sequence[Tree]) -> Tree:
+    """Rows as one tree of NumPy arrays; what is no list is one already."""
+    if not isinstance(rows, list):
+        return rows
+
+    def column(*leaves: Any) -> Any:
+        return np.stack([backend.to_numpy(x) if backend.owns(x) else np.asarray(x) for x in leaves])
+
+    return backend.map(column, rows[0], *rows[1:])

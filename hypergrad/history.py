@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
 from hypergrad import vectors
-from hypergrad.backend import Backend, Tree
+from hypergrad.backend import Array, Backend, Scalar, Tree
 from hypergrad.checkpoint import read_arrays, write_arrays
 from hypergrad.errors import CheckpointError
 from hypergrad.estimators import Estimate
@@ -29,10 +29,36 @@ _REPORTED = (
 )
 
 
+class Row(NamedTuple):
+    """What is kept of one update of the hyperparameters: numbers, which a compiled loop can collect."""
+
+    values: dict[str, Any]
+    outer_value: Scalar
+    hypergradient_norm: Scalar
+    clipped: Any
+    cost: Scalar
+    reports: dict[str, Any]
+
+    @classmethod
+    def of(cls, backend: Backend, hparams: Tree, out: Estimate | None, clipped: Any, cost: Any) -> Row:
+        """A row for λ after an update, or before the first one if there is no estimate yet."""
+        paths, leaves = backend.paths(hparams, "hparams"), backend.flatten(hparams)[0]
+        values = {path: _summary(backend, leaf) for path, leaf in zip(paths, leaves, strict=True)}
+        if out is None:
+            nan = float("nan")
+            return cls(values, nan, nan, clipped, cost, {name: nan for name in _REPORTED})
+        norm = vectors.norm(backend, out.hypergradient)
+        reports = {name: getattr(out.report, name) for name in _REPORTED}
+        return cls(values, out.outer_value, norm, clipped, cost, reports)
+
+
 @final
-@dataclass
+@dataclass(frozen=True)
 class History:
     """One row for each update of the hyperparameters, and the training loss of every step.
+
+    All columns are arrays. They are NumPy's, except in a run that is itself being compiled or mapped (in
+    JAX), where they are what that returns; a start whose run stopped early then has NaN from there on.
 
     Attributes:
         inner_values: C̃1 at each training step.
@@ -45,49 +71,59 @@ class History:
         reports: the other numbers of `Report`, by name; NaN in row 0.
     """
 
-    inner_values: list[float] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-    values: dict[str, list[Any]] = field(default_factory=dict)
-    outer_values: list[float] = field(default_factory=list)
-    hypergradient_norms: list[float] = field(default_factory=list)
-    clipped: list[int] = field(default_factory=list)
-    cost: list[float] = field(default_factory=list)
-    reports: dict[str, list[float]] = field(default_factory=dict)
+    inner_values: Array
+    steps: Array
+    values: dict[str, Array]
+    outer_values: Array
+    hypergradient_norms: Array
+    clipped: Array
+    cost: Array
+    reports: dict[str, Array]
 
-    def record(
-        self, backend: Backend, step: int, hparams: Tree, out: Estimate | None, clipped: int, spent: float
-    ) -> None:
-        """Add a row: an update of the hyperparameters, or the start if there is no estimate yet."""
-        self.steps.append(step)
-        self.clipped.append(clipped)
-        self.cost.append(spent)
-        for path, leaf in zip(backend.paths(hparams, "hparams"), backend.flatten(hparams)[0], strict=True):
-            value = backend.to_numpy(leaf)
-            if value.size > LARGEST_LEAF:
-                value = np.array([value.min(), value.mean(), value.max()])
-            self.values.setdefault(path, []).append(np.array(value))
-        norm = outer = float("nan")
-        if out is not None:
-            outer = float(out.outer_value)
-            norm = float(backend.to_numpy(vectors.norm(backend, out.hypergradient)))
-        self.outer_values.append(outer)
-        self.hypergradient_norms.append(norm)
-        for name in _REPORTED:
-            number = float("nan") if out is None else float(getattr(out.report, name))
-            self.reports.setdefault(name, []).append(number)
+    @classmethod
+    def start(cls, backend: Backend, hparams: Tree) -> History:
+        """Row 0."""
+        row: Row = backend.collect([Row.of(backend, hparams, None, 0, 0.0)])
+        return cls(
+            np.zeros(0),
+            np.zeros(1, int),
+            {path: _joined(parts) for path, parts in row.values.items()},
+            row.outer_value,
+            row.hypergradient_norm,
+            row.clipped,
+            row.cost,
+            row.reports,
+        )
+
+    def then(self, rows: Row, steps: Array) -> History:
+        """The history with more rows, collected along their first axis, at these training steps."""
+        columns = {
+            "values": {path: _joined(parts) for path, parts in rows.values.items()},
+            "outer_values": rows.outer_value,
+            "hypergradient_norms": rows.hypergradient_norm,
+            "clipped": rows.clipped,
+            "cost": self.cost[-1] + rows.cost.cumsum(),
+            "reports": rows.reports,
+        }
+
+        def extend(old: Any, new: Any) -> Any:
+            if isinstance(old, dict):
+                return {name: extend(old[name], new[name]) for name in old}
+            return namespace(old, new).concatenate([old, new])
+
+        longer = {name: extend(getattr(self, name), column) for name, column in columns.items()}
+        return History(self.inner_values, np.concatenate([self.steps, steps]), **longer)
+
+    def trained(self, inner_values: Array) -> History:
+        """The history with the losses of more training steps."""
+        joined = namespace(inner_values).concatenate([self.inner_values, inner_values])
+        return History(**{**vars(self), "inner_values": joined})
 
     def arrays(self) -> dict[str, Any]:
         """All of it as named arrays."""
-        columns: dict[str, Any] = {
-            "inner_values": np.array(self.inner_values, float),
-            "steps": np.array(self.steps, int),
-            "outer_values": np.array(self.outer_values, float),
-            "hypergradient_norms": np.array(self.hypergradient_norms, float),
-            "clipped": np.array(self.clipped, int),
-            "cost": np.array(self.cost, float),
-        }
-        columns |= {f"value:{path}": np.stack(rows) for path, rows in self.values.items()}
-        columns |= {f"report:{name}": np.array(rows, float) for name, rows in self.reports.items()}
+        columns = {name: column for name, column in vars(self).items() if name not in ("values", "reports")}
+        columns |= {f"value:{path}": rows for path, rows in self.values.items()}
+        columns |= {f"report:{name}": rows for name, rows in self.reports.items()}
         return columns
 
     def save(self, path: str | Path) -> None:
@@ -115,19 +151,14 @@ class History:
         Raises:
             CheckpointError: if a column is missing.
         """
+        grouped: dict[str, Any] = {"values": {}, "reports": {}}
+        for key, rows in columns.items():
+            kind, _, name = key.partition(":")
+            if name and kind in ("value", "report"):
+                grouped[kind + "s"][name] = rows
         try:
-            return cls(
-                inner_values=columns["inner_values"].tolist(),
-                steps=columns["steps"].tolist(),
-                values={key[6:]: list(rows) for key, rows in columns.items() if key.startswith("value:")},
-                outer_values=columns["outer_values"].tolist(),
-                hypergradient_norms=columns["hypergradient_norms"].tolist(),
-                clipped=columns["clipped"].tolist(),
-                cost=columns["cost"].tolist(),
-                reports={
-                    key[7:]: rows.tolist() for key, rows in columns.items() if key.startswith("report:")
-                },
-            )
+            names = [name for name in cls.__dataclass_fields__ if name not in grouped]
+            return cls(**grouped, **{name: columns[name] for name in names})
         except KeyError as error:
             raise CheckpointError(f"this is no history: it has no column {error}") from error
 
@@ -136,3 +167,24 @@ class History:
         from hypergrad.plot import plot_history
 
         return plot_history(self, path)
+
+
+def _summary(backend: Backend, leaf: Array) -> Any:
+    """A leaf as it is, or the least, the mean and the largest entry of a large one."""
+    xp = backend.xp
+    if vectors.size(backend, leaf) <= LARGEST_LEAF:
+        return leaf
+    return xp.min(leaf), xp.mean(leaf), xp.max(leaf)
+
+
+def _joined(column: Any) -> Array:
+    """Columns of a summary side by side."""
+    if isinstance(column, tuple):
+        return namespace(*column).stack(column, -1)
+    return column
+
+
+def namespace(*columns: Array) -> Any:
+    """NumPy, or the one of the arrays if a compiler traces them."""
+    strangers = [column for column in columns if not isinstance(column, np.ndarray)]
+    return strangers[0].__array_namespace__() if strangers else np

@@ -68,6 +68,7 @@ def probe(
     *,
     ways: tuple[FiniteDifference | None, ...] = (None, FiniteDifference(), FiniteDifference(sides=1)),
     repeats: int = 5,
+    aux: Tree = (),
     backend: Backend | str | None = None,
 ) -> Probe:
     """Time the exact mixed term and finite differences of it, interleaved, and compare what they return.
@@ -80,6 +81,7 @@ def probe(
             or an `Implicit`; ``train`` is no iterator.
         ways: what to try, ``None`` being the exact term.
         repeats: estimates of each.
+        aux: the auxiliary state of losses that have one.
         backend: found from the arrays if it is not given.
 
     Raises:
@@ -93,7 +95,7 @@ def probe(
     def estimate(mixed: FiniteDifference | None) -> Estimate:
         chosen: Any = replace(estimator, mixed=mixed)  # type: ignore[call-arg]
         with found.replay(draws):
-            state = chosen.init(problem, params, hparams, backend=found)
+            state = chosen.init(problem, params, hparams, aux=aux, backend=found)
             out: Estimate = chosen.estimate(problem, state, hparams, train, val, backend=found)
         return out
 

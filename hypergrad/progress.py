@@ -12,6 +12,10 @@ from hypergrad.errors import MissingExtraError
 Advance = Callable[[int, str], None]
 
 
+def silent(count: int, note: str) -> None:
+    """Show nothing."""
+
+
 @contextmanager
 def progress(title: str, total: int, show: bool | None = None) -> Iterator[Advance]:
     """Yield ``advance(count, note)``. By default the bar is shown on a terminal, if rich is installed.
@@ -25,7 +29,7 @@ def progress(title: str, total: int, show: bool | None = None) -> Iterator[Advan
             "showing progress needs rich: python -m pip install 'hypergradients[progress]'"
         )
     if not (installed and sys.stderr.isatty() if show is None else show):
-        yield lambda count, note: None
+        yield silent
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

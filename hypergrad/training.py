@@ -15,10 +15,14 @@ from hypergrad.updates import UpdateRule
 
 
 class Inner(NamedTuple):
-    """The inner state z = (θ, optimiser state), on which Φ acts."""
+    """The inner state z = (θ, optimiser state), on which Φ acts, and the auxiliary state that rides along.
+
+    Nothing is differentiated by the latter: its cotangents are zeros.
+    """
 
     params: Tree
     opt_state: Tree
+    aux: Tree = ()
 
 
 class Seen(NamedTuple):
@@ -72,29 +76,36 @@ class Training:
             DisconnectedError: if the loss does not depend on the parameters.
         """
         backend = self.backend
-        value, gradient = inner_gradient(backend, self.problem, z.params, hparams, batch)
-        new = self.apply(gradient, z, hparams, t)
+        value, gradient, aux = inner_gradient(backend, self.problem, z, hparams, batch)
+        new = self.apply(gradient, z, hparams, t)._replace(aux=aux)
         return new, observe(backend, value, gradient, new.params, t)
 
     def apply(self, gradient: Tree, z: Inner, hparams: Tree, t: Any) -> Inner:
         """The optimiser's half of Φ: new parameters from a gradient."""
         name = type(self.update).__name__
         try:
-            new = Inner(*self.update.update(self.backend, gradient, z.opt_state, z.params, hparams, t))
+            params, opt_state = self.update.update(self.backend, gradient, z.opt_state, z.params, hparams, t)
         except Exception:
             # The most likely cause, said in words, is an optimiser's state made for other parameters.
             fresh = self.update.init(self.backend, z.params)
             check_same(self.backend, name, z.opt_state, "opt_state", fresh)
             raise
-        check_same(self.backend, name, new.params, "params", z.params)
-        check_same(self.backend, name, new.opt_state, "opt_state", z.opt_state)
-        return new
+        check_same(self.backend, name, params, "params", z.params)
+        check_same(self.backend, name, opt_state, "opt_state", z.opt_state)
+        return Inner(params, opt_state, z.aux)
 
 
 def evaluate(
-    backend: Backend, name: str, loss: Callable[..., Scalar], batch: Tree, params: Tree, *hparams: Tree
-) -> tuple[Scalar, Pullback]:
-    """Evaluate a loss with its batch filled in, and keep its graph.
+    backend: Backend,
+    name: str,
+    loss: Callable[..., tuple[Scalar, Tree]],
+    batch: Tree,
+    params: Tree,
+    *hparams: Tree,
+) -> tuple[Scalar, Pullback, Tree]:
+    """Evaluate a loss with its batch filled in, and keep its graph: ``value, pullback, aux``.
+
+    The auxiliary state that it returns is a constant for every derivative, outer ones too.
 
     Raises:
         ArgumentError: if it is not scalar.
@@ -105,12 +116,12 @@ def evaluate(
 
     label = f"{name} (the {'T1' if name == 'inner' else 'T2'} loss)"
 
-    def checked(*variables: Tree) -> Scalar:
-        value = loss(*variables)
+    def checked(*variables: Tree) -> tuple[Scalar, Tree]:
+        value, aux = loss(*variables)
         check_scalar(backend, label, value)
-        return value
+        return value, aux
 
-    value, pullback = backend.vjp(checked, params, *hparams)
+    value, pullback, aux = backend.vjp(checked, params, *hparams, has_aux=True)
     leaf = backend.describe(backend.flatten(params)[0][0])
     about = backend.describe(value)
     if about.itemsize > max(leaf.itemsize, 4):  # half-precision models take their loss in float32
@@ -132,16 +143,26 @@ def evaluate(
             ),
             "params",
         )
-    return value, pullback
+    return value, pullback, backend.detach(aux)
 
 
 def inner_gradient(
-    backend: Backend, problem: Bilevel, params: Tree, hparams: Tree, batch: Tree
-) -> tuple[Scalar, Tree]:
-    """C̃1 and ∇_θ C̃1, as a differentiable function of θ and λ."""
-    value, pullback = evaluate(backend, "inner", lambda p: problem.inner(p, hparams, batch), batch, params)
+    backend: Backend, problem: Bilevel, z: Inner, hparams: Tree, batch: Tree
+) -> tuple[Scalar, Tree, Tree]:
+    """C̃1 and ∇_θ C̃1, as a differentiable function of θ and λ, and the next auxiliary state.
+
+    Raises:
+        ArgumentError: also if that has another structure, or other shapes, than the one before.
+    """
+
+    def loss(params: Tree) -> tuple[Scalar, Tree]:
+        return problem.training_loss(params, hparams, batch, z.aux)
+
+    value, pullback, aux = evaluate(backend, "inner", loss, batch, z.params)
+    if problem.has_aux:
+        check_same(backend, "inner", aux, "aux", z.aux)
     (gradient,) = pullback(backend.xp.ones_like(value))
-    return value, gradient
+    return value, gradient, aux
 
 
 def observe(backend: Backend, value: Scalar, gradient: Tree, moved: Tree, t: Any) -> Seen:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -11,55 +13,28 @@ import numpy as np
 
 from hypergrad import spaces
 from hypergrad.arguments import check_variables
-from hypergrad.backend import Backend, Scalar, Tree, find_backend, undo_draws
-from hypergrad.batches import Batches, one_batch, stream
-from hypergrad.checkpoint import read_arrays, write_arrays
+from hypergrad.backend import Backend, Tree, find_backend, undo_draws
+from hypergrad.batches import Batches, stream
+from hypergrad.checkpoint import read_arrays, restore_tree, tree_arrays, write_arrays
 from hypergrad.errors import ArgumentError, CheckpointError, NonFiniteError
-from hypergrad.estimators import Estimate, HypergradientEstimator, State
+from hypergrad.estimators import HypergradientEstimator
 from hypergrad.history import History
 from hypergrad.problem import Bilevel
 from hypergrad.progress import progress as show_progress
+from hypergrad.rounds import Program, Step, TunerState, either_once, running, train_once, update_once, whole
 from hypergrad.spaces import Real
-from hypergrad.training import Inner, Seen, Training
+from hypergrad.training import Seen
 from hypergrad.updates import Adam, UpdateRule, as_update_rule
 
 
-class TunerState(NamedTuple):
-    """Where a run stands: a tree of arrays and counters.
-
-    ``free`` holds the hyperparameters in the free coordinates of their spaces; `Tuner.hparams` gives
-    them in their own domain. ``since`` counts training steps since their last update, ``updates`` the
-    updates. ``start`` is θ_0 if the tuner restarts from it.
-    """
-
-    inner: State
-    free: Tree
-    hyper_state: Tree
-    since: Any
-    updates: Any
-    start: Tree
-
-
-class Step(NamedTuple):
-    """What one call of `Tuner.step` did.
-
-    ``trained`` counts its training steps; ``estimate`` is ``None`` if it only trained; ``clipped`` counts
-    the entries that were moved back into their space.
-    """
-
-    inner_value: Scalar
-    trained: int
-    estimate: Estimate | None
-    clipped: Any
-
-
 class Run(NamedTuple):
-    """The outcome of `Tuner.run`."""
+    """The outcome of `Tuner.run`; ``last`` is its last round, whose faults `Tuner.check` raises."""
 
     params: Tree
     hparams: Tree
     state: TunerState
     history: History
+    last: Step | None
 
 
 @final
@@ -109,16 +84,32 @@ class Tuner:
         if not self._trains and self.restart:
             raise ArgumentError(f"Tuner: restart=True begins an unroll again, and {name} unrolls nothing")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone, without the programs made of them."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
     @property
     def _trains(self) -> bool:
         return self.estimator.training_steps > 0
 
     @property
-    def _rule(self) -> UpdateRule:
+    def rule(self) -> UpdateRule:
         return as_update_rule(getattr(self.estimator, "update", None) if self._trains else self.update)
 
-    def init(self, params: Tree, hparams: Tree, *, backend: Backend | str | None = None) -> TunerState:
-        """The state before the first step.
+    @property
+    def closing_steps(self) -> int:
+        """Training steps that come with an update of λ."""
+        return max(1, self.estimator.training_steps)
+
+    @property
+    def plain_steps(self) -> int:
+        """Training steps before it."""
+        return max(self.every, self.closing_steps) - self.closing_steps
+
+    def init(
+        self, params: Tree, hparams: Tree, *, aux: Tree = (), backend: Backend | str | None = None
+    ) -> TunerState:
+        """The state before the first step; ``aux`` is the auxiliary state of losses that have one.
 
         Raises:
             ArgumentError: if a hyperparameter lies outside of its space, and as for any estimate.
@@ -126,12 +117,12 @@ class Tuner:
         found = find_backend(params, hparams, backend=backend)
         check_variables(found, params=params, hparams=hparams)
         params, hparams = found.adopt((params, hparams))
-        inner = self.estimator.init(self.problem, params, hparams, backend=found)
+        inner = self.estimator.init(self.problem, params, hparams, aux=aux, backend=found)
         if not self._trains:
-            inner = inner._replace(opt_state=self._rule.init(found, params))
+            inner = inner._replace(opt_state=self.rule.init(found, params))
         free = spaces.unconstrain(found, spaces.spread(found, self.space, hparams), hparams)
         hyper_state = as_update_rule(self.hyper_update).init(found, free)
-        return TunerState(inner, free, hyper_state, 0, 0, params if self.restart else ())
+        return TunerState(inner, free, hyper_state, 0, 0, inner if self.restart else ())
 
     def hparams(self, state: TunerState, *, backend: Backend | str | None = None) -> Tree:
         """The hyperparameters of a state, in their own domain."""
@@ -142,6 +133,10 @@ class Tuner:
         self, state: TunerState, train: Batches, val: Batches, *, backend: Backend | str | None = None
     ) -> tuple[TunerState, Step]:
         """One training step, or an estimate with all of its training steps and an update of λ.
+
+        In JAX a step is compiled, once where it only trains and once where λ moves. It may also be part of
+        a program of yours, ``jax.jit(tuner.step)``, which then holds both; what it cannot raise there,
+        `check` raises outside, and λ does not move on a fault.
 
         Args:
             state: from `init` or the last step.
@@ -154,51 +149,39 @@ class Tuner:
         """
         found = find_backend(state.inner.params, state.free, backend=backend)
         with undo_draws(found):
-            return self._step(found, found.adopt(state), train, val)
+            state = found.adopt(state)
+            if not found.readable(state.since):
+                return either_once(self, found, state, train, val)
+            if int(state.since) >= self.plain_steps:
+                return update_once(self, self.compiled, found, state, train, val)
+            return train_once(self, self.compiled, found, state, train)
 
-    def _step(
-        self, backend: Backend, state: TunerState, train: Batches, val: Batches
-    ) -> tuple[TunerState, Step]:
-        steps = self.estimator.training_steps
-        period = max(self.every, steps)
-        if steps and state.since >= period - steps:
-            return self._tune(backend, state, train, val, trained=steps)
-        batch = one_batch("train", train, state.inner.step)
-        state, seen = self._train(backend, state, batch)
-        if not steps and state.since >= period:
-            state, done = self._tune(backend, state, lambda t: batch, val, trained=1)
-            return state, done._replace(inner_value=seen.inner_value)
-        return state, Step(seen.inner_value, 1, None, 0)
+    def check(self, state: TunerState, done: Step, *, backend: Backend | str | None = None) -> None:
+        """Raise what a step has to report, or the last one of a run: ``check(run.state, run.last)``.
 
-    def _train(self, backend: Backend, state: TunerState, batch: Tree) -> tuple[TunerState, Seen]:
-        phi = Training(backend, self.problem, self._rule)
-        params, opt_state, step, memory = state.inner
-        lam = self.hparams(state, backend=backend)
-        (params, opt_state), seen = phi.step(Inner(params, opt_state), lam, batch, step)
-        if backend.readable(seen.bad_step) and int(seen.bad_step) >= 0:
-            leaf = int(seen.bad_leaf)
-            path = None if leaf < 0 else backend.paths(params, "params")[leaf]
-            raise NonFiniteError("T1", int(seen.bad_step), path)
-        inner = State(params, opt_state, step + 1, memory)
-        return state._replace(inner=inner, since=state.since + 1), seen
+        Raises:
+            As `HypergradientEstimator.check`.
+        """
+        found = find_backend(state.inner.params, state.free, backend=backend)
+        if (step := int(done.seen.bad_step)) >= 0:
+            leaf = int(done.seen.bad_leaf)
+            path = None if leaf < 0 else found.paths(state.inner.params, "params")[leaf]
+            raise NonFiniteError("T1", step, path)
+        if done.estimate is not None and bool(done.updated):
+            self.estimator.check(done.estimate, backend=found)
 
-    def _tune(
-        self, backend: Backend, state: TunerState, train: Batches, val: Batches, trained: int
-    ) -> tuple[TunerState, Step]:
-        tree_of_spaces = spaces.spread(backend, self.space, state.free)
-        lam = spaces.constrain(backend, tree_of_spaces, state.free)
-        inner = state.inner
-        if self.restart:
-            inner = self.estimator.init(self.problem, state.start, lam, backend=backend)
-        batch = one_batch("val", val, state.updates)
-        out = self.estimator.estimate(self.problem, inner, lam, train, lambda _: batch, backend=backend)
-        slope = spaces.chain(backend, tree_of_spaces, state.free, out.hypergradient)
-        moved, hyper_state = as_update_rule(self.hyper_update).update(
-            backend, slope, state.hyper_state, state.free, (), state.updates
-        )
-        free, clipped = spaces.project(backend, tree_of_spaces, moved)
-        new = TunerState(out.state, free, hyper_state, 0, state.updates + 1, state.start)
-        return new, Step(out.inner_value, trained, out, clipped)
+    @cached_property
+    def _programs(self) -> Callable[..., Program]:
+        """Compiled programs, by what they were made of; those of older batch functions are forgotten."""
+        return lru_cache(maxsize=8)(lambda backend, *made: backend.compile(self.made(backend, *made)))
+
+    def compiled(self, backend: Backend, f: Callable[..., Any], *given: Any) -> Program:
+        """One of `hypergrad.rounds` as a program of its own, compiled once."""
+        return self._programs(backend, f, *given)
+
+    def made(self, backend: Backend, f: Callable[..., Any], *given: Any) -> Program:
+        """The same as a part of a larger program."""
+        return partial(f, self, backend, *given)
 
     def run(
         self,
@@ -211,9 +194,14 @@ class Tuner:
         seed: int | None = None,
         progress: bool | None = None,
         resume: tuple[TunerState, History] | None = None,
+        aux: Tree = (),
         backend: Backend | str | None = None,
     ) -> Run:
         """Train until ``steps`` training steps are done, and keep a history.
+
+        In JAX the whole run is one compiled program, which stops at its first fault; batches are then
+        functions of a traced step, or lists. From iterators it goes step by step, with both kinds of steps
+        compiled. Under ``jax.vmap`` over starts each has its own history and its own ``last``.
 
         Args:
             params: θ_0.
@@ -224,39 +212,58 @@ class Tuner:
             seed: makes the framework's own generator start from here, and puts it back afterwards.
             progress: show a bar; by default on a terminal.
             resume: state and history of an earlier run, as `load` returns them.
+            aux: the auxiliary state with which losses that have one begin.
             backend: found from the arrays if it is not given.
 
         Raises:
             As `HypergradientEstimator.estimate`; ArgumentError if T1 or T2 runs out, and says which.
         """
         found = find_backend(params, hparams, backend=backend)
-        train, val = stream(found, "train", train), stream(found, "val", val)
         if resume is None:
-            state, history = self.init(params, hparams, backend=found), History()
-            history.record(found, 0, hparams, None, 0, 0.0)
+            state, history = self.init(params, hparams, aux=aux, backend=found), History.start(found, hparams)
         else:
             state, history = resume
-        spent, done = history.cost[-1], len(history.inner_values)
-        unlogged = done - history.steps[-1]
+        # Only what reads no iterator can become one program.
+        hosted = isinstance(train, Iterator) or isinstance(val, Iterator)
+        make = self.made if hosted else self.compiled
+        (train_data, read_train), (val_data, read_val) = (
+            stream(found, "train", train),
+            stream(found, "val", val),
+        )
         seeded = nullcontext() if seed is None else found.replay(found.generator(seed))
+        done, last = (
+            len(history.inner_values),
+            Step(Seen.nothing(found, state.inner.params), 0, False, None, 0),
+        )
         with undo_draws(found), seeded, show_progress("training", steps, progress) as advance:
             advance(done, "")
-            while done < steps:
-                state, now = self.step(state, train, val, backend=found)
-                done += now.trained
-                history.inner_values += [float(now.inner_value)] * now.trained
-                note = ""
-                if now.estimate is None:
-                    unlogged += 1
-                else:
-                    plain = unlogged if self._trains else unlogged + 1
-                    spent += plain + float(now.estimate.report.cost)
-                    unlogged = 0
-                    lam = self.hparams(state, backend=found)
-                    history.record(found, done, lam, now.estimate, int(now.clipped), spent)
-                    note = f"T1 {history.inner_values[-1]:.3f}  T2 {history.outer_values[-1]:.3f}"
-                advance(now.trained, note)
-        return Run(state.inner.params, self.hparams(state, backend=found), state, history)
+            for plain, rounds, tail in self._plan(int(state.since), steps - done):
+                since = 0 if rounds else int(state.since)
+                program = make(found, running, plain, rounds, tail, hosted, advance, read_train, read_val)
+                state, outcome = program(state._replace(since=0), train_data, val_data)
+                state = state._replace(since=since + tail)
+                last = whole(state, outcome.last)
+                history = outcome.add_to(found, history, plain, self.closing_steps)
+                if isinstance(history.cost, np.ndarray):  # otherwise a compiler is tracing
+                    self.check(state, last, backend=found)
+        return Run(state.inner.params, self.hparams(state, backend=found), state, history, last)
+
+    def _plan(self, since: int, steps: int) -> list[tuple[int, int, int]]:
+        """How often to go round: plain steps of each, rounds, and plain steps after them.
+
+        A round that a resumed run is in is a part of its own. An unroll that is begun is finished, even if
+        that is some steps more.
+        """
+        parts, left = [], max(self.plain_steps - since, 0)
+        if since and steps > left:
+            parts.append((left, 1, 0))
+            steps, since = steps - left - self.closing_steps, 0
+        if since:
+            return [(0, 0, steps)] if steps > 0 else []
+        rounds, tail = divmod(max(steps, 0), self.plain_steps + self.closing_steps)
+        if tail > self.plain_steps:
+            rounds, tail = rounds + 1, 0
+        return parts + ([(self.plain_steps, rounds, tail)] if rounds or tail else [])
 
     def save(
         self, path: str | Path, run: Run | tuple[TunerState, History], *, backend: Backend | str | None = None
@@ -269,42 +276,32 @@ class Tuner:
         Raises:
             OSError: if the file cannot be written; an older one is then left as it was.
         """
-        state, history = run[-2:]
+        state, history = run[2:4] if isinstance(run, Run) else run
         found = find_backend(state.free, backend=backend)
-        leaves = zip(found.paths(state, "state"), found.flatten(state)[0], strict=True)
-        arrays = {f"state:{name}": found.to_numpy(leaf) for name, leaf in leaves}
         about = {"backend": np.array(found.name), "tuner": np.array(repr(self.estimator))}
-        write_arrays(path, arrays | about | {f"history:{k}": v for k, v in history.arrays().items()})
+        columns = {f"history:{name}": column for name, column in history.arrays().items()}
+        write_arrays(path, tree_arrays(found, "state", state) | about | columns)
 
     def load(
-        self, path: str | Path, params: Tree, hparams: Tree, *, backend: Backend | str | None = None
+        self,
+        path: str | Path,
+        params: Tree,
+        hparams: Tree,
+        *,
+        aux: Tree = (),
+        backend: Backend | str | None = None,
     ) -> tuple[TunerState, History]:
-        """Read what `save` wrote, for ``run(..., resume=...)``; params and hparams give the structure.
+        """Read what `save` wrote, for ``run(..., resume=...)``; params, hparams and aux give the structure.
 
         Raises:
             CheckpointError: if the file is damaged, or was written for another backend or structure.
             FileNotFoundError: if there is none.
         """
         found = find_backend(params, hparams, backend=backend)
-        model = self.init(params, hparams, backend=found)
+        model = self.init(params, hparams, aux=aux, backend=found)
         stored = read_arrays(path)
         if (name := str(stored.get("backend", "?"))) != found.name:
             raise CheckpointError(f"{path} was written by backend {name!r}, and this is {found.name!r}")
-        leaves, unflatten = found.flatten(model)
-        wanted = [f"state:{name}" for name in found.paths(model, "state")]
-        held = {key for key in stored if key.startswith("state:")}
-        if differences := sorted(held ^ set(wanted)):
-            raise CheckpointError(f"{path} has another structure; it differs in {', '.join(differences)}")
-        for key, leaf in zip(wanted, leaves, strict=True):
-            if np.shape(stored[key]) != np.shape(found.to_numpy(leaf)):
-                raise CheckpointError(f"{path}: {key} has shape {stored[key].shape}")
-            if not np.issubdtype(stored[key].dtype, np.integer if isinstance(leaf, int) else np.floating):
-                raise CheckpointError(f"{path}: {key} holds {stored[key].dtype}")
-        state = unflatten(
-            [
-                int(stored[key]) if isinstance(leaf, int) else found.asarray(stored[key], like=leaf)
-                for key, leaf in zip(wanted, leaves, strict=True)
-            ]
-        )
+        state = restore_tree(found, "state", model, stored, path)
         history = {key[8:]: value for key, value in stored.items() if key.startswith("history:")}
         return state, History.from_arrays(history)

@@ -16,7 +16,10 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree
-from hypergrad_jax.linear import is_float, linearise, pushforward
+from hypergrad.errors import ArgumentError
+from hypergrad_jax.leaves import is_float, is_key, zeros
+from hypergrad_jax.linear import linearise, pushforward
+from hypergrad_jax.loops import either, repeat
 from hypergrad_jax.optimizers import as_optax
 
 
@@ -75,7 +78,7 @@ class JaxBackend:
         return self.map(leaf, x, y)
 
     def zeros(self, tree: Tree) -> Tree:
-        return self.map(jnp.zeros_like, tree)
+        return self.map(zeros, tree)
 
     def ravel(self, tree: Tree) -> tuple[Array, Callable[[Array], Tree]]:
         return ravel_pytree(tree)
@@ -120,9 +123,35 @@ class JaxBackend:
     ) -> Tree:
         return lax.while_loop(going, body, carry)
 
-    def indexed(self, items: Sequence[Tree]) -> Callable[[Any], Tree]:
-        stacked = self.map(lambda *leaves: jnp.stack(leaves), *items)
-        return lambda k: self.map(lambda leaf: leaf[k], stacked)
+    def repeat(
+        self, body: Callable[[Tree, Any], tuple[Tree, Tree, Tree, Any]], carry: Tree, limit: int
+    ) -> tuple[Tree, Tree, Tree, Any]:
+        return repeat(body, carry, limit)
+
+    def cond(self, pred: Any, yes: Callable[[], Tree], no: Callable[[], Tree]) -> Tree:
+        return either(pred, yes, no)
+
+    def stack(self, items: Sequence[Tree]) -> Tree:
+        try:
+            return self.map(lambda *leaves: jnp.stack(leaves), *items)
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(
+                "the batches of a list differ in structure or shape, and a compiled loop takes those of one "
+                f"kind: drop the odd one, or pass an iterator ({error})"
+            ) from error
+
+    def take(self, items: Tree, k: Any) -> Tree:
+        return self.map(lambda leaf: leaf[k], items)
+
+    def collect(self, rows: Any) -> Tree:
+        rows = self.map(lambda *leaves: jnp.stack(leaves), *rows) if isinstance(rows, list) else rows
+        return self.map(lambda x: x if isinstance(x, jax.core.Tracer) else np.asarray(x), rows)
+
+    def compile(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(f)
+
+    def tell(self, listener: Callable[..., None], *values: Any) -> None:
+        jax.debug.callback(listener, *values)
 
     # Randomness: JAX has no generator; keys come with the batch.
 
@@ -143,10 +172,12 @@ class JaxBackend:
     # The way in and out.
 
     def asarray(self, values: Any, like: Array | None = None) -> Array:
+        if like is not None and is_key(like):
+            return jax.random.wrap_key_data(values, impl=jax.random.key_impl(like))
         return jnp.asarray(values, None if like is None else jnp.result_type(like))
 
     def to_numpy(self, array: Array) -> Any:
-        return np.asarray(array)
+        return np.asarray(jax.random.key_data(array) if is_key(array) else array)
 
 
 def _far(leaf: jax.Array) -> bool:

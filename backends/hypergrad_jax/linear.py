@@ -11,12 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import partial_eval
 
-Tree = Any
-
-
-def is_float(leaf: Any) -> bool:
-    """Is this leaf one to differentiate by?"""
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating)
+from hypergrad.backend import Tree
+from hypergrad_jax.leaves import is_float, zeros
 
 
 @final
@@ -35,7 +31,7 @@ class Pullback:
     def __call__(self, cotangent: Tree) -> tuple[Tree, ...]:
         given = zip(jax.tree_util.tree_leaves(cotangent), self._outputs, strict=True)
         found = iter(self._pull([jnp.asarray(g, x.dtype) for g, x in given if is_float(x)]))
-        return self._unflatten([next(found) if is_float(x) else _zeros(x) for x in self._inputs])
+        return self._unflatten([next(found) if is_float(x) else zeros(x) for x in self._inputs])
 
     def onto(self, k: int) -> Callable[[Tree], Tree]:
         """What is not asked for is not computed, once it is compiled."""
@@ -89,7 +85,7 @@ def pushforward(
         return f(*_filled(structure, leaves, variables))
 
     value, tangent = jax.jvp(g, tuple(x for x, _ in pairs), tuple(t for _, t in pairs))
-    return value, jax.tree_util.tree_map(lambda x, t: t if is_float(x) else _zeros(x), value, tangent)
+    return value, jax.tree_util.tree_map(lambda x, t: t if is_float(x) else zeros(x), value, tangent)
 
 
 def _filled(structure: Any, leaves: list[Any], variables: Sequence[jax.Array]) -> tuple[Tree, ...]:
@@ -97,7 +93,3 @@ def _filled(structure: Any, leaves: list[Any], variables: Sequence[jax.Array]) -
     filled = [next(given) if is_float(x) else x for x in leaves]
     trees: tuple[Tree, ...] = jax.tree_util.tree_unflatten(structure, filled)
     return trees
-
-
-def _zeros(leaf: Any) -> Any:
-    return jnp.zeros_like(leaf) if isinstance(leaf, jax.Array) else type(leaf)(0)

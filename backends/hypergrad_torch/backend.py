@@ -129,7 +129,13 @@ class TorchBackend:
     # Control flow.
 
     scan = staticmethod(eager.scan)
-    indexed = staticmethod(eager.indexed)
+    repeat = staticmethod(eager.repeat)
+    cond = staticmethod(eager.cond)
+    stack = staticmethod(eager.stack)
+    take = staticmethod(eager.take)
+    collect = eager.collect
+    compile = staticmethod(eager.compile)
+    tell = staticmethod(eager.tell)
 
     def while_loop(
         self, going: Callable[[Tree], Any], body: Callable[[Tree], Tree], carry: Tree, limit: int

@@ -27,13 +27,15 @@ class State(NamedTuple):
     """Where training stands: a tree that every framework knows how to carry.
 
     ``step`` counts training steps; a function of batches is called with it, and a schedule too.
-    ``memory`` is what an estimator carries from one estimate to the next, if anything.
+    ``memory`` is what an estimator carries from one estimate to the next, if anything; ``aux`` is the
+    auxiliary state of losses that have one, see `hypergrad.Bilevel`.
     """
 
     params: Tree
     opt_state: Tree = ()
     step: Any = 0
     memory: Tree = ()
+    aux: Tree = ()
 
 
 class Report(NamedTuple):
@@ -122,16 +124,29 @@ class HypergradientEstimator(ABC):
         """How many training steps one estimate takes."""
 
     def init(
-        self, problem: Bilevel, params: Tree, hparams: Tree, *, backend: Backend | str | None = None
+        self,
+        problem: Bilevel,
+        params: Tree,
+        hparams: Tree,
+        *,
+        aux: Tree = (),
+        backend: Backend | str | None = None,
     ) -> State:
         """The state before the first training step.
+
+        Args:
+            problem: the two losses.
+            params: θ_0.
+            hparams: λ.
+            aux: the auxiliary state with which losses that have one begin.
+            backend: found from the arrays if it is not given.
 
         Raises:
             ArgumentError, LeafTypeError, UnsupportedLeafError: as for `estimate`.
         """
         found = find_backend(params, hparams, backend=backend)
         check_variables(found, params=params, hparams=hparams)
-        return self._init(found, found.adopt(params))
+        return self._init(found, found.adopt(params))._replace(aux=found.adopt(aux))
 
     def estimate(
         self,
@@ -186,6 +201,13 @@ class HypergradientEstimator(ABC):
         self._check(found, out)
         return out
 
+    def sound(self, out: Estimate, *, backend: Backend | str | None = None) -> Any:
+        """Would `check` pass? A boolean array, on which a compiled loop can act without reading it."""
+        found = find_backend(out.hypergradient, backend=backend)
+        report, isfinite = out.report, found.xp.isfinite
+        finite = (report.bad_step < 0) & isfinite(out.outer_value) & (report.bad_outer_leaf < 0)
+        return finite & (first_nonfinite(found, out.hypergradient) < 0) & self._sound(found, out)
+
     @abstractmethod
     def _init(self, backend: Backend, params: Tree) -> State: ...
 
@@ -196,6 +218,10 @@ class HypergradientEstimator(ABC):
 
     def _check(self, backend: Backend, out: Estimate) -> None:  # noqa: B027
         """Raise what is this estimator's own; most have nothing."""
+
+    def _sound(self, backend: Backend, out: Estimate) -> Any:
+        """Would `_check` raise nothing?"""
+        return True
 
     def _check_finite(self, backend: Backend, out: Estimate) -> None:
         report, step = out.report, int(out.state.step)
@@ -222,19 +248,26 @@ def hypergradient(
     val: Batches,
     estimator: HypergradientEstimator,
     *,
+    aux: Tree = (),
     backend: Backend | str | None = None,
 ) -> Tree:
     """dC2/dλ from these parameters, in one call: ``estimator.init``, then ``estimator.estimate``.
 
-    Arguments and errors as for `HypergradientEstimator.estimate`.
+    Arguments and errors as for these.
     """
-    state = estimator.init(problem, params, hparams, backend=backend)
+    state = estimator.init(problem, params, hparams, aux=aux, backend=backend)
     return estimator.estimate(problem, state, hparams, train, val, backend=backend).hypergradient
 
 
-def validate(backend: Backend, problem: Bilevel, params: Tree, hparams: Tree, val: Tree) -> Validation:
+def validate(
+    backend: Backend, problem: Bilevel, params: Tree, hparams: Tree, val: Tree, aux: Tree
+) -> Validation:
     """Evaluate C2 and both of its gradients: one backward pass."""
-    value, pullback = evaluate(backend, "outer", lambda p, h: problem.outer(p, h, val), val, params, hparams)
+
+    def loss(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
+        return problem.validation_loss(params, hparams, val, aux), ()
+
+    value, pullback, _ = evaluate(backend, "outer", loss, val, params, hparams)
     v, direct = pullback(backend.xp.ones_like(value))
     return Validation(value, v, direct, pullback.reached[1])
 
@@ -279,14 +312,19 @@ def assemble(
 
 
 def inner_reaches(
-    backend: Backend, problem: Bilevel, params: Tree, hparams: Tree, first: Callable[[], Tree]
+    backend: Backend, problem: Bilevel, z: Inner, hparams: Tree, first: Callable[[], Tree]
 ) -> Callable[[], Tree]:
     """A function that says which hyperparameters C̃1 uses, at the price of one evaluation."""
 
     def reached() -> Tree:
         draws, batch = backend.generator(), first()
-        _, pullback = evaluate(
-            backend, "inner", lambda p, h: problem.inner(p, h, batch), batch, params, hparams
+        _, pullback, _ = evaluate(
+            backend,
+            "inner",
+            lambda p, h: problem.training_loss(p, h, batch, z.aux),
+            batch,
+            z.params,
+            hparams,
         )
         backend.restore(draws)
         return pullback.reached[1]
@@ -322,4 +360,9 @@ def _check_connected(backend: Backend, direct: Tree, responds: Tree, inner: Call
 
 def inner_state(state: State) -> Inner:
     """The part z of a state on which the update map acts."""
-    return Inner(state.params, state.opt_state)
+    return Inner(state.params, state.opt_state, state.aux)
+
+
+def state_after(state: State, z: Inner, step: Any) -> State:
+    """The state in which training left z; what an estimator remembers stays as it is."""
+    return State(z.params, z.opt_state, step, state.memory, z.aux)

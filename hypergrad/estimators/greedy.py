@@ -18,6 +18,7 @@ from hypergrad.estimators.base import (
     assemble,
     inner_reaches,
     inner_state,
+    state_after,
     validate,
 )
 from hypergrad.problem import Bilevel
@@ -81,8 +82,8 @@ class Greedy(HypergradientEstimator):
         z, t, batch = inner_state(state), state.step, one_batch("train", train, state.step)
         phi = Training(backend, problem, as_update_rule(self.update))
         step = (_exact if self.mixed is None else _by_differences)(self, phi, z, hparams, batch, t)
-        at = step.params if self.lookahead else z.params
-        validation = validate(backend, problem, at, hparams, one_batch("val", val, t))
+        at = step.z if self.lookahead else z
+        validation = validate(backend, problem, at.params, hparams, one_batch("val", val, t), at.aux)
         response, responds, report = step.respond(validation.v)
         return assemble(
             backend,
@@ -90,8 +91,8 @@ class Greedy(HypergradientEstimator):
             response if self.response == "update" else vectors.scale(backend, -1.0, response),
             responds,
             step.seen,
-            State(step.params, step.opt_state, t + 1, state.memory),
-            None if self.allow_unused else inner_reaches(backend, problem, z.params, hparams, lambda: batch),
+            state_after(state, step.z, t + 1),
+            None if self.allow_unused else inner_reaches(backend, problem, z, hparams, lambda: batch),
             **report,
         )
 
@@ -99,12 +100,14 @@ class Greedy(HypergradientEstimator):
         if self.mixed is not None:
             self.mixed.check(out.report.difference_error)
 
+    def _sound(self, backend: Backend, out: Estimate) -> Any:
+        return self.mixed is None or self.mixed.accepts(out.report.difference_error)
+
 
 class _Step(NamedTuple):
     """A training step, and what pulls ∇_θ C2 back through it: v -> response, which λ respond, the report."""
 
-    params: Tree
-    opt_state: Tree
+    z: Inner
     seen: Seen
     respond: Callable[[Tree], tuple[Tree, Tree, dict[str, Any]]]
 
@@ -113,25 +116,26 @@ def _exact(greedy: Greedy, phi: Training, z: Inner, hparams: Tree, batch: Tree, 
     """The graph of the training gradient is kept, and is half of the mixed term."""
     backend = phi.backend
 
-    def step(hparams: Tree) -> tuple[Tree, tuple[Tree, Seen]]:
-        (params, opt_state), seen = phi.step(z, hparams, batch, t)
-        return params, (opt_state, seen)
+    def step(hparams: Tree) -> tuple[Tree, tuple[Inner, Seen]]:
+        new, seen = phi.step(z, hparams, batch, t)
+        return new.params, (new._replace(params=()), seen)
 
-    def gradient(hparams: Tree) -> tuple[Tree, Seen]:
-        value, gradient = inner_gradient(backend, phi.problem, z.params, hparams, batch)
-        return gradient, observe(backend, value, gradient, (), t)
+    def gradient(hparams: Tree) -> tuple[Tree, tuple[Tree, Seen]]:
+        value, gradient, aux = inner_gradient(backend, phi.problem, z, hparams, batch)
+        return gradient, (aux, observe(backend, value, gradient, (), t))
 
     if greedy.response == "update":
-        params, pullback, (opt_state, seen) = backend.vjp(step, hparams, has_aux=True)
+        params, pullback, (rest, seen) = backend.vjp(step, hparams, has_aux=True)
+        new = rest._replace(params=params)
     else:
-        g, pullback, seen = backend.vjp(gradient, hparams, has_aux=True)
-        params, opt_state = phi.apply(g, z, hparams, t)
+        g, pullback, (aux, seen) = backend.vjp(gradient, hparams, has_aux=True)
+        new = phi.apply(g, z, hparams, t)._replace(aux=aux)
 
     def respond(v: Tree) -> tuple[Tree, Tree, dict[str, Any]]:
         (response,) = pullback(v)
         return response, pullback.reached[0], {"gradients": 2, "products": 1, "bytes_held": pullback.nbytes}
 
-    return _Step(params, opt_state, seen, respond)
+    return _Step(new, seen, respond)
 
 
 def _by_differences(greedy: Greedy, phi: Training, z: Inner, hparams: Tree, batch: Tree, t: Any) -> _Step:
@@ -142,23 +146,25 @@ def _by_differences(greedy: Greedy, phi: Training, z: Inner, hparams: Tree, batc
 
     def slopes(params: Tree) -> Tree:
         with backend.replay(draws):
-            value, pullback = backend.vjp(lambda h: problem.inner(params, h, batch), hparams)
+            value, pullback, _ = backend.vjp(lambda h: loss(params, h), hparams, has_aux=True)
         return pullback(backend.xp.ones_like(value))[0]
 
-    def loss(params: Tree, hparams: Tree) -> Scalar:
-        return problem.inner(params, hparams, batch)
+    def loss(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
+        return problem.training_loss(params, hparams, batch, z.aux)
 
-    value, pullback = evaluate(backend, "inner", loss, batch, z.params, hparams)
+    value, pullback, aux = evaluate(backend, "inner", loss, batch, z.params, hparams)
     g, base = pullback(backend.xp.ones_like(value))
     update: Pullback | None = None
     if greedy.response == "update":
 
         def apply(gradient: Tree, hparams: Tree) -> tuple[Tree, Tree]:
-            return tuple(phi.apply(gradient, z, hparams, t))
+            new = phi.apply(gradient, z, hparams, t)
+            return new.params, new.opt_state
 
         params, update, opt_state = backend.vjp(apply, g, hparams, has_aux=True)
+        new = Inner(params, opt_state, aux)
     else:
-        params, opt_state = phi.apply(g, z, hparams, t)
+        new = phi.apply(g, z, hparams, t)._replace(aux=aux)
 
     def respond(v: Tree) -> tuple[Tree, Tree, dict[str, Any]]:
         u, direct = (v, backend.zeros(hparams)) if update is None else update(v)
@@ -169,4 +175,4 @@ def _by_differences(greedy: Greedy, phi: Training, z: Inner, hparams: Tree, batc
         report = {"gradients": 2 + gradients, "products": 0, "bytes_held": 0, "difference_error": error}
         return vectors.add(backend, direct, product), responds, report
 
-    return _Step(params, opt_state, observe(backend, value, g, params, t), respond)
+    return _Step(new, observe(backend, value, g, new.params, t), respond)

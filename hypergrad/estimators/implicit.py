@@ -28,12 +28,13 @@ from hypergrad.estimators.base import (
     State,
     assemble,
     inner_reaches,
+    inner_state,
     validate,
 )
 from hypergrad.problem import Bilevel
 from hypergrad.solvers import CG, Solver
 from hypergrad.solvers.base import residual
-from hypergrad.training import evaluate, inner_gradient, observe
+from hypergrad.training import Inner, evaluate, inner_gradient, observe
 
 
 @final
@@ -100,9 +101,11 @@ class Implicit(HypergradientEstimator):
     ) -> Estimate:
         batches = every_batch("train", train, state.step)
         look = _exact if self.mixed is None else _by_differences
-        at = look(self, backend, problem, state.params, hparams, batches)
+        z = inner_state(state)
+        at = look(self, backend, problem, z, hparams, batches)
         seen = observe(backend, at.value, at.gradient, (), state.step)
-        validation = validate(backend, problem, state.params, hparams, one_batch("val", val, state.step))
+        batch = one_batch("val", val, state.step)
+        validation = validate(backend, problem, z.params, hparams, batch, z.aux)
 
         def matvec(p: Tree) -> Tree:
             return backend.axpy(self.damping, p, at.product(p))
@@ -119,9 +122,7 @@ class Implicit(HypergradientEstimator):
             at.responds(),
             seen,
             state,
-            None
-            if self.allow_unused
-            else inner_reaches(backend, problem, state.params, hparams, lambda: batches[0]),
+            None if self.allow_unused else inner_reaches(backend, problem, z, hparams, lambda: batches[0]),
             difference_error=error,
             **at.spent(solution.products),
             residual=true_residual,
@@ -152,6 +153,13 @@ class Implicit(HypergradientEstimator):
             if self.strict:
                 raise InnerNotConvergedError(away, self.tolerance)
             warnings.warn(not_converged(away, self.tolerance), InnerNotConvergedWarning, stacklevel=4)
+
+    def _sound(self, backend: Backend, out: Estimate) -> Any:
+        report = out.report
+        sound = self.mixed is None or self.mixed.accepts(report.difference_error)
+        if self.on_failure == "raise":
+            sound = (report.failure == Failure.NONE) & sound
+        return (report.inner_gradient_norm <= self.tolerance) & sound if self.strict else sound
 
     def _explain(self, failure: Failure, out: Estimate) -> str:
         report, name = out.report, type(self.solver).__name__
@@ -212,15 +220,15 @@ class _Linearised(NamedTuple):
 
 
 def _exact(
-    implicit: Implicit, backend: Backend, problem: Bilevel, params: Tree, hparams: Tree, batches: list[Tree]
+    implicit: Implicit, backend: Backend, problem: Bilevel, z: Inner, hparams: Tree, batches: list[Tree]
 ) -> _Linearised:
     """One graph of the gradient, pulled back through for each product."""
 
     def gradient(params: Tree, hparams: Tree) -> tuple[Tree, tuple[Scalar, Tree]]:
-        value, g = mean_gradient(backend, problem, params, hparams, batches)
+        value, g = mean_gradient(backend, problem, z._replace(params=params), hparams, batches)
         return g, (value, g)
 
-    _, pullback, (value, g) = backend.vjp(gradient, params, hparams, has_aux=True)
+    _, pullback, (value, g) = backend.vjp(gradient, z.params, hparams, has_aux=True)
 
     def spent(products: Scalar) -> dict[str, Any]:
         count = len(batches)
@@ -241,29 +249,29 @@ def _exact(
 
 
 def _by_differences(
-    implicit: Implicit, backend: Backend, problem: Bilevel, params: Tree, hparams: Tree, batches: list[Tree]
+    implicit: Implicit, backend: Backend, problem: Bilevel, z: Inner, hparams: Tree, batches: list[Tree]
 ) -> _Linearised:
     """First-order gradients alone, at two points for each product."""
     mixed, draws = implicit.mixed, backend.generator()
     assert mixed is not None
 
-    def losses(params: Tree, hparams: Tree) -> Scalar:
-        values = [problem.inner(params, hparams, batch) for batch in batches]
-        return sum(values[1:], values[0]) / len(batches)
+    def losses(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
+        values = [problem.training_loss(params, hparams, batch, z.aux)[0] for batch in batches]
+        return sum(values[1:], values[0]) / len(batches), ()
 
     def slopes(params: Tree) -> Tree:
         with backend.replay(draws):
-            value, pullback = backend.vjp(losses, params, hparams)
+            value, pullback, _ = backend.vjp(losses, params, hparams, has_aux=True)
         return pullback(backend.xp.ones_like(value))
 
-    value, pullback = evaluate(backend, "inner", losses, batches, params, hparams)
+    value, pullback, _ = evaluate(backend, "inner", losses, batches, z.params, hparams)
     base = pullback(backend.xp.ones_like(value))
 
     def product(p: Tree) -> Tree:
-        return mixed.roughly(backend, lambda theta: slopes(theta)[0], params, p, base[0])
+        return mixed.roughly(backend, lambda theta: slopes(theta)[0], z.params, p, base[0])
 
     def both(x: Tree) -> tuple[Tree, Tree, Scalar]:
-        (hx, slope), error, _ = mixed.along(backend, slopes, params, x, base)
+        (hx, slope), error, _ = mixed.along(backend, slopes, z.params, x, base)
         return hx, slope, error
 
     def spent(products: Scalar) -> dict[str, Any]:
@@ -275,12 +283,12 @@ def _by_differences(
 
 
 def mean_gradient(
-    backend: Backend, problem: Bilevel, params: Tree, hparams: Tree, batches: list[Tree]
+    backend: Backend, problem: Bilevel, z: Inner, hparams: Tree, batches: list[Tree]
 ) -> tuple[Scalar, Tree]:
-    """C̃1 and its gradient, averaged over the batches given."""
-    value, gradient = inner_gradient(backend, problem, params, hparams, batches[0])
+    """C̃1 and its gradient, averaged over the batches given; the auxiliary state stays as it is."""
+    value, gradient, _ = inner_gradient(backend, problem, z, hparams, batches[0])
     for batch in batches[1:]:
-        another, g = inner_gradient(backend, problem, params, hparams, batch)
+        another, g, _ = inner_gradient(backend, problem, z, hparams, batch)
         value, gradient = value + another, vectors.add(backend, gradient, g)
     if len(batches) == 1:
         return value, gradient

@@ -15,6 +15,7 @@ from hypergrad.estimators.base import (
     assemble,
     inner_reaches,
     inner_state,
+    state_after,
     validate,
 )
 from hypergrad.problem import Bilevel
@@ -75,7 +76,7 @@ class Unrolled(HypergradientEstimator):
         batch = batch_series(backend, "train", train, state.step, self.steps)
 
         def step(z: Inner, hparams: Tree, k: Any) -> tuple[Inner, Seen]:
-            return phi.step(z, hparams, batch(k), state.step + k)
+            return phi.step(z, hparams, batch(state.step + k), state.step + k)
 
         kept = self.steps if self.truncate is None else min(self.truncate, self.steps)
         skipped = self.steps - kept
@@ -83,18 +84,19 @@ class Unrolled(HypergradientEstimator):
         recording = self.tape.record(
             backend, lambda z, hparams, k: step(z, hparams, skipped + k), z, hparams, kept
         )
-        params, opt_state = recording.z
-        end = state.step + self.steps
-        validation = validate(backend, problem, params, hparams, one_batch("val", val, end))
-        response, responds = recording.pull(Inner(validation.v, backend.zeros(opt_state)))
-        first = inner_reaches(backend, problem, state.params, hparams, lambda: batch(0))
+        end, final = state.step + self.steps, recording.z
+        validation = validate(backend, problem, final.params, hparams, one_batch("val", val, end), final.aux)
+        response, responds = recording.pull(
+            Inner(validation.v, backend.zeros(final.opt_state), backend.zeros(final.aux))
+        )
+        first = inner_reaches(backend, problem, inner_state(state), hparams, lambda: batch(state.step))
         return assemble(
             backend,
             validation,
             response,
             responds,
             before.then(backend, recording.seen),
-            State(params, opt_state, end, state.memory),
+            state_after(state, final, end),
             None if self.allow_unused else first,
             gradients=skipped + recording.gradients + 1,
             products=recording.products,

@@ -43,11 +43,14 @@ def run(
     backend: Backend, step: Step, z: Inner, hparams: Tree, length: int, start: int = 0
 ) -> tuple[Inner, Seen]:
     """Train for ``length`` steps; no graph is kept beyond what an outer derivative asks for."""
+    nothing = Seen.nothing(backend, z.params)
+    if length == 0:
+        return z, nothing
 
     def body(carry: tuple[Inner, Seen], k: Any, _: Any) -> tuple[tuple[Inner, Seen], None]:
         z, seen = carry
         z, later = step(z, hparams, start + k)
         return (z, seen.then(backend, later)), None
 
-    (z, seen), _ = backend.scan(body, (z, Seen.nothing(backend, z.params)), length)
+    (z, seen), _ = backend.scan(body, (z, nothing), length)
     return z, seen

@@ -171,10 +171,10 @@ def dtypes_are_kept(backend: Backend) -> None:
 def loops_are_loops(backend: Backend) -> None:
     """``scan`` forward, backward and over its own outputs; ``while_loop``; derivatives through a scan."""
     start = backend.asarray(np.array(1.0))
-    items = backend.indexed([backend.asarray(np.array(float(k))) for k in range(5)])
+    items = backend.stack([backend.asarray(np.array(float(k))) for k in range(5)])
 
     def body(carry: Any, k: Any, _: Any) -> Any:
-        return 2.0 * carry + items(k), carry
+        return 2.0 * carry + backend.take(items, k), carry
 
     end, seen = backend.scan(body, start, 5)
     close(backend, end, backend.asarray(np.array(58.0)))
@@ -189,6 +189,28 @@ def loops_are_loops(backend: Backend) -> None:
     close(backend, slope, backend.asarray(np.array(8 * 1.1**7)))
     empty, _ = backend.scan(body, start, 0)
     close(backend, empty, start)
+
+
+def rounds_are_collected(backend: Backend) -> None:
+    """``repeat`` keeps a row of each round until it stops; ``cond`` chooses, ``compile`` changes nothing."""
+
+    def program(start: Any) -> Any:
+        def body(carry: Any, k: Any) -> Any:
+            return 2.0 * carry, {"before": carry, "k": k}, (carry, 7), carry < 10.0
+
+        carry, rows, last, count = backend.repeat(body, start, 8)
+        chosen = backend.cond(
+            carry > 1.0, lambda: {"a": carry, "b": (carry,)}, lambda: {"a": start, "b": None}
+        )
+        return carry, backend.collect(rows), last, count, chosen
+
+    start = backend.asarray(np.array(1.0))
+    carry, rows, last, count, chosen = backend.compile(program)(start)
+    rows = backend.collect([rows])
+    seen = [float(x) for x in rows["before"][0][:5]]
+    assert (float(backend.to_numpy(carry)), int(count), int(last[1])) == (32.0, 5, 7)
+    assert seen == [1.0, 2.0, 4.0, 8.0, 16.0] and [int(k) for k in rows["k"][0][:5]] == [0, 1, 2, 3, 4]
+    close(backend, (last[0], chosen["a"], chosen["b"][0]), (0.5 * carry, carry, carry))
 
 
 def randomness_replays(backend: Backend) -> None:
@@ -217,5 +239,6 @@ BACKEND_LAWS: tuple[Callable[[Backend], None], ...] = (
     integers_are_carried_along,
     dtypes_are_kept,
     loops_are_loops,
+    rounds_are_collected,
     randomness_replays,
 )

@@ -109,7 +109,13 @@ class NumpyBackend:
 
     scan = staticmethod(eager.scan)
     while_loop = staticmethod(eager.while_loop)
-    indexed = staticmethod(eager.indexed)
+    repeat = staticmethod(eager.repeat)
+    cond = staticmethod(eager.cond)
+    stack = staticmethod(eager.stack)
+    take = staticmethod(eager.take)
+    collect = eager.collect
+    compile = staticmethod(eager.compile)
+    tell = staticmethod(eager.tell)
 
     # Randomness: the global generator behind ``numpy.random.normal`` and its kin.
 

@@ -158,7 +158,13 @@ class PebbleBackend:
 
     scan = staticmethod(eager.scan)
     while_loop = staticmethod(eager.while_loop)
-    indexed = staticmethod(eager.indexed)
+    repeat = staticmethod(eager.repeat)
+    cond = staticmethod(eager.cond)
+    stack = staticmethod(eager.stack)
+    take = staticmethod(eager.take)
+    collect = eager.collect
+    compile = staticmethod(eager.compile)
+    tell = staticmethod(eager.tell)
 
     # Randomness: the generator of the thread.
 

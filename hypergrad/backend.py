@@ -75,6 +75,9 @@ class Backend(Protocol):
     name: str
     """The name of the framework's module, which is also the key of the entry point."""
 
+    compiles: bool
+    """Does `compile` make programs, or does everything run as it is written?"""
+
     xp: Any
     """Functions under their array-API names, differentiable where that makes sense:
 

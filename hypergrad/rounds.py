@@ -216,6 +216,9 @@ def update_once(
 ) -> tuple[TunerState, Step]:
     """An estimate with its training steps, and an update of λ."""
     start, count = (state.start if tuner.restart else state.inner).step, tuner.closing_steps
+    if callable(train) and backend.compiles and make == tuner.compiled:
+        # A program is known by the functions in it, and this one may be new in every step: call it here.
+        train = [train(start + k) for k in range(count)]
     if count == 1:
         data, read = single(one_batch("train", train, start))
     else:

@@ -177,7 +177,7 @@ class Tuner:
 
     def compiled(self, backend: Backend, f: Callable[..., Any], *given: Any) -> Program:
         """One of `hypergrad.rounds` as a program of its own, compiled once."""
-        return self._programs(backend, f, *given)
+        return (self._programs if backend.compiles else self.made)(backend, f, *given)
 
     def made(self, backend: Backend, f: Callable[..., Any], *given: Any) -> Program:
         """The same as a part of a larger program."""

@@ -34,6 +34,7 @@ class JaxBackend:
     """
 
     name = "jax"
+    compiles = True
     xp = SimpleNamespace(**vars(jnp))
 
     # Leaves and trees.

@@ -39,6 +39,7 @@ class TorchBackend:
     """
 
     name = "torch"
+    compiles = False
     xp = SimpleNamespace(**{**vars(compat), "where": _where})
 
     # Leaves and trees.

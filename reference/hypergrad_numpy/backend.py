@@ -32,6 +32,7 @@ class NumpyBackend:
     """
 
     name = "numpy"
+    compiles = False
     xp = anp
 
     # Leaves and trees.

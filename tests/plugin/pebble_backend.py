@@ -78,6 +78,7 @@ class PebbleBackend:
     """Arrays of pebble: eager, on the CPU, with derivatives of any order."""
 
     name = "pebble"
+    compiles = False
     xp: Any = pebble
 
     # Leaves and trees.

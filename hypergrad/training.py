@@ -173,8 +173,14 @@ def observe(backend: Backend, value: Scalar, gradient: Tree, moved: Tree, t: Any
     where = backend.xp.where
     value, gradient, moved = (backend.detach(part) for part in (value, gradient, moved))
     size = vectors.norm(backend, gradient)
-    sound = backend.readable(size) and bool(backend.xp.isfinite(size))
-    slope, after = -1 if sound else first_nonfinite(backend, gradient), first_nonfinite(backend, moved)
+    slope: Any
+    if backend.compiles or backend.readable(size):
+        # A finite norm shows that the gradient is finite; one that is not may have overflowed.
+        sound = backend.xp.isfinite(size)
+        slope = backend.cond(sound, lambda: -1, lambda: first_nonfinite(backend, gradient))
+    else:
+        slope = first_nonfinite(backend, gradient)
+    after = first_nonfinite(backend, moved)
     leaf = where(slope < 0, after, slope)
     fine = backend.xp.isfinite(value)
     bad_step = where(fine, where(leaf < 0, -1, t), t)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, final
 
 from hypergrad import vectors
 from hypergrad.arguments import check_batch, check_same, check_scalar
-from hypergrad.backend import Array, Backend, Pullback, Scalar, Tree
+from hypergrad.backend import Backend, Pullback, Scalar, Tree
 from hypergrad.errors import DisconnectedError, LeafTypeError, explain
 from hypergrad.problem import Bilevel
 from hypergrad.updates import UpdateRule
@@ -176,10 +176,9 @@ def observe(backend: Backend, value: Scalar, gradient: Tree, moved: Tree, t: Any
     slope: Any
     if backend.compiles or backend.readable(size):
         # A finite norm shows that the gradient is finite; one that is not may have overflowed.
-        sound = backend.xp.isfinite(size)
-        slope = backend.cond(sound, lambda: -1, lambda: first_nonfinite(backend, gradient))
+        slope = backend.cond(backend.xp.isfinite(size), lambda: -1, lambda: _search(backend, gradient))
     else:
-        slope = first_nonfinite(backend, gradient)
+        slope = _search(backend, gradient)
     after = first_nonfinite(backend, moved)
     leaf = where(slope < 0, after, slope)
     fine = backend.xp.isfinite(value)
@@ -190,13 +189,17 @@ def observe(backend: Backend, value: Scalar, gradient: Tree, moved: Tree, t: Any
 def first_nonfinite(backend: Backend, tree: Tree) -> Any:
     """The number of the first leaf that holds a NaN or an infinity, −1 if all are finite.
 
-    A finite sum shows that all is well, at the price of one look. If it is not, it may have overflowed:
-    0 · x is 0 where x is finite and NaN elsewhere, and cannot.
+    A finite sum shows that all is well, at the price of one look; if it is not, it may have overflowed.
     """
     xp, leaves = backend.xp, backend.flatten(tree)[0]
     if leaves and backend.readable(*leaves) and bool(xp.isfinite(sum(xp.sum(leaf) for leaf in leaves))):
         return -1
-    found: Array = -1
-    for i, leaf in reversed(list(enumerate(leaves))):
+    return _search(backend, tree)
+
+
+def _search(backend: Backend, tree: Tree) -> Any:
+    """The same without a look: 0 · x is 0 where x is finite and NaN elsewhere, and cannot overflow."""
+    xp, found = backend.xp, -1
+    for i, leaf in reversed(list(enumerate(backend.flatten(tree)[0]))):
         found = xp.where(xp.isfinite(xp.sum(0.0 * leaf)), found, i)
     return found

@@ -130,6 +130,8 @@ class JaxBackend:
         return repeat(body, carry, limit)
 
     def cond(self, pred: Any, yes: Callable[[], Tree], no: Callable[[], Tree]) -> Tree:
+        if self.readable(pred):
+            return yes() if pred else no()
         return either(pred, yes, no)
 
     def stack(self, items: Sequence[Tree]) -> Tree:
@@ -187,6 +189,9 @@ def _far(leaf: jax.Array) -> bool:
 
 
 def _dot(x: Array, y: Array) -> Scalar:
-    """⟨x, y⟩ of two leaves, accumulated in float32 or better."""
-    wide = jnp.promote_types(jnp.result_type(x), jnp.float32)
-    return jnp.vdot(x, y, preferred_element_type=wide)
+    """⟨x, y⟩ of two leaves, accumulated in float32 or better.
+
+    A sum of products, since ``jnp.vdot`` flattens its arguments, and would gather sharded ones to do so.
+    """
+    wide = jnp.float32 if x.dtype.itemsize < 4 else x.dtype
+    return jnp.sum(x.astype(wide) * y.astype(wide))

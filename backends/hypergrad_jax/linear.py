@@ -13,6 +13,7 @@ from jax.interpreters import partial_eval
 
 from hypergrad.backend import Tree
 from hypergrad_jax.leaves import is_float, zeros
+from hypergrad_jax.unsupported import translated
 
 
 @final
@@ -30,7 +31,8 @@ class Pullback:
 
     def __call__(self, cotangent: Tree) -> tuple[Tree, ...]:
         given = zip(jax.tree_util.tree_leaves(cotangent), self._outputs, strict=True)
-        found = iter(self._pull([jnp.asarray(g, x.dtype) for g, x in given if is_float(x)]))
+        with translated():
+            found = iter(self._pull([jnp.asarray(g, x.dtype) for g, x in given if is_float(x)]))
         return self._unflatten([next(found) if is_float(x) else zeros(x) for x in self._inputs])
 
     def onto(self, k: int) -> Callable[[Tree], Tree]:
@@ -41,7 +43,8 @@ class Pullback:
     def reached(self) -> tuple[Tree, ...]:
         """Which parts of the transposed program depend on its argument: the others are zeros."""
         weights = [jnp.zeros_like(x) for x in self._outputs if is_float(x)]
-        program = jax.make_jaxpr(self._pull)(weights).jaxpr
+        with translated():
+            program = jax.make_jaxpr(self._pull)(weights).jaxpr
         count = len(program.outvars)
         used = iter(
             [any(partial_eval.dce_jaxpr(program, [i == k for i in range(count)])[1]) for k in range(count)]
@@ -66,7 +69,8 @@ def linearise(f: Callable[..., Any], primals: tuple[Tree, ...], has_aux: bool) -
         forms.append(form)
         return [x for x in outputs if is_float(x)], (outputs, aux)
 
-    values, pull, (outputs, aux) = jax.vjp(g, *(x for x in leaves if is_float(x)), has_aux=True)
+    with translated():
+        values, pull, (outputs, aux) = jax.vjp(g, *(x for x in leaves if is_float(x)), has_aux=True)
     given = iter(values)
     outputs = [next(given) if is_float(x) else x for x in outputs]
     value = jax.tree_util.tree_unflatten(forms[-1], outputs)

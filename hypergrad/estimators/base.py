@@ -14,11 +14,13 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from hypergrad import vectors
 from hypergrad.arguments import check_same, check_variables
 from hypergrad.backend import Backend, Scalar, Tree, find_backend, undo_draws
 from hypergrad.batches import Batches
-from hypergrad.errors import DisconnectedError, Failure, NonFiniteError, explain
+from hypergrad.errors import ArgumentError, DisconnectedError, Failure, NonFiniteError, explain
 from hypergrad.problem import Bilevel
 from hypergrad.training import Inner, Seen, evaluate, first_nonfinite
 
@@ -193,10 +195,16 @@ class HypergradientEstimator(ABC):
         """Raise what an estimate has to report, and return it if there is nothing.
 
         Raises:
+            ArgumentError: if these are several, of ``jax.vmap``.
             NonFiniteError: a NaN or an infinity in a loss or a derivative.
             SolveError, InnerNotConvergedError: `Implicit` only.
         """
         found = find_backend(out.hypergradient, backend=backend)
+        if shape := np.shape(out.outer_value):
+            raise ArgumentError(
+                f"check takes one estimate, and these are {shape[0]}, mapped over: check each of them, "
+                "jax.tree.map(lambda leaf: leaf[k], out)"
+            )
         self._check_finite(found, out)
         self._check(found, out)
         return out

@@ -141,7 +141,11 @@ def check_hypergradient(
     def value(hparams: Tree) -> float:
         with found.replay(draws):
             theta = reference.train(hparams).params
-            return float(found.to_numpy(problem.validation_loss(theta, hparams, val_batch, final)))
+            return float(
+                found.to_numpy(
+                    problem.validation_loss(theta, hparams, val_batch, found.map(lambda x: x, final))
+                )
+            )
 
     with found.replay(draws):
         exact = reference.exact(hparams, lambda _: val_batch)

@@ -146,21 +146,32 @@ def evaluate(
     return value, pullback, backend.detach(aux)
 
 
+def training_loss(
+    backend: Backend, problem: Bilevel, batch: Tree, aux: Tree
+) -> Callable[[Tree, Tree], tuple[Scalar, Tree]]:
+    """C̃1 on a batch, with the auxiliary state filled in: (θ, λ) -> (C̃1, next auxiliary state).
+
+    The loss gets the state in containers of its own: some void theirs once they have been written to.
+
+    Raises:
+        ArgumentError, LeafTypeError: when called, if the next state is of another kind than this one.
+    """
+
+    def loss(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
+        value, after = problem.training_loss(params, hparams, batch, backend.map(lambda x: x, aux))
+        if problem.has_aux:
+            check_same(backend, "inner", after, "aux", aux)
+        return value, after
+
+    return loss
+
+
 def inner_gradient(
     backend: Backend, problem: Bilevel, z: Inner, hparams: Tree, batch: Tree
 ) -> tuple[Scalar, Tree, Tree]:
-    """C̃1 and ∇_θ C̃1, as a differentiable function of θ and λ, and the next auxiliary state.
-
-    Raises:
-        ArgumentError: also if that has another structure, or other shapes, than the one before.
-    """
-
-    def loss(params: Tree) -> tuple[Scalar, Tree]:
-        return problem.training_loss(params, hparams, batch, z.aux)
-
-    value, pullback, aux = evaluate(backend, "inner", loss, batch, z.params)
-    if problem.has_aux:
-        check_same(backend, "inner", aux, "aux", z.aux)
+    """C̃1 and ∇_θ C̃1, as a differentiable function of θ and λ, and the next auxiliary state."""
+    loss = training_loss(backend, problem, batch, z.aux)
+    value, pullback, aux = evaluate(backend, "inner", lambda p: loss(p, hparams), batch, z.params)
     (gradient,) = pullback(backend.xp.ones_like(value))
     return value, gradient, aux
 

@@ -20,7 +20,7 @@ _FAULTS = {
     ),
 }
 
-_DIFFERENCES = "if only the second derivative is missing, take it by finite differences: pass mixed=hg.FiniteDifference()"
+_DIFFERENCES = "if only the second derivative is missing: take differences, mixed=hg.FiniteDifference()"
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def translated() -> Iterator[None]:
             if not isinstance(error, UnsupportedOpError) and re.search(pattern, str(error)):
                 raise UnsupportedOpError(
                     explain(
-                        f"{op} inside of a loss cannot be differentiated in reverse, as often as needed, in JAX",
+                        f"{op} inside of a loss cannot be differentiated in reverse as often as needed",
                         "The hypergradient needs the training gradient, and its derivative.",
                         (remedy, _DIFFERENCES),
                     )

@@ -22,7 +22,7 @@ from hypergrad.backend import Backend, Scalar, Tree, find_backend, undo_draws
 from hypergrad.batches import Batches
 from hypergrad.errors import ArgumentError, DisconnectedError, Failure, NonFiniteError, explain
 from hypergrad.problem import Bilevel
-from hypergrad.training import Inner, Seen, evaluate, first_nonfinite
+from hypergrad.training import Inner, Seen, evaluate, first_nonfinite, training_loss
 
 
 class State(NamedTuple):
@@ -273,7 +273,7 @@ def validate(
     """Evaluate C2 and both of its gradients: one backward pass."""
 
     def loss(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
-        return problem.validation_loss(params, hparams, val, aux), ()
+        return problem.validation_loss(params, hparams, val, backend.map(lambda x: x, aux)), ()
 
     value, pullback, _ = evaluate(backend, "outer", loss, val, params, hparams)
     v, direct = pullback(backend.xp.ones_like(value))
@@ -326,14 +326,8 @@ def inner_reaches(
 
     def reached() -> Tree:
         draws, batch = backend.generator(), first()
-        _, pullback, _ = evaluate(
-            backend,
-            "inner",
-            lambda p, h: problem.training_loss(p, h, batch, z.aux),
-            batch,
-            z.params,
-            hparams,
-        )
+        loss = training_loss(backend, problem, batch, z.aux)
+        _, pullback, _ = evaluate(backend, "inner", loss, batch, z.params, hparams)
         backend.restore(draws)
         return pullback.reached[1]
 

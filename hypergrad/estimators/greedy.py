@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, final
 
 from hypergrad import vectors
-from hypergrad.backend import Backend, Pullback, Scalar, Tree
+from hypergrad.backend import Backend, Pullback, Tree
 from hypergrad.batches import Batches, one_batch
 from hypergrad.differences import FiniteDifference, check_mixed
 from hypergrad.errors import ArgumentError
@@ -22,7 +22,7 @@ from hypergrad.estimators.base import (
     validate,
 )
 from hypergrad.problem import Bilevel
-from hypergrad.training import Inner, Seen, Training, evaluate, inner_gradient, observe
+from hypergrad.training import Inner, Seen, Training, evaluate, inner_gradient, observe, training_loss
 from hypergrad.updates import as_update_rule
 
 
@@ -142,15 +142,12 @@ def _by_differences(greedy: Greedy, phi: Training, z: Inner, hparams: Tree, batc
     """First-order gradients alone: the optimiser is pulled back through exactly, C̃1 is differenced."""
     backend, problem, mixed = phi.backend, phi.problem, greedy.mixed
     assert mixed is not None
-    draws = backend.generator()
+    loss, draws = training_loss(backend, problem, batch, z.aux), backend.generator()
 
     def slopes(params: Tree) -> Tree:
         with backend.replay(draws):
             value, pullback, _ = backend.vjp(lambda h: loss(params, h), hparams, has_aux=True)
         return pullback(backend.xp.ones_like(value))[0]
-
-    def loss(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
-        return problem.training_loss(params, hparams, batch, z.aux)
 
     value, pullback, aux = evaluate(backend, "inner", loss, batch, z.params, hparams)
     g, base = pullback(backend.xp.ones_like(value))

@@ -34,7 +34,7 @@ from hypergrad.estimators.base import (
 from hypergrad.problem import Bilevel
 from hypergrad.solvers import CG, Solver
 from hypergrad.solvers.base import residual
-from hypergrad.training import Inner, evaluate, inner_gradient, observe
+from hypergrad.training import Inner, evaluate, inner_gradient, observe, training_loss
 
 
 @final
@@ -256,7 +256,7 @@ def _by_differences(
     assert mixed is not None
 
     def losses(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
-        values = [problem.training_loss(params, hparams, batch, z.aux)[0] for batch in batches]
+        values = [training_loss(backend, problem, batch, z.aux)(params, hparams)[0] for batch in batches]
         return sum(values[1:], values[0]) / len(batches), ()
 
     def slopes(params: Tree) -> Tree:

@@ -1,8 +1,10 @@
 """What all tests share: deterministic properties, and every backend that is registered and installed."""
 
+import os
 from importlib.util import find_spec
 
 import pytest
+from frameworks import is_affordable
 from hypothesis import HealthCheck, settings
 
 from hypergrad.backend import available, get_backend
@@ -16,6 +18,13 @@ settings.register_profile(
 )
 settings.load_profile("deterministic")
 
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makeitem():
+    found = yield
+    return list(filter(is_affordable, found)) if isinstance(found, list) else found
+
+
 if find_spec("torch"):
     import torch
 
@@ -25,6 +34,10 @@ if find_spec("torch"):
 if find_spec("jax"):
     import jax
 
+    # The programs are tiny and run once: compiling them takes the time, and like this a third of it.
+    quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    quick += " --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = f"{quick} {os.environ.get('XLA_FLAGS', '')}"
     jax.config.update("jax_enable_x64", True)  # for these tests; the library never touches it
 
 

@@ -10,24 +10,36 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import autograd
+import frameworks
 import numpy as np
 import optree
 import pytest
 from autograd.tracer import getval
-from frameworks import BACKENDS, on_torch
+from frameworks import (
+    BACKENDS,
+    NUMPY,
+    affordable,
+    dear,
+    on_jax,
+    on_torch,
+    with_a_generator,
+)
 from numpy.testing import assert_allclose, assert_array_equal
 
 import hypergrad as hg
 from hypergrad import errors
 
-torch = pytest.importorskip("torch") if "torch" in BACKENDS else None
+torch, jax = (pytest.importorskip(name) if name in BACKENDS else None for name in ("torch", "jax"))
 
 parametrize, SOLVERS = pytest.mark.parametrize, [hg.CG(), hg.Direct(), hg.Neumann(), hg.Identity()]
 SGD, HEAVY, TAPES = hg.SGD(0.05), hg.SGD(0.05, momentum=0.5), [hg.Full(), hg.States()]
 ESTIMATORS = [hg.Greedy(HEAVY), hg.Greedy(SGD, "gradient"), hg.Greedy(hg.Adam(eps=0.1), lookahead=False)]
 ESTIMATORS += [hg.Unrolled(u, 3, cut, tape) for u in (SGD, HEAVY) for cut in (None, 2) for tape in TAPES]
 ESTIMATORS += [hg.Implicit(solver, tolerance=1e9) for solver in SOLVERS]  # every point counts as an optimum
-every_estimator = parametrize("estimator", ESTIMATORS, ids=repr)
+# Of them the cheap ones, and with whatever else the tests make, those compiled: one of each kind either way.
+EAGER = [hg.Greedy(HEAVY), hg.Unrolled(HEAVY, 3, 2, hg.States()), hg.Implicit(hg.Direct(), tolerance=1e9)]
+CHEAP = [*EAGER, hg.Greedy(SGD, "gradient"), hg.Unrolled(SGD, 3), hg.Implicit(hg.CG(), tolerance=1e9)]
+every_estimator = parametrize("estimator", [e if e in CHEAP else dear(e) for e in ESTIMATORS], ids=repr)
 each_tape = parametrize("tape", TAPES, ids=repr)
 every_rule = parametrize("train_by", [hg.Greedy, *(lambda u, t=t: hg.Unrolled(u, 3, tape=t) for t in TAPES)])
 plain_training = parametrize("steps, tape", [(1, None), (3, hg.Full()), (3, hg.States())], ids=repr)
@@ -72,31 +84,32 @@ def losses(where, loss):
 
 
 def normal(backend, *shape):
-    """Standard normal numbers from the framework's own global generator."""
-    return (
-        np.random.normal(size=shape) if backend.name == "numpy" else torch.randn(shape, dtype=torch.float64)
-    )
+    """Standard normal numbers from the framework's own global generator; JAX has none."""
+    if backend.name == "torch":
+        return torch.randn(shape, dtype=torch.float64)
+    return np.random.normal(size=shape) if backend.name == "numpy" else None
 
 
 def arrays(backend, tree):
     """The tree with its NumPy arrays made into those of the framework."""
     foreign = lambda leaf: isinstance(leaf, np.ndarray) and not backend.owns(leaf)  # noqa: E731
-    return backend.map(lambda leaf: backend.asarray(leaf) if foreign(leaf) else leaf, tree)
+    return optree.tree_map(lambda leaf: backend.asarray(leaf) if foreign(leaf) else leaf, tree)
 
 
 def seen(backend, tree):
     """All that one could see change of the arrays in a tree: types, bits, and torch's marks."""
-    leaves = [leaf for leaf in backend.flatten(tree)[0] if backend.owns(leaf)]
+    leaves = [leaf for leaf in optree.tree_leaves(tree) if backend.owns(leaf)]
     marks = [(type(x), getattr(x, "requires_grad", False), getattr(x, "grad", None) is None) for x in leaves]
-    return backend.paths(tree, ""), [backend.to_numpy(leaf).tobytes() for leaf in leaves], marks
+    return optree.tree_paths(tree), [backend.to_numpy(leaf).tobytes() for leaf in leaves], marks
 
 
 def surroundings():
-    """What else a call could disturb: global generators and, in torch, the modes."""
+    """What else a call could disturb: global generators and, in torch and JAX, the modes."""
     states = [np.asarray(x).tobytes() for b in BACKENDS.values() for x in optree.tree_leaves(b.generator())]
-    if torch is None:
-        return states
-    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+    modes = [dict(jax.config.values)] if jax else []
+    if torch:
+        modes += [torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
+        modes += [torch.is_autocast_enabled("cpu")]
     return states, modes
 
 
@@ -109,13 +122,14 @@ def estimate(backend, estimator, problem=RIDGE, **given):
     try:
         state = estimator.init(problem, params, hparams)
         kept = seen(backend, state)
-        out = estimator.estimate(problem, state, hparams, train, val)
+        compiled, data = estimator not in EAGER, {"train": train, "val": val}
+        out = frameworks.estimate(backend, estimator, problem, state, hparams, compiled=compiled, **data)
     finally:
         assert seen(backend, inputs) == before
         assert seen(backend, state) == kept
     for mine, model in zip(*(backend.flatten(tree)[0] for tree in (out.hypergradient, hparams)), strict=True):
         assert type(mine) is type(model) and backend.describe(mine) == backend.describe(model)
-    own = {id(leaf) for leaf in backend.flatten(inputs)[0]}  # `Implicit` hands the parameters back
+    own = {id(leaf) for leaf in optree.tree_leaves(inputs)}  # `Implicit` hands the parameters back
     new = [leaf for leaf in backend.flatten(out)[0] if id(leaf) not in own]
     assert not any(getattr(leaf, "requires_grad", False) for leaf in new)
     found, trained = (backend.map(backend.to_numpy, tree) for tree in (out.hypergradient, out.state.params))
@@ -238,7 +252,9 @@ class TestNonFiniteLoss:
         params, hparams, val = (arrays(backend, tree) for tree in (weights(), strengths(), good))
         state = estimator.init(RIDGE, params, hparams)._replace(step=first)
         spoilt = [good | {"y": good["y"] * (np.nan if t == first + 1 else 1.0)} for t in range(6)]
-        call = (estimator.estimate, RIDGE, state, hparams, arrays(backend, spoilt).__getitem__, val)
+        stacked = arrays(backend, optree.tree_map(lambda *leaves: np.stack(leaves), *spoilt))
+        train = lambda t: backend.map(lambda leaf: leaf[t], stacked)  # noqa: E731
+        call = (estimator.estimate, RIDGE, state, hparams, train, val)
         error = refused(errors.NonFiniteError, ArithmeticError, *call)
         assert (error.where, error.step) == ("T1", first + 1)
 
@@ -336,7 +352,11 @@ class TestHyperparameterOfOneRole:
         assert np.all(found["x"] != 0.0) and found["direct"] == 4.0
         assert_array_equal(found["added"], np.zeros(3), strict=True)
         assert report.responds == {"x": True, "added": False, "direct": False}
-        assert all(type(responds) is bool for responds in report.responds.values())
+        returned = (
+            estimator not in EAGER and backend.name == "jax"
+        )  # by a program, which returns arrays alone
+        known = jax.Array if returned else bool
+        assert all(isinstance(responds, known) for responds in report.responds.values())
 
 
 class TestKindsOfLeaves:
@@ -388,7 +408,11 @@ def no_grad(x):
         return 1.0 * x
 
 
-CUTS = [("numpy", getval), ("torch", detach), ("torch", no_grad)]
+def stop_gradient(x):
+    return jax.lax.stop_gradient(x)
+
+
+CUTS = [("numpy", getval), ("torch", detach), ("torch", no_grad), ("jax", stop_gradient)]
 CUTS = {f"{name}-{cut.__name__}": (BACKENDS[name], cut) for name, cut in CUTS if name in BACKENDS}
 
 
@@ -484,6 +508,7 @@ class TestDtypes:
         says(error, "params['w']", "float32", "float64")
 
 
+@with_a_generator
 class TestNoiseInsideTheLoss:
     @pytest.fixture
     def noisy(self, backend):
@@ -520,6 +545,26 @@ class TestNoiseInsideTheLoss:
         assert refused(errors.NonFiniteError, ArithmeticError, *call).step == 2
 
 
+@on_jax
+class TestKeysInTheBatch:  # what a loss draws in JAX
+    @every_estimator
+    @parametrize("kind", ["key", "PRNGKey"])
+    def test_serve_gradient_and_product(self, backend, estimator, kind):
+        keys = [getattr(jax.random, kind)(k) for k in range(3)]
+        drawn = lambda key: jax.random.normal(key, (5, 2))  # noqa: E731
+
+        def noisy(params, hparams, batch):
+            noise = batch["noise"] if "noise" in batch else drawn(batch["key"])
+            return fit(params, hparams, batch | {"x": batch["x"] + hparams["x"] * noise})
+
+        given = [batch | {"key": key} for batch, key in zip(batches(), keys, strict=True)]
+        held = [batch | {"noise": np.asarray(drawn(key))} for batch, key in zip(batches(), keys, strict=True)]
+        found = estimate(backend, estimator, hg.Bilevel(noisy, fit), train=given)
+        expected = estimate(NUMPY, estimator, hg.Bilevel(noisy, fit), train=held)
+        assert_allclose(found.hypergradient["x"], expected.hypergradient["x"], rtol=1e-10)
+        assert_allclose(found.state.params["w"], expected.state.params["w"], rtol=1e-10)
+
+
 class TestExhaustedBatches:
     @every_estimator
     @each_loss
@@ -549,7 +594,8 @@ class TestExhaustedBatches:
 
 class TestThreads:
     def test_are_independent(self, backend):
-        filters, cases = list(warnings.filters), list(itertools.product(ESTIMATORS, range(10)))
+        many = affordable(backend, (ESTIMATORS, range(10)), (CHEAP, range(2)))
+        filters, cases = list(warnings.filters), list(itertools.product(*many))
         shifted = lambda k: {"x": strengths()["x"] + 0.1 * k}  # noqa: E731
         one = lambda case: estimate(backend, case[0], hparams=shifted(case[1])).hypergradient["x"]  # noqa: E731
         serial = [one(case) for case in cases]

@@ -23,7 +23,7 @@ def versions() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A program with its arguments. XLA counts a loop's body once; ``count`` makes all of its rounds of that."""
+    """A program with its arguments. XLA counts a loop's body once; ``count`` makes all rounds of that."""
 
     f: Callable[..., Any]
     args: tuple[Any, ...]

@@ -31,11 +31,11 @@ def hundred(*args, **kwargs):
     profile = settings(PROFILE, suppress_health_check=[HealthCheck.too_slow])
 
     def decorate(test):
-        tried = {n: settings(profile, max_examples=n)(given(*args, **kwargs)(test)) for n in (100, 6)}
+        tried = {n: settings(profile, max_examples=n)(given(*args, **kwargs)(test)) for n in (100, 4)}
 
         @wraps(tried[100])
         def property_of(*given, backend, **parameters):
-            tried[affordable(backend, 100, 6)](*given, backend=backend, **parameters)
+            tried[affordable(backend, 100, 4)](*given, backend=backend, **parameters)
 
         return property_of
 

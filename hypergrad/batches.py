@@ -61,8 +61,22 @@ def every_batch(name: str, batches: Batches, step: Any) -> list[Tree]:
     return found
 
 
-def batch_series(backend: Backend, name: str, batches: Batches, start: Any, steps: int) -> Source:
-    """The batches of ``steps`` training steps from step ``start`` on, as a function of the step.
+def batch_series(
+    backend: Backend, name: str, batches: Batches, start: Any, steps: int
+) -> Callable[[Any], Tree]:
+    """The batches of ``steps`` training steps from step ``start`` on, as a function of k = 0 … steps−1.
+
+    Raises:
+        ArgumentError: as `window`.
+    """
+    data, read = window(backend, name, batches, start, steps)
+    if isinstance(read, _From):  # the start may be traced, and k not
+        return lambda k: backend.take(data[1], k)
+    return lambda k: read(data, start + k)
+
+
+def window(backend: Backend, name: str, batches: Batches, start: Any, steps: int) -> Source:
+    """The same, as a function of the step.
 
     Raises:
         ArgumentError: if there are fewer batches than steps, or one batch for more than one step.

@@ -11,7 +11,7 @@ import numpy as np
 from hypergrad import vectors
 from hypergrad.arguments import check_variables
 from hypergrad.backend import Backend, Tree, find_backend
-from hypergrad.batches import Batches, batch_series, every_batch, one_batch, single
+from hypergrad.batches import Batches, batch_series, every_batch, one_batch
 from hypergrad.errors import ArgumentError, NonFiniteError
 from hypergrad.estimators import HypergradientEstimator, Implicit, State, Unrolled
 from hypergrad.estimators.implicit import mean_gradient
@@ -208,7 +208,8 @@ def _training(
 ) -> _Reference:
     phi = Training(backend, problem, as_update_rule(rule))
     if steps == 1:
-        batch = single(one_batch("train", train, 0))
+        only = one_batch("train", train, 0)
+        batch: Callable[[Any], Tree] = lambda k: only  # noqa: E731
     else:
         batch = batch_series(backend, "train", train, 0, steps)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from hypergrad import eager, spaces
 from hypergrad.backend import Backend, Scalar, Tree
-from hypergrad.batches import Batches, Source, batch_series, one_batch, single
+from hypergrad.batches import Batches, Source, one_batch, single, window
 from hypergrad.errors import ArgumentError
 from hypergrad.estimators import Estimate, State
 from hypergrad.estimators.base import inner_state, state_after
@@ -222,7 +222,7 @@ def update_once(
     if count == 1:
         data, read = single(one_batch("train", train, start))
     else:
-        data, read = batch_series(backend, "train", train, start, count)
+        data, read = window(backend, "train", train, start, count)
     batch = one_batch("val", val, state.updates)
     new, done = make(backend, updating, read)(state._replace(since=0), data, batch)
     # The counters are known without waiting for the program.

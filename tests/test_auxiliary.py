@@ -133,7 +133,7 @@ class Net:
     def attempt(self, problem, estimator, aux=None):
         """The hypergradient of other losses."""
         given = problem, self.params, self.hparams, lambda t: self.train, self.val, estimator
-        return self.flat(hg.hypergradient(*given, aux=aux or self.aux))
+        return self.flat(hg.hypergradient(*given, aux=self.aux if aux is None else aux))
 
 
 net_of = cache(Net)
@@ -307,5 +307,12 @@ class TestWhatDoesNotFit:
             net.attempt(hg.Bilevel(inner, net.outer, has_aux=True), estimator)
 
     def test_losses_that_return_a_state_and_did_not_say_so(self, net):
+        undeclared = hg.Bilevel(lambda p, h, b: net.inner(p, h, b, net.aux), net.outer)
         with pytest.raises(ArgumentError, match="returned tuple"):
-            net.attempt(hg.Bilevel(lambda p, h, b: net.inner(p, h, b, net.aux), net.outer), GREEDY)
+            net.attempt(undeclared, GREEDY, aux=())
+        with pytest.raises(ArgumentError, match="aux= is given"):
+            net.attempt(undeclared, GREEDY)
+
+    def test_a_state_that_is_not_given(self, net):
+        with pytest.raises(ArgumentError, match="pass the one to begin with as aux="):
+            net.attempt(hg.Bilevel(net.inner, net.outer, has_aux=True), GREEDY, aux=())

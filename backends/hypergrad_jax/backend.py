@@ -102,7 +102,9 @@ class JaxBackend:
         return self.map(lambda x: lax.stop_gradient(x) if isinstance(x, jax.Array) else x, tree)
 
     def adopt(self, tree: Tree) -> Tree:
-        return tree
+        # A scalar made of a Python number is weakly typed, and what comes of it is not: programs of it would
+        # be compiled twice.
+        return self.map(lambda x: x.astype(x.dtype) if is_float(x) and x.weak_type else x, tree)
 
     # Control flow.
 

@@ -144,10 +144,17 @@ class HypergradientEstimator(ABC):
             backend: found from the arrays if it is not given.
 
         Raises:
-            ArgumentError, LeafTypeError, UnsupportedLeafError: as for `estimate`.
+            ArgumentError, LeafTypeError, UnsupportedLeafError: as for `estimate`; the first also if ``aux``
+                is given to losses without an auxiliary state, or not to those with one.
         """
         found = find_backend(params, hparams, backend=backend)
         check_variables(found, params=params, hparams=hparams)
+        if problem.has_aux == (isinstance(aux, tuple) and not aux):
+            raise ArgumentError(
+                "the losses have an auxiliary state: pass the one to begin with as aux="
+                if problem.has_aux
+                else "aux= is given, and the losses have no auxiliary state: say Bilevel(…, has_aux=True)"
+            )
         return self._init(found, found.adopt(params))._replace(aux=found.adopt(aux))
 
     def estimate(

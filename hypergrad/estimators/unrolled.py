@@ -76,7 +76,7 @@ class Unrolled(HypergradientEstimator):
         batch = batch_series(backend, "train", train, state.step, self.steps)
 
         def step(z: Inner, hparams: Tree, k: Any) -> tuple[Inner, Seen]:
-            return phi.step(z, hparams, batch(state.step + k), state.step + k)
+            return phi.step(z, hparams, batch(k), state.step + k)
 
         kept = self.steps if self.truncate is None else min(self.truncate, self.steps)
         skipped = self.steps - kept
@@ -89,7 +89,7 @@ class Unrolled(HypergradientEstimator):
         response, responds = recording.pull(
             Inner(validation.v, backend.zeros(final.opt_state), backend.zeros(final.aux))
         )
-        first = inner_reaches(backend, problem, inner_state(state), hparams, lambda: batch(state.step))
+        first = inner_reaches(backend, problem, inner_state(state), hparams, lambda: batch(0))
         return assemble(
             backend,
             validation,

@@ -134,7 +134,7 @@ def clock(backend: Backend, step: Any, params: Tree) -> Any:
     """
     if isinstance(step, int):
         return step
-    return backend.asarray(step, like=backend.flatten(params)[0][0])
+    return step * backend.asarray(1.0, like=backend.flatten(params)[0][0])
 
 
 def safe_sqrt(backend: Backend, x: Array) -> Array:

@@ -184,12 +184,10 @@ def observe(backend: Backend, value: Scalar, gradient: Tree, moved: Tree, t: Any
     where = backend.xp.where
     value, gradient, moved = (backend.detach(part) for part in (value, gradient, moved))
     size = vectors.norm(backend, gradient)
-    slope: Any
-    if backend.compiles or backend.readable(size):
-        # A finite norm shows that the gradient is finite; one that is not may have overflowed.
-        slope = backend.cond(backend.xp.isfinite(size), lambda: -1, lambda: _search(backend, gradient))
-    else:
-        slope = _search(backend, gradient)
+    # A finite norm shows that the gradient is finite; one that is not may have overflowed. Where that cannot
+    # be read, searching always is faster than a branch in the program (in XLA by half a gradient).
+    sound = backend.readable(size) and bool(backend.xp.isfinite(size))
+    slope = -1 if sound else _search(backend, gradient)
     after = first_nonfinite(backend, moved)
     leaf = where(slope < 0, after, slope)
     fine = backend.xp.isfinite(value)

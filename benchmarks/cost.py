@@ -5,14 +5,15 @@
 The unit g is one training gradient, forward and backward, of the same loss on the same batch in the same
 process. FLOPs repeat to the digit: torch's are those of matrix products, JAX's are what XLA counts of the
 compiled program, elementwise work included. Times are ratios of medians, each
-round measuring the baseline and all candidates in turn. Use widths of 384 and more: smaller nets measure
-the interpreter. The net is an MLP 784-3×width-10 with ReLU.
+round measuring the baseline and all candidates in an order of its own. Use widths of 384 and more: smaller
+nets measure the interpreter. The net is an MLP 784-3×width-10 with ReLU.
 """
 
 import argparse
 import importlib
 import json
 import platform
+import random
 import statistics
 import sys
 import time
@@ -77,20 +78,23 @@ class Measured:
 
 
 def measure(rows: list[Row], suite: Any, repeats: int) -> list[Measured]:
-    """FLOPs once, and times interleaved: A B C … A B C …"""
+    """FLOPs once, and times interleaved, in another order each round: A B C … B C A …"""
     results = [Measured(row) for row in rows]
     for result in results:
         row = result.row
         if not row.counted:
             continue
         result.flops = (suite.flops(row.program) / suite.flops(row.unit) - row.less) / row.per
-    units = list({id(row.unit): row.unit for row in rows}.values())
-    for program in [*units, *(row.program for row in rows)]:
+    programs = list({id(program): program for row in rows for program in (row.program, row.unit)}.values())
+    for program in programs:
         program()
+    order = random.Random(0)
     for _ in range(repeats):
-        once = {id(unit): clock(unit, suite) for unit in units}
+        # What ran before leaves its traces in caches and in the allocator.
+        order.shuffle(programs)
+        once = {id(program): clock(program, suite) for program in programs}
         for result in results:
-            result.times.append(clock(result.row.program, suite))
+            result.times.append(once[id(result.row.program)])
             result.units.append(once[id(result.row.unit)])
     return results
 

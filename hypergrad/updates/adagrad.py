@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 from hypergrad.backend import Array, Backend, Tree
 from hypergrad.updates.base import Hyper, UpdateRule, check_range, clock, is_off, resolve, safe_sqrt
@@ -31,6 +31,8 @@ class Adagrad(UpdateRule):
     Raises:
         ArgumentError: for a number outside of its range.
     """
+
+    leafwise: ClassVar[bool] = True
 
     lr: Hyper = 1e-2
     lr_decay: Hyper = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 from hypergrad.backend import Array, Backend, Scalar, Tree
 from hypergrad.updates.base import Hyper, UpdateRule, check_range, clock, is_off, resolve, safe_sqrt
@@ -37,6 +37,8 @@ class Adam(UpdateRule):
         ArgumentError: for a number outside of its range.
     """
 
+    leafwise: ClassVar[bool] = True
+
     lr: Hyper = 1e-3
     beta1: Hyper = 0.9
     beta2: Hyper = 0.999
@@ -68,6 +70,8 @@ class AdamW(UpdateRule):
 
     State, arguments and errors as for `Adam`.
     """
+
+    leafwise: ClassVar[bool] = True
 
     lr: Hyper = 1e-3
     beta1: Hyper = 0.9

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from hypergrad.backend import Array, Backend, Scalar, Tree, loaded
 from hypergrad.errors import ArgumentError
@@ -33,6 +33,9 @@ class UpdateRule(ABC):
     An update is a differentiable function of everything that it takes: the gradient, its own state,
     the parameters and the hyperparameters.
     """
+
+    leafwise: ClassVar[bool] = False
+    """Is each leaf moved by its own gradient alone, so that one that is not finite shows in that leaf?"""
 
     @abstractmethod
     def init(self, backend: Backend, params: Tree) -> Tree:

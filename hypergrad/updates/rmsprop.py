@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 from hypergrad.backend import Backend, Tree
 from hypergrad.updates.base import Hyper, UpdateRule, check_range, is_off, resolve, safe_sqrt
@@ -34,6 +34,8 @@ class RMSprop(UpdateRule):
     Raises:
         ArgumentError: for a number outside of its range.
     """
+
+    leafwise: ClassVar[bool] = True
 
     lr: Hyper = 1e-2
     alpha: Hyper = 0.99

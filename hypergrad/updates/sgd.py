@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 from hypergrad.backend import Backend, Tree
 from hypergrad.errors import ArgumentError
@@ -32,6 +32,8 @@ class SGD(UpdateRule):
         ArgumentError: for a negative number, a momentum of 1 or more, or Nesterov without momentum or with
             dampening.
     """
+
+    leafwise: ClassVar[bool] = True
 
     lr: Hyper
     momentum: Hyper = 0.0

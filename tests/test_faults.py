@@ -19,6 +19,7 @@ from frameworks import (
     BACKENDS,
     NUMPY,
     affordable,
+    beside_numpy,
     dear,
     on_jax,
     on_torch,
@@ -352,9 +353,8 @@ class TestHyperparameterOfOneRole:
         assert np.all(found["x"] != 0.0) and found["direct"] == 4.0
         assert_array_equal(found["added"], np.zeros(3), strict=True)
         assert report.responds == {"x": True, "added": False, "direct": False}
-        returned = (
-            estimator not in EAGER and backend.name == "jax"
-        )  # by a program, which returns arrays alone
+        # A program returns arrays alone.
+        returned = estimator not in EAGER and backend.name == "jax"
         known = jax.Array if returned else bool
         assert all(isinstance(responds, known) for responds in report.responds.values())
 
@@ -369,6 +369,14 @@ class TestKindsOfLeaves:
         kind = (errors.UnsupportedLeafError, NotImplementedError) if dtype == "complex128" else real
         error = refused(*kind, estimate, backend, estimator, **given)
         says(error, f"{tree}['layers'][0]['w']", dtype, "relax" if kind == real else "complex")
+
+    @beside_numpy
+    @each_tree
+    def test_arrays_of_two_frameworks_are_refused(self, backend, tree, leaf):
+        given = arrays(backend, {"params": weights(), "hparams": strengths()})
+        mixed = given | {tree: given[tree] | {"other": np.ones(2)}}
+        error = refused(errors.LeafTypeError, TypeError, hg.Greedy(SGD).init, RIDGE, **mixed)
+        says(error, "numpy", backend.name)
 
     @every_estimator
     @parametrize("tree", ["params", "hparams"])
@@ -506,6 +514,31 @@ class TestDtypes:
         pair = (lambda p: (), lambda g, s, p, h: ({"w": p["w"] - g["w"] * rates}, s))
         error = refused(errors.LeafTypeError, TypeError, estimate, backend, train_by(pair), **self.single)
         says(error, "params['w']", "float32", "float64")
+
+
+@beside_numpy
+@parametrize("estimator", [hg.Greedy(SGD), hg.Greedy(HEAVY), hg.Unrolled(HEAVY, 3, 2, hg.States())], ids=repr)
+class TestHalfPrecision:
+    @staticmethod
+    def given(backend, dtype):
+        trees = {"params": weights(), "hparams": strengths(), "train": batches(), "val": batches()[0]}
+        like = backend.xp.zeros((), dtype=getattr(backend.xp, dtype))
+        return optree.tree_map(lambda x: backend.asarray(x, like=like), trees)
+
+    def test_is_kept(self, backend, estimator):
+        out = estimate(backend, estimator, **self.given(backend, "float16"))
+        expected = estimate(backend, estimator).hypergradient["x"]
+        assert out.hypergradient["x"].dtype == out.state.params["w"].dtype == np.float16
+        assert_allclose(out.hypergradient["x"], expected, rtol=0.1)
+
+    @each_loss
+    def test_an_overflow_advises_float32(self, backend, estimator, where, data):
+        sound = ridge if where == "T1" else fit
+        problem = losses(where, lambda p, h, b: sound(p, h, b) * 3e4 * 3e4)
+        call = (estimate, backend, estimator, problem)
+        error = refused(errors.NonFiniteError, ArithmeticError, *call, **self.given(backend, "float16"))
+        assert (error.where, error.path) == (where, None)
+        says(error, "float32")
 
 
 @with_a_generator

@@ -15,29 +15,32 @@ import optree
 import pytest
 from frameworks import NUMPY, affordable, beside_numpy, dear, each_backend, on_torch, program
 from hypergrad_numpy import textbook
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import hypergrad as hg
 from hypergrad import spaces
 from hypergrad.check import ridders
 
-PROFILE = settings(derandomize=True, deadline=None, database=None)
+TOO_SLOW = [HealthCheck.too_slow]
+MANY = settings(
+    max_examples=100, derandomize=True, deadline=None, database=None, suppress_health_check=TOO_SLOW
+)
+FEW = settings(MANY, max_examples=4, phases=[Phase.generate])  # what fails is not made smaller for minutes
 T = 3
 
 
 def hundred(*args, **kwargs):
     """A property of whatever is drawn, tried on a hundred examples, or as many as one can afford."""
-    profile = settings(PROFILE, suppress_health_check=[HealthCheck.too_slow])
 
     def decorate(test):
-        tried = {n: settings(profile, max_examples=n)(given(*args, **kwargs)(test)) for n in (100, 4)}
+        many, few = (profile(given(*args, **kwargs)(test)) for profile in (MANY, FEW))
 
-        @wraps(tried[100])
-        def property_of(*given, backend, **parameters):
-            tried[affordable(backend, 100, 4)](*given, backend=backend, **parameters)
+        @wraps(many)
+        def on(*args, backend, **kwargs):
+            affordable(backend, many, few)(*args, backend=backend, **kwargs)
 
-        return property_of
+        return on
 
     return decorate
 
@@ -110,7 +113,7 @@ def draw_batch(rng, n, m):
 FAMILIES = {"quadratic": (quadratic, quadratic_outer), "mlp": (mlp, mlp_outer)}
 
 
-class Drawn(namedtuple("Drawn", "inner outer theta lam params hparams train val compiled", defaults=[False])):
+class Drawn(namedtuple("Drawn", "inner outer theta lam params hparams train val compiled", defaults=[True])):
     """A problem, and whether a framework that compiles shall compile its estimates as a whole."""
 
     @property

@@ -39,16 +39,17 @@ class Seen(NamedTuple):
 
     @classmethod
     def nothing(cls, backend: Backend, params: Tree) -> Seen:
-        """Before the first step."""
-        nan = backend.asarray(float("nan"), like=backend.flatten(params)[0][0])
+        """Before the first step. Losses of half-precision parameters may come in float32, and norms do."""
+        none = backend.xp.reshape(backend.flatten(params)[0][0], (-1,))[:0]
+        nan = backend.inner(none, none) + float("nan")
         return cls(nan, nan)
 
     def then(self, backend: Backend, later: Seen) -> Seen:
         """What was seen up to a later step: its values, and the first fault of all."""
         where, fine = backend.xp.where, self.bad_step < 0
+        values = later.inner_value, later.gradient_norm
         return Seen(
-            later.inner_value,
-            later.gradient_norm,
+            *backend.axpy(1.0, values, backend.zeros((self.inner_value, self.gradient_norm))),
             where(fine, later.bad_step, self.bad_step),
             where(fine, later.bad_leaf, self.bad_leaf),
         )

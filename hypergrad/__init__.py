@@ -27,7 +27,7 @@ from hypergrad.probe import Probe, probe
 from hypergrad.problem import Bilevel
 from hypergrad.solvers import CG, Direct, Identity, Neumann
 from hypergrad.spaces import Interval, NonNegative, Positive, Real, Simplex
-from hypergrad.tapes import Full, States
+from hypergrad.tapes import Binomial, Full, States
 from hypergrad.tuner import Tuner
 from hypergrad.updates import SGD, Adagrad, Adam, AdamW, ClipNorm, RMSprop, Schedule
 
@@ -38,6 +38,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Bilevel",
+    "Binomial",
     "Check",
     "ClipNorm",
     "Direct",

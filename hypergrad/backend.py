@@ -190,8 +190,14 @@ class Backend(Protocol):
     def stack(self, items: Sequence[Tree]) -> Any:
         """Trees of one kind, kept in the framework's own way, for `take`."""
 
+    def room(self, like: Tree, places: int) -> Any:
+        """Places for trees of one kind, which mean nothing until `put`."""
+
+    def put(self, items: Any, k: Any, item: Tree) -> Any:
+        """The items with this one in the k-th place; those that were given are used up."""
+
     def take(self, items: Any, k: Any) -> Tree:
-        """The k-th of those that `stack` was given; a `scan` may hand out k."""
+        """The k-th of what `stack` or `put` was given; a `scan` may hand out k."""
 
     # Randomness.
     def generator(self, seed: int | None = None) -> Any:

@@ -75,6 +75,57 @@ def batch_series(
     return lambda k: read(data, start + k)
 
 
+def until_it_ends(
+    backend: Backend, name: str, batches: Batches, start: Any, one_by_one: bool
+) -> tuple[Batches, int | None]:
+    """Batches of a run that lasts as long as they do, and how many there are.
+
+    If they may come ``one_by_one`` that is left open: the first result is then a function of k = 0, 1, …,
+    which raises `StopIteration`.
+
+    Raises:
+        ArgumentError: if there are none, or if there is no end to them.
+    """
+    if isinstance(batches, list):
+        return batches, len(every_batch(name, batches, start))
+    if isinstance(batches, Iterator):
+        if one_by_one and not backend.compiles:
+            return _Memory(batches), None
+        return until_it_ends(backend, name, list(batches), start, one_by_one)
+    if not callable(batches):
+        raise ArgumentError(f"{_LABEL[name]} is one batch, which does not say how many steps to take")
+    if backend.compiles:
+        raise ArgumentError(
+            f"{_LABEL[name]} is a function, and a compiled run has a length: say how many steps, or give a "
+            "list"
+        )
+    if one_by_one:
+        return lambda k: batches(start + k), None
+    count, draws = 0, backend.generator()
+    try:
+        while True:
+            batches(start + count)
+            count += 1
+    except StopIteration:
+        backend.restore(draws)
+    if count == 0:
+        raise ArgumentError(f"{_LABEL[name]} is empty: at least one batch is needed")
+    return batches, count
+
+
+@final
+class _Memory:
+    """Batches of an iterator, kept for when they are asked for again."""
+
+    def __init__(self, batches: Iterator[Tree]) -> None:
+        self._batches, self._taken = batches, list[Tree]()
+
+    def __call__(self, k: int) -> Tree:
+        if k == len(self._taken):
+            self._taken.append(next(self._batches))
+        return self._taken[k]
+
+
 def window(backend: Backend, name: str, batches: Batches, start: Any, steps: int) -> Source:
     """The same, as a function of the step.
 

@@ -17,7 +17,7 @@ from hypergrad.estimators import HypergradientEstimator, Implicit, State, Unroll
 from hypergrad.estimators.implicit import mean_gradient
 from hypergrad.problem import Bilevel
 from hypergrad.solvers import Direct
-from hypergrad.tapes.base import run
+from hypergrad.tapes import Trajectory
 from hypergrad.training import Inner, Training
 from hypergrad.updates import as_update_rule
 
@@ -215,7 +215,7 @@ def _training(
 
     def real(hparams: Tree) -> Inner:
         z = Inner(params, phi.update.init(backend, params), aux)
-        return run(backend, lambda z, lam, k: phi.step(z, lam, batch(k), k), z, hparams, steps)[0]
+        return Trajectory(phi, batch, 0, steps).run(z, hparams)[0]
 
     def exact(hparams: Tree, val: Batches) -> Tree:
         unrolled = Unrolled(rule, steps, allow_unused=True)

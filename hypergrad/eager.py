@@ -92,6 +92,17 @@ def stack(items: Sequence[Tree]) -> Sequence[Tree]:
     return items
 
 
+def room(like: Tree, places: int) -> list[Tree]:
+    """An empty list."""
+    return [None] * places
+
+
+def put(items: list[Tree], k: int, item: Tree) -> list[Tree]:
+    """In place."""
+    items[k] = item
+    return items
+
+
 def take(items: Sequence[Tree], k: int) -> Tree:
     """items[k]."""
     return items[k]

@@ -124,26 +124,29 @@ class ReplayError(HypergradError, RuntimeError):
     """Training steps that were taken again went another way than the first time.
 
     Attributes:
-        distance: ‖θ‖ between where they ended.
-        length: how far training went in all.
+        step: the first step whose replay differed, where each was compared; else ``None``.
     """
 
-    distance: float
-    length: float
+    step: int | None
 
-    def __init__(self, distance: float, length: float) -> None:
+    def __init__(self, fact: str, step: int | None = None) -> None:
         message = explain(
-            f"training steps taken again ended {distance:.1e} away from where they ended before, having gone "
-            f"{length:.1e}",
+            fact,
             "The hypergradient would be that of another training run.",
             (
+                "a function of batches gives another batch when it is called again with the same step: make "
+                "it depend on the step alone",
                 "a batch was changed in place after its step, by the loader or by the loss: hand in copies",
                 "a loss draws from a generator of its own: use the framework's, or draw into the batch",
                 "a loss reads something that has changed since: give it with the batch",
             ),
         )
         Exception.__init__(self, message)
-        self.distance, self.length = distance, length
+        self.step = step
+
+
+class FixedPointError(HypergradError, ArithmeticError):
+    """A number of a reversible run did not fit into its fixed-point form, or did not come back from it."""
 
 
 class DifferenceError(HypergradError, ArithmeticError):

@@ -47,9 +47,11 @@ class Seen(NamedTuple):
     def then(self, backend: Backend, later: Seen) -> Seen:
         """What was seen up to a later step: its values, and the first fault of all."""
         where, fine = backend.xp.where, self.bad_step < 0
-        values = later.inner_value, later.gradient_norm
+        kinds = backend.zeros((self.inner_value, self.gradient_norm))
+        value, size = backend.axpy(1.0, (later.inner_value, later.gradient_norm), kinds)
         return Seen(
-            *backend.axpy(1.0, values, backend.zeros((self.inner_value, self.gradient_norm))),
+            value,
+            size,
             where(fine, later.bad_step, self.bad_step),
             where(fine, later.bad_leaf, self.bad_leaf),
         )
@@ -80,6 +82,11 @@ class Training:
         value, gradient, aux = inner_gradient(backend, self.problem, z, hparams, batch)
         new = self.apply(gradient, z, hparams, t)._replace(aux=aux)
         return new, observe(backend, value, gradient, new.params, t, self.update.leafwise)
+
+    def advance(self, z: Inner, hparams: Tree, batch: Tree, t: Any) -> Inner:
+        """The same without a look at it: for a step that has been seen before."""
+        _, gradient, aux = inner_gradient(self.backend, self.problem, z, hparams, batch)
+        return self.apply(gradient, z, hparams, t)._replace(aux=aux)
 
     def apply(self, gradient: Tree, z: Inner, hparams: Tree, t: Any) -> Inner:
         """The optimiser's half of Φ: new parameters from a gradient."""

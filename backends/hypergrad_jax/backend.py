@@ -145,6 +145,12 @@ class JaxBackend:
                 f"kind: drop the odd one, or pass an iterator ({error})"
             ) from error
 
+    def room(self, like: Tree, places: int) -> Tree:
+        return self.map(lambda leaf: jnp.zeros((places, *jnp.shape(leaf)), jnp.result_type(leaf)), like)
+
+    def put(self, items: Tree, k: Any, item: Tree) -> Tree:
+        return self.map(lambda kept, leaf: kept.at[k].set(leaf), items, item)
+
     def take(self, items: Tree, k: Any) -> Tree:
         return self.map(lambda leaf: leaf[k], items)
 

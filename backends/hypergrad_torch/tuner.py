@@ -273,7 +273,10 @@ class ModuleTuner:
             return
         eps = torch.finfo(apart.dtype).eps
         if apart > eps**0.5 * way + 100 * eps * size:
-            raise ReplayError(float(apart), float(way))
+            raise ReplayError(
+                f"training steps taken again ended {float(apart):.1e} away from where they ended before, "
+                f"having gone {float(way):.1e}"
+            )
 
     def _move(self, hypergradient: Tree) -> None:
         self._mover.step(self._named(hypergradient))
@@ -310,7 +313,7 @@ class ModuleTuner:
         """The window that the coming step belongs to, if an estimate is going to reach back to it."""
         if not isinstance(self.estimator, Unrolled) or self._window is not None:
             return self._window
-        if self.every - self.steps % self.every > self.estimator.steps:
+        if self.every - self.steps % self.every > self.estimator.training_steps:
             return None
         return Window(Snapshot.take(self._trainer))
 
@@ -410,10 +413,10 @@ class ModuleTuner:
             )
         if isinstance(estimator, Unrolled) or estimator.response == "update":
             dialect(self.optimizer)
-        if isinstance(estimator, Unrolled) and estimator.steps > self.every:
+        if isinstance(estimator, Unrolled) and estimator.training_steps > self.every:
             raise ArgumentError(
-                f"ModuleTuner: Unrolled(steps={estimator.steps}) reaches back over more than every = "
-                f"{self.every} steps; λ moves in between"
+                f"ModuleTuner: Unrolled(steps={estimator.training_steps}) reaches back over more than "
+                f"every = {self.every} steps; λ moves in between"
             )
         return estimator
 

@@ -20,7 +20,7 @@ from hypergrad.demo.data import Data
 from hypergrad.estimators import Greedy, HypergradientEstimator, Implicit, State, Unrolled
 from hypergrad.solvers import Neumann
 from hypergrad.spaces import Positive, Real
-from hypergrad.tapes.base import run as train
+from hypergrad.tapes import Trajectory
 from hypergrad.training import Inner, Training
 from hypergrad.tuner import Tuner
 from hypergrad.updates import SGD, Adam
@@ -136,8 +136,7 @@ class _Arena:
         """Train with the hyperparameters fixed."""
         phi = Training(self.backend, self.problem, RULE)
         z = Inner(self.start, RULE.init(self.backend, self.start))
-        step = lambda z, lam, k: phi.step(z, lam, self.train(k), k)  # noqa: E731
-        return train(self.backend, step, z, hparams, steps)[0].params
+        return Trajectory(phi, self.train, 0, steps).run(z, hparams)[0].params
 
     def measure_truth(self) -> None:
         """The true hypergradient of the next steps, at a point that plain training has reached."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, final
 
+from hypergrad import vectors
+from hypergrad.arguments import check_same
 from hypergrad.backend import Backend, Tree
-from hypergrad.batches import Batches, batch_series, one_batch
+from hypergrad.batches import Batches, batch_series, one_batch, until_it_ends
 from hypergrad.errors import ArgumentError
 from hypergrad.estimators.base import (
     Estimate,
@@ -19,9 +22,8 @@ from hypergrad.estimators.base import (
     validate,
 )
 from hypergrad.problem import Bilevel
-from hypergrad.tapes import Full, Tape
-from hypergrad.tapes.base import run
-from hypergrad.training import Inner, Seen, Training
+from hypergrad.tapes import Full, Pulled, Tape, Trajectory
+from hypergrad.training import Inner, Training
 from hypergrad.updates import as_update_rule
 
 
@@ -36,25 +38,33 @@ class Unrolled(HypergradientEstimator):
     al. 2019): exact for K ≥ T, and at a fixed point of gradient descent equal to K Neumann terms of
     `Implicit`; K = 1 is `Greedy`.
 
+    What trains may be among the hyperparameters, too: a rate for each step (`hypergrad.Schedule`), the weight
+    of each example (in the loss), and with ``start`` the initial parameters, θ_0 = start(λ), whose term is
+
+        (∂θ_0/∂λ)ᵀ A_0ᵀ ⋯ A_{T−1}ᵀ ∇_θ C2(θ_T)                     (Finn et al. 2017, if θ_0 is λ itself)
+
     Cost: about 3 T gradients with the tape `Full` and 4 T with `States`; memory is the tape's. With
     truncation the first T − K steps cost one gradient each and hold nothing.
 
     Args:
         update: the update rule that trains θ.
-        steps: T.
+        steps: T, or ``None`` for as many as there are batches: those of a list, those until an iterator
+            ends, or until a function of them raises `StopIteration`.
         truncate: K, or ``None`` for all terms.
         tape: how the run is remembered.
+        start: a function λ ↦ θ_0. Every estimate then begins there, with a fresh optimiser.
     """
 
     update: Any
-    steps: int
+    steps: int | None
     truncate: int | None = None
     tape: Tape = field(default_factory=Full)
+    start: Callable[[Tree], Tree] | None = None
 
     def __post_init__(self) -> None:
         as_update_rule(self.update)
         for name, value in (("steps", self.steps), ("truncate", self.truncate)):
-            if value is None and name == "truncate":
+            if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ArgumentError(f"Unrolled: {name} = {value!r}; it is a positive integer")
@@ -63,7 +73,13 @@ class Unrolled(HypergradientEstimator):
 
     @property
     def training_steps(self) -> int:
-        """T."""
+        """T.
+
+        Raises:
+            ArgumentError: if it is not known.
+        """
+        if self.steps is None:
+            raise ArgumentError("Unrolled(steps=None) trains for as long as train lasts: say how many steps")
         return self.steps
 
     def _init(self, backend: Backend, params: Tree) -> State:
@@ -72,29 +88,24 @@ class Unrolled(HypergradientEstimator):
     def _estimate(
         self, backend: Backend, problem: Bilevel, state: State, hparams: Tree, train: Batches, val: Batches
     ) -> Estimate:
-        phi = Training(backend, problem, as_update_rule(self.update))
-        batch = batch_series(backend, "train", train, state.step, self.steps)
-
-        def step(z: Inner, hparams: Tree, k: Any) -> tuple[Inner, Seen]:
-            return phi.step(z, hparams, batch(k), state.step + k)
-
-        kept = self.steps if self.truncate is None else min(self.truncate, self.steps)
-        skipped = self.steps - kept
-        z, before = run(backend, step, inner_state(state), hparams, skipped)
+        path = self._path(Training(backend, problem, as_update_rule(self.update)), state, train)
+        begin, pull_start = self._begin(backend, state, hparams)
+        skipped = 0 if self.truncate is None or path.length is None else max(path.length - self.truncate, 0)
+        z, before = path.part(0, skipped).run(begin, hparams)
         recording = self.tape.record(
-            backend, lambda z, hparams, k: step(z, hparams, skipped + k), z, hparams, kept
+            path if path.length is None else path.part(skipped, path.length - skipped), z, hparams
         )
-        end, final = state.step + self.steps, recording.z
+        end, final = state.step + skipped + recording.length, recording.z
         validation = validate(backend, problem, final.params, hparams, one_batch("val", val, end), final.aux)
-        response, responds = recording.pull(
-            Inner(validation.v, backend.zeros(final.opt_state), backend.zeros(final.aux))
-        )
-        first = inner_reaches(backend, problem, inner_state(state), hparams, lambda: batch(0))
+        pulled = recording.pull(Inner(validation.v, backend.zeros(final.opt_state), backend.zeros(final.aux)))
+        if pull_start is not None and skipped == 0:
+            pulled = pull_start(pulled)
+        first = inner_reaches(backend, problem, begin, hparams, lambda: path.batch(0))
         return assemble(
             backend,
             validation,
-            response,
-            responds,
+            pulled.hparams,
+            pulled.reached,
             before.then(backend, recording.seen),
             state_after(state, final, end),
             None if self.allow_unused else first,
@@ -102,3 +113,37 @@ class Unrolled(HypergradientEstimator):
             products=recording.products,
             bytes_held=recording.bytes_held,
         )
+
+    def _begin(
+        self, backend: Backend, state: State, hparams: Tree
+    ) -> tuple[Inner, Callable[[Pulled], Pulled] | None]:
+        """z_0, and what pulls back from there to the hyperparameters that made it, if any did."""
+        if self.start is None:
+            return inner_state(state), None
+        start, rule = self.start, as_update_rule(self.update)
+
+        def begin(hparams: Tree) -> Inner:
+            params = start(hparams)
+            check_same(backend, "start", params, "params", state.params)
+            return Inner(params, rule.init(backend, params), state.aux)
+
+        z, pullback = backend.vjp(begin, hparams)
+
+        def pull(pulled: Pulled) -> Pulled:
+            (term,) = pullback(pulled.start)
+            reached = backend.map(lambda a, b: a or b, pulled.reached, pullback.reached[0])
+            return Pulled(vectors.add(backend, pulled.hparams, term), reached, pulled.start)
+
+        return z, pull
+
+    def _path(self, training: Training, state: State, train: Batches) -> Trajectory:
+        """The steps to take; without ``steps`` as many as there are batches."""
+        backend, steps, to_start = training.backend, self.steps, self.start is not None
+        if steps is None:
+            train, steps = until_it_ends(
+                backend, "train", train, state.step, self.tape.open_ended and self.truncate is None
+            )
+        if steps is None:
+            return Trajectory(training, train, state.step, None, to_start)
+        batch = batch_series(backend, "train", train, state.step, steps)
+        return Trajectory(training, batch, state.step, steps, to_start)

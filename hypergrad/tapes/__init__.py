@@ -1,7 +1,8 @@
 """Tapes: how `Unrolled` remembers the run that it differentiates."""
 
-from hypergrad.tapes.base import Recording, Step, Tape
+from hypergrad.tapes.base import Pulled, Recording, Shelf, Tape, Trajectory
+from hypergrad.tapes.binomial import Binomial
 from hypergrad.tapes.full import Full
 from hypergrad.tapes.states import States
 
-__all__ = ["Full", "Recording", "States", "Step", "Tape"]
+__all__ = ["Binomial", "Full", "Pulled", "Recording", "Shelf", "States", "Tape", "Trajectory"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from hypergrad.backend import Backend, Tree
-from hypergrad.tapes.base import Recording, Step, Tape, run
+from hypergrad.backend import Tree
+from hypergrad.tapes.base import Pulled, Recording, Tape, Trajectory
 from hypergrad.training import Inner, Seen
 
 
@@ -18,13 +18,14 @@ class Full(Tape):
     Fastest (about 3 T gradients) and largest: T training graphs in memory.
     """
 
-    def record(self, backend: Backend, step: Step, z: Inner, hparams: Tree, length: int) -> Recording:
-        def train(hparams: Tree) -> tuple[Inner, Seen]:
-            return run(backend, step, z, hparams, length)
+    def record(self, path: Trajectory, z: Inner, hparams: Tree) -> Recording:
+        def train(z: Inner, hparams: Tree) -> tuple[Inner, Seen]:
+            return path.run(z, hparams)
 
-        end, pullback, seen = backend.vjp(train, hparams, has_aux=True)
+        end, pullback, seen = path.backend.vjp(train, z, hparams, has_aux=True)
 
-        def pull(v: Inner) -> tuple[Tree, Tree]:
-            return pullback(v)[0], pullback.reached[0]
+        def pull(v: Inner) -> Pulled:
+            start, total = pullback(v) if path.to_start else (v, pullback.onto(1)(v))
+            return Pulled(total, pullback.reached[1], start)
 
-        return Recording(end, seen, pull, pullback.nbytes, gradients=length, products=length)
+        return Recording(end, seen, path.length, pull, pullback.nbytes, path.length, path.length)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from hypergrad import vectors
-from hypergrad.backend import Backend, Tree
-from hypergrad.tapes.base import Recording, Step, Tape
+from hypergrad.backend import Tree
+from hypergrad.tapes.base import Generator, Kept, Pulled, Recording, Shelf, Sweep, Tape, Trajectory
 from hypergrad.training import Inner, Seen
 
 
@@ -20,33 +20,35 @@ class States(Tape):
 
     About 4 T gradients, and one copy of z for each step. A replayed step draws from the framework's
     generator what it drew the first time.
+
+    Args:
+        verify: compare each replayed state with the first one, bit for bit, and raise `ReplayError` where
+            they differ. For debugging: not in compiled programs, and not in JAX.
     """
 
-    def record(self, backend: Backend, step: Step, z: Inner, hparams: Tree, length: int) -> Recording:
-        def forward(carry: tuple[Inner, Seen], k: Any, _: Any) -> tuple[tuple[Inner, Seen], Any]:
+    verify: bool = False
+
+    def record(self, path: Trajectory, z: Inner, hparams: Tree, shelf: Shelf | None = None) -> Recording:
+        backend, path, shelf = path.backend, path.verified(self.verify, z), shelf or Shelf()
+        generator = Generator(backend)
+
+        def forward(carry: tuple[Inner, Seen], k: Any, _: Any) -> tuple[tuple[Inner, Seen], Kept]:
             z, seen = carry
-            draws = backend.generator()
-            after, later = step(z, hparams, k)
-            return (after, seen.then(backend, later)), (z, draws)
+            kept = Kept(shelf.put(z, k), generator.state())
+            after, later = path.observed(z, hparams, k)
+            return (after, seen.then(backend, later)), kept
 
         start = z, Seen.nothing(backend, z.params)
-        (end, seen), states = backend.scan(forward, start, length)
-        reached: list[Tree] = []
+        (end, seen), states = backend.scan(forward, start, path.length)
+        sweep = Sweep(path, hparams)
 
-        def backward(carry: tuple[Inner, Tree], k: Any, kept: Any) -> tuple[tuple[Inner, Tree], None]:
-            v, total = carry
-            z, draws = kept
-            with backend.replay(draws):
-                _, pullback = backend.vjp(lambda z, hparams: step(z, hparams, k)[0], z, hparams)
-            v, term = pullback(v)
-            reached.append(pullback.reached[1])
-            return (v, vectors.add(backend, total, term)), None
+        def backward(carry: tuple[Inner, Tree], k: Any, kept: Kept) -> tuple[tuple[Inner, Tree], None]:
+            with backend.replay(kept.draws):
+                return sweep.step(shelf.take(kept.z), k, carry), None
 
-        def pull(v: Inner) -> tuple[Tree, Tree]:
-            reached.clear()
-            begin = v, backend.zeros(hparams)
-            (_, total), _ = backend.scan(backward, begin, length, xs=states, reverse=True)
-            return total, backend.map(lambda *seen: any(seen), *reached)
+        def pull(v: Inner) -> Pulled:
+            carry, _ = backend.scan(backward, sweep.begin(v), path.length, xs=states, reverse=True)
+            return sweep.end(carry)
 
-        held = length * vectors.nbytes(backend, z)
-        return Recording(end, seen, pull, held, gradients=2 * length, products=length)
+        held = path.length * vectors.nbytes(backend, z)
+        return Recording(end, seen, path.length, pull, held, 2 * path.length, path.length)

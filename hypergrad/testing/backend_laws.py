@@ -213,6 +213,21 @@ def rounds_are_collected(backend: Backend) -> None:
     close(backend, (last[0], chosen["a"], chosen["b"][0]), (0.5 * carry, carry, carry))
 
 
+def places_hold_what_was_put(backend: Backend) -> None:
+    """``put`` fills the places of ``room`` in any order, and ``take`` finds it there, in a loop too."""
+
+    def program(x: Any) -> Any:
+        def body(items: Any, k: Any, _: Any) -> Any:
+            return backend.put(items, 2 - k, {"x": k * x, "none": None}), None
+
+        items, _ = backend.scan(body, backend.room({"x": x, "none": None}, 3), 3)
+        items = backend.put(items, 1, {"x": 5.0 * x, "none": None})
+        return [backend.take(items, k)["x"] for k in range(3)]
+
+    x = backend.asarray(np.array([1.0, -2.0]))
+    close(backend, backend.compile(program)(x), [2.0 * x, 5.0 * x, 0.0 * x])
+
+
 def randomness_replays(backend: Backend) -> None:
     """A state of the generator can be replayed without disturbing what comes after."""
     before = backend.generator()
@@ -240,5 +255,6 @@ BACKEND_LAWS: tuple[Callable[[Backend], None], ...] = (
     dtypes_are_kept,
     loops_are_loops,
     rounds_are_collected,
+    places_hold_what_was_put,
     randomness_replays,
 )

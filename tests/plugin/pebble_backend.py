@@ -162,6 +162,8 @@ class PebbleBackend:
     repeat = staticmethod(eager.repeat)
     cond = staticmethod(eager.cond)
     stack = staticmethod(eager.stack)
+    room = staticmethod(eager.room)
+    put = staticmethod(eager.put)
     take = staticmethod(eager.take)
     collect = eager.collect
     compile = staticmethod(eager.compile)

@@ -14,6 +14,7 @@ from hypergrad.differences import FiniteDifference
 from hypergrad.errors import HypergradError
 from hypergrad.estimators import (
     Estimate,
+    Forward,
     Greedy,
     HypergradientEstimator,
     Implicit,
@@ -27,7 +28,7 @@ from hypergrad.probe import Probe, probe
 from hypergrad.problem import Bilevel
 from hypergrad.solvers import CG, Direct, Identity, Neumann
 from hypergrad.spaces import Interval, NonNegative, Positive, Real, Simplex
-from hypergrad.tapes import Binomial, Full, States
+from hypergrad.tapes import Binomial, Full, Reversible, States
 from hypergrad.tuner import Tuner
 from hypergrad.updates import SGD, Adagrad, Adam, AdamW, ClipNorm, RMSprop, Schedule
 
@@ -44,6 +45,7 @@ __all__ = [
     "Direct",
     "Estimate",
     "FiniteDifference",
+    "Forward",
     "Full",
     "Greedy",
     "History",
@@ -58,6 +60,7 @@ __all__ = [
     "Probe",
     "RMSprop",
     "Real",
+    "Reversible",
     "Report",
     "Schedule",
     "Simplex",

@@ -130,6 +130,12 @@ class Backend(Protocol):
     def jvp(self, f: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tuple[Tree, ...]) -> Any:
         """Return ``(f(*primals), ∂f · tangents)``."""
 
+    def linearize(self, f: Callable[..., Any], *primals: Tree, has_aux: bool = False) -> Any:
+        """Return ``(f(*primals), push)``, where ``push(*tangents)`` is ∂f · tangents, as often as needed.
+
+        ``push.reached`` is as a pullback's, and ``has_aux`` as for `vjp`.
+        """
+
     def detach(self, tree: Tree) -> Tree:
         """The same values, constant for every derivative, outer ones too."""
 
@@ -175,6 +181,9 @@ class Backend(Protocol):
         and gets zeros there, NaN for floats.
         """
 
+    def each(self, f: Callable[..., Tree], *items: Any) -> Any:
+        """f(x, …) for each of the items that `stack` or `each` made, kept as they are; at once, if it may."""
+
     def collect(self, rows: Any) -> Tree:
         """What `scan` or `repeat` kept, or a list of trees: one tree of NumPy arrays, whose first axis is k.
 
@@ -203,6 +212,9 @@ class Backend(Protocol):
     def generator(self, seed: int | None = None) -> Any:
         """State of the framework's own generator, as it is now or as the seed makes it; else None."""
 
+    def normal(self, seed: int, count: Any, shape: tuple[int, ...], like: Array) -> Array:
+        """Standard normal numbers, the same for the same seed and count; no generator is touched."""
+
     def replay(self, generator: Any) -> AbstractContextManager[None]:
         """A block that draws from the state given, and leaves the generator as it found it."""
 
@@ -216,6 +228,9 @@ class Backend(Protocol):
     # The way in and out.
     def asarray(self, values: Any, like: Array | None = None) -> Array:
         """An array from NumPy values, in the dtype and on the device of ``like``."""
+
+    def cast(self, array: Array, dtype: str) -> Array:
+        """The array in another dtype of the framework's, by its NumPy name."""
 
     def to_numpy(self, array: Array) -> Any:
         """The values as a NumPy array; waits for a device if it must."""

@@ -6,6 +6,7 @@ A backend takes the functions it wants, ``flatten = staticmethod(eager.flatten)`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -72,6 +73,11 @@ def repeat(
     return carry, rows, last, len(rows)
 
 
+def each(f: Callable[..., Tree], *items: Sequence[Tree]) -> list[Tree]:
+    """One after the other."""
+    return [f(*row) for row in zip(*items, strict=True)]
+
+
 def cond(pred: Any, yes: Callable[[], Tree], no: Callable[[], Tree]) -> Tree:
     """One of the two."""
     return yes() if pred else no()
@@ -106,6 +112,29 @@ def put(items: list[Tree], k: int, item: Tree) -> list[Tree]:
 def take(items: Sequence[Tree], k: int) -> Tree:
     """items[k]."""
     return items[k]
+
+
+@dataclass(frozen=True)
+class Push:
+    """ẋ ↦ ∂f ẋ at one linearisation: the pullback is linear in its cotangent, and this is its transpose."""
+
+    transpose: Callable[[Tree], tuple[Tree, ...]]
+    reached: tuple[Tree, ...]
+
+    def __call__(self, *tangents: Tree) -> Tree:
+        return self.transpose(tangents)[0]
+
+
+def linearize(backend: Backend, f: Callable[..., Any], *primals: Tree, has_aux: bool = False) -> Any:
+    """f, with its pullback pulled back: two gradients once, and as many for each tangent."""
+    value, pullback, *aux = backend.vjp(f, *primals, has_aux=has_aux)
+    _, transpose = backend.vjp(pullback, backend.zeros(value))
+    return (value, Push(transpose, pullback.reached), *aux)
+
+
+def normal(backend: Backend, seed: int, count: int, shape: tuple[int, ...], like: Any) -> Any:
+    """NumPy's numbers."""
+    return backend.asarray(np.random.default_rng((seed, int(count))).standard_normal(shape), like=like)
 
 
 def collect(backend: Backend, rows: Sequence[Tree]) -> Tree:

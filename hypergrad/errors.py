@@ -146,7 +146,31 @@ class ReplayError(HypergradError, RuntimeError):
 
 
 class FixedPointError(HypergradError, ArithmeticError):
-    """A number of a reversible run did not fit into its fixed-point form, or did not come back from it."""
+    """A number of a reversible run did not fit into its fixed-point form, or did not come back from it.
+
+    Attributes:
+        overflow: the former.
+    """
+
+    overflow: bool
+
+    def __init__(self, overflow: bool) -> None:
+        if overflow:
+            fact = "a parameter or its velocity overflowed the fixed point of hg.Reversible"
+            causes: tuple[str, ...] = (
+                "the training diverges: lower the learning rate",
+                "its numbers are large: give fewer bits after the point, hg.Reversible(fraction=…)",
+                "a compiled program learned a momentum below ½: give log_bits=",
+                "neither helps: take hg.Binomial or hg.States",
+            )
+        else:
+            fact = "training taken back by hg.Reversible did not arrive where it began, bit for bit"
+            causes = (
+                "a gradient is not the same when it is taken again: kernels that are not deterministic, a "
+                "generator of the loss's own, or a batch that changed; take hg.Binomial or hg.States",
+            )
+        Exception.__init__(self, explain(fact, "The hypergradient would be wrong.", causes))
+        self.overflow = overflow
 
 
 class DifferenceError(HypergradError, ArithmeticError):

@@ -108,7 +108,8 @@ def updating(
     lam, inner = tuner.hparams(state, backend=backend), state.inner
     if tuner.restart:
         start = state.start
-        inner = tuner.estimator.init(tuner.problem, start.params, lam, aux=start.aux, backend=backend)
+        fresh = tuner.estimator.init(tuner.problem, start.params, lam, aux=start.aux, backend=backend)
+        inner = tuner.estimator.again(fresh, inner)
     seen = None
     if not tuner.estimator.training_steps:
         batch = train(inner.step)

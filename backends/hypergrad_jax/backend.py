@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree
 from hypergrad.errors import ArgumentError
 from hypergrad_jax.leaves import is_float, is_key, zeros
-from hypergrad_jax.linear import linearise, pushforward
+from hypergrad_jax.linear import linearise, linearised, pushforward
 from hypergrad_jax.loops import either, repeat
 from hypergrad_jax.optimizers import as_optax
 
@@ -98,6 +98,10 @@ class JaxBackend:
     def jvp(self, f: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tuple[Tree, ...]) -> Any:
         return pushforward(f, primals, tangents)
 
+    def linearize(self, f: Callable[..., Any], *primals: Tree, has_aux: bool = False) -> Any:
+        value, aux, push = linearised(f, primals, has_aux)
+        return (value, push, aux) if has_aux else (value, push)
+
     def detach(self, tree: Tree) -> Tree:
         return self.map(lambda x: lax.stop_gradient(x) if isinstance(x, jax.Array) else x, tree)
 
@@ -130,6 +134,9 @@ class JaxBackend:
         self, body: Callable[[Tree, Any], tuple[Tree, Tree, Tree, Any]], carry: Tree, limit: int
     ) -> tuple[Tree, Tree, Tree, Any]:
         return repeat(body, carry, limit)
+
+    def each(self, f: Callable[..., Tree], *items: Any) -> Any:
+        return jax.vmap(f)(*items)
 
     def cond(self, pred: Any, yes: Callable[[], Tree], no: Callable[[], Tree]) -> Tree:
         if self.readable(pred):
@@ -169,6 +176,10 @@ class JaxBackend:
     def generator(self, seed: int | None = None) -> None:
         return None
 
+    def normal(self, seed: int, count: Any, shape: tuple[int, ...], like: Array) -> Array:
+        key = jax.random.fold_in(jax.random.key(seed), count)
+        return jax.random.normal(key, shape, jnp.result_type(like))
+
     def replay(self, generator: Any) -> AbstractContextManager[None]:
         return nullcontext()
 
@@ -186,6 +197,9 @@ class JaxBackend:
         if like is not None and is_key(like):
             return jax.random.wrap_key_data(values, impl=jax.random.key_impl(like))
         return jnp.asarray(values, None if like is None else jnp.result_type(like))
+
+    def cast(self, array: Array, dtype: str) -> Array:
+        return jnp.asarray(array).astype(dtype)
 
     def to_numpy(self, array: Array) -> Any:
         return np.asarray(jax.random.key_data(array) if is_key(array) else array)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, final
 
 import jax
@@ -57,24 +57,74 @@ class Pullback:
         return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in kept)
 
 
-def linearise(f: Callable[..., Any], primals: tuple[Tree, ...], has_aux: bool) -> tuple[Tree, Tree, Pullback]:
-    """Evaluate f and keep its residuals: ``value, aux, pullback``."""
-    leaves, structure = jax.tree_util.tree_flatten(primals)
-    forms: list[Any] = []
+@final
+class Push:
+    """ẋ ↦ ∂f ẋ at one linearisation; see `hypergrad.backend.Backend.linearize`."""
 
-    def g(*variables: jax.Array) -> tuple[list[Any], tuple[list[Any], Tree]]:
-        result = f(*_filled(structure, leaves, variables))
-        value, aux = result if has_aux else (result, None)
+    def __init__(
+        self,
+        push: Callable[..., Any],
+        inputs: list[Any],
+        outputs: list[Any],
+        unflatten: Callable[[Sequence[Any]], tuple[Tree, ...]],
+        rebuild: Callable[[Sequence[Any]], Tree],
+    ) -> None:
+        self._push, self._inputs, self._outputs = push, inputs, outputs
+        self._unflatten, self._rebuild = unflatten, rebuild
+
+    def __call__(self, *tangents: Tree) -> Tree:
+        given = zip(jax.tree_util.tree_leaves(tangents), self._inputs, strict=True)
+        with translated():
+            found = iter(self._push(*(jnp.asarray(t, x.dtype) for t, x in given if is_float(x))))
+        return self._rebuild([next(found) if is_float(x) else zeros(x) for x in self._outputs])
+
+    @cached_property
+    def reached(self) -> tuple[Tree, ...]:
+        """On which of its arguments does the linear program depend?"""
+        program = jax.make_jaxpr(self._push)(*(zeros(x) for x in self._inputs if is_float(x))).jaxpr
+        used = iter(partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[1])
+        return self._unflatten([is_float(x) and next(used) for x in self._inputs])
+
+
+class _Flat:
+    """f as a function of its floating-point leaves alone, which returns its own, and all else beside them."""
+
+    def __init__(self, f: Callable[..., Any], primals: tuple[Tree, ...], has_aux: bool) -> None:
+        self.leaves, structure = jax.tree_util.tree_flatten(primals)
+        self.f, self.has_aux = f, has_aux
+        self.variables = [x for x in self.leaves if is_float(x)]
+        self.fill = partial(_filled, structure, self.leaves)
+        self.unflatten = partial(jax.tree_util.tree_unflatten, structure)
+
+    def __call__(self, *variables: jax.Array) -> tuple[list[Any], tuple[list[Any], Tree]]:
+        result = self.f(*self.fill(variables))
+        value, aux = result if self.has_aux else (result, None)
         outputs, form = jax.tree_util.tree_flatten(value)
-        forms.append(form)
+        self.rebuild = partial(jax.tree_util.tree_unflatten, form)
         return [x for x in outputs if is_float(x)], (outputs, aux)
 
+    def outputs(self, values: Sequence[Any], outputs: list[Any]) -> list[Any]:
+        """All leaves of the value, in which those that were differentiated take their places."""
+        given = iter(values)
+        return [next(given) if is_float(x) else x for x in outputs]
+
+
+def linearise(f: Callable[..., Any], primals: tuple[Tree, ...], has_aux: bool) -> tuple[Tree, Tree, Pullback]:
+    """Evaluate f and keep its residuals: ``value, aux, pullback``."""
+    flat = _Flat(f, primals, has_aux)
     with translated():
-        values, pull, (outputs, aux) = jax.vjp(g, *(x for x in leaves if is_float(x)), has_aux=True)
-    given = iter(values)
-    outputs = [next(given) if is_float(x) else x for x in outputs]
-    value = jax.tree_util.tree_unflatten(forms[-1], outputs)
-    return value, aux, Pullback(pull, leaves, outputs, lambda xs: jax.tree_util.tree_unflatten(structure, xs))
+        values, pull, (outputs, aux) = jax.vjp(flat, *flat.variables, has_aux=True)
+    outputs = flat.outputs(values, outputs)
+    return flat.rebuild(outputs), aux, Pullback(pull, flat.leaves, outputs, flat.unflatten)
+
+
+def linearised(f: Callable[..., Any], primals: tuple[Tree, ...], has_aux: bool) -> tuple[Tree, Tree, Push]:
+    """The same, to be pushed forward: ``value, aux, push``."""
+    flat = _Flat(f, primals, has_aux)
+    with translated():
+        values, push, (outputs, aux) = jax.linearize(flat, *flat.variables, has_aux=True)
+    outputs = flat.outputs(values, outputs)
+    return flat.rebuild(outputs), aux, Push(push, flat.leaves, outputs, flat.unflatten, flat.rebuild)
 
 
 def pushforward(

@@ -131,12 +131,15 @@ class TorchBackend:
 
     scan = staticmethod(eager.scan)
     repeat = staticmethod(eager.repeat)
+    each = staticmethod(eager.each)
     cond = staticmethod(eager.cond)
     stack = staticmethod(eager.stack)
     room = staticmethod(eager.room)
     put = staticmethod(eager.put)
     take = staticmethod(eager.take)
     collect = eager.collect
+    linearize = eager.linearize
+    normal = eager.normal
     compile = staticmethod(eager.compile)
     tell = staticmethod(eager.tell)
 
@@ -174,6 +177,9 @@ class TorchBackend:
         if values.shape == ():
             return torch.full((), values.item(), dtype=dtype, device=device)
         return torch.tensor(values, dtype=dtype, device=device)
+
+    def cast(self, array: Array, dtype: str) -> Array:
+        return array.to(getattr(torch, dtype))
 
     def to_numpy(self, array: Array) -> Any:
         if not isinstance(array, Tensor):

@@ -7,12 +7,14 @@ from hypergrad.estimators.base import (
     State,
     hypergradient,
 )
+from hypergrad.estimators.forward import Forward
 from hypergrad.estimators.greedy import Greedy
 from hypergrad.estimators.implicit import Implicit
 from hypergrad.estimators.unrolled import Unrolled
 
 __all__ = [
     "Estimate",
+    "Forward",
     "Greedy",
     "HypergradientEstimator",
     "Implicit",

@@ -71,6 +71,8 @@ class Report(NamedTuple):
     """A code of `hypergrad.errors.Failure`."""
     difference_error: Scalar = float("nan")
     """Estimated relative error of a mixed term by finite differences."""
+    tape_fault: Any = 0
+    """Of the tape `Reversible`: 1 if a number did not fit into fixed point, 2 if one did not come back."""
     bad_step: Any = -1
     """First step with a non-finite T1 loss or gradient, −1 if there was none."""
     bad_leaf: Any = -1
@@ -155,7 +157,8 @@ class HypergradientEstimator(ABC):
                 if problem.has_aux
                 else "aux= is given, and the losses have no auxiliary state: say Bilevel(…, has_aux=True)"
             )
-        return self._init(found, found.adopt(params))._replace(aux=found.adopt(aux))
+        state = self._init(found, found.adopt(params))._replace(aux=found.adopt(aux))
+        return state._replace(memory=self._memory(found, state, found.adopt(hparams)))
 
     def estimate(
         self,
@@ -230,6 +233,14 @@ class HypergradientEstimator(ABC):
     def _estimate(
         self, backend: Backend, problem: Bilevel, state: State, hparams: Tree, train: Batches, val: Batches
     ) -> Estimate: ...
+
+    def _memory(self, backend: Backend, state: State, hparams: Tree) -> Tree:
+        """What is carried from one estimate to the next, before the first."""
+        return state.memory
+
+    def again(self, fresh: State, last: State) -> State:
+        """The state from which training begins once more, after a run that ended in another."""
+        return fresh
 
     def _check(self, backend: Backend, out: Estimate) -> None:  # noqa: B027
         """Raise what is this estimator's own; most have nothing."""

@@ -10,7 +10,7 @@ from hypergrad import vectors
 from hypergrad.arguments import check_same
 from hypergrad.backend import Backend, Tree
 from hypergrad.batches import Batches, batch_series, one_batch, until_it_ends
-from hypergrad.errors import ArgumentError
+from hypergrad.errors import ArgumentError, FixedPointError
 from hypergrad.estimators.base import (
     Estimate,
     HypergradientEstimator,
@@ -112,7 +112,15 @@ class Unrolled(HypergradientEstimator):
             gradients=skipped + recording.gradients + 1,
             products=recording.products,
             bytes_held=recording.bytes_held,
+            tape_fault=pulled.fault,
         )
+
+    def _check(self, backend: Backend, out: Estimate) -> None:
+        if fault := int(out.report.tape_fault):
+            raise FixedPointError(overflow=fault == 1)
+
+    def _sound(self, backend: Backend, out: Estimate) -> Any:
+        return out.report.tape_fault == 0
 
     def _begin(
         self, backend: Backend, state: State, hparams: Tree
@@ -132,7 +140,7 @@ class Unrolled(HypergradientEstimator):
         def pull(pulled: Pulled) -> Pulled:
             (term,) = pullback(pulled.start)
             reached = backend.map(lambda a, b: a or b, pulled.reached, pullback.reached[0])
-            return Pulled(vectors.add(backend, pulled.hparams, term), reached, pulled.start)
+            return pulled._replace(hparams=vectors.add(backend, pulled.hparams, term), reached=reached)
 
         return z, pull
 

@@ -3,6 +3,7 @@
 from hypergrad.tapes.base import Pulled, Recording, Shelf, Tape, Trajectory
 from hypergrad.tapes.binomial import Binomial
 from hypergrad.tapes.full import Full
+from hypergrad.tapes.reversible import Reversible
 from hypergrad.tapes.states import States
 
-__all__ = ["Binomial", "Full", "Pulled", "Recording", "Shelf", "States", "Tape", "Trajectory"]
+__all__ = ["Binomial", "Full", "Pulled", "Recording", "Reversible", "Shelf", "States", "Tape", "Trajectory"]

@@ -56,19 +56,28 @@ class SGD(UpdateRule):
         self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
     ) -> tuple[Tree, Tree]:
         lr = resolve(backend, "lr", self.lr, hparams, step)
-        if not is_off(self.weight_decay):
-            decay = resolve(backend, "weight_decay", self.weight_decay, hparams, step)
-            gradient = backend.axpy(decay, params, gradient)
+        gradient = self.decayed(backend, gradient, params, hparams, step)
         if is_off(self.momentum):
             return backend.axpy(-lr, gradient, params), opt_state
         momentum = resolve(backend, "momentum", self.momentum, hparams, step)
-        fresh = gradient
-        if not is_off(self.dampening):
-            dampening = resolve(backend, "dampening", self.dampening, hparams, step)
-            fresh = backend.axpy(_once_begun(backend, step, params) * -dampening, gradient, gradient)
+        fresh = self.damped(backend, gradient, hparams, step)
         velocity = backend.axpy(momentum, opt_state.velocity, fresh)
         direction = backend.axpy(momentum, velocity, gradient) if self.nesterov else velocity
         return backend.axpy(-lr, direction, params), Momentum(velocity)
+
+    def decayed(self, backend: Backend, gradient: Tree, params: Tree, hparams: Tree, step: Any) -> Tree:
+        """G + w θ."""
+        if is_off(self.weight_decay):
+            return gradient
+        decay = resolve(backend, "weight_decay", self.weight_decay, hparams, step)
+        return backend.axpy(decay, params, gradient)
+
+    def damped(self, backend: Backend, gradient: Tree, hparams: Tree, step: Any) -> Tree:
+        """(1 − δ) g, what is added to the running sum."""
+        if is_off(self.dampening):
+            return gradient
+        dampening = resolve(backend, "dampening", self.dampening, hparams, step)
+        return backend.axpy(_once_begun(backend, step, gradient) * -dampening, gradient, gradient)
 
 
 def _once_begun(backend: Backend, step: Any, params: Tree) -> Any:

@@ -111,12 +111,15 @@ class NumpyBackend:
     scan = staticmethod(eager.scan)
     while_loop = staticmethod(eager.while_loop)
     repeat = staticmethod(eager.repeat)
+    each = staticmethod(eager.each)
     cond = staticmethod(eager.cond)
     stack = staticmethod(eager.stack)
     room = staticmethod(eager.room)
     put = staticmethod(eager.put)
     take = staticmethod(eager.take)
     collect = eager.collect
+    linearize = eager.linearize
+    normal = eager.normal
     compile = staticmethod(eager.compile)
     tell = staticmethod(eager.tell)
 
@@ -144,6 +147,9 @@ class NumpyBackend:
 
     def asarray(self, values: Any, like: Array | None = None) -> Array:
         return np.array(values, None if like is None else self._dtype(like))
+
+    def cast(self, array: Array, dtype: str) -> Array:
+        return np.asarray(array).astype(dtype)
 
     def to_numpy(self, array: Array) -> Any:
         return np.asarray(getval(array))

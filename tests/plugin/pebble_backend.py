@@ -160,12 +160,15 @@ class PebbleBackend:
     scan = staticmethod(eager.scan)
     while_loop = staticmethod(eager.while_loop)
     repeat = staticmethod(eager.repeat)
+    each = staticmethod(eager.each)
     cond = staticmethod(eager.cond)
     stack = staticmethod(eager.stack)
     room = staticmethod(eager.room)
     put = staticmethod(eager.put)
     take = staticmethod(eager.take)
     collect = eager.collect
+    linearize = eager.linearize
+    normal = eager.normal
     compile = staticmethod(eager.compile)
     tell = staticmethod(eager.tell)
 

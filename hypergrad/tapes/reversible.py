@@ -1,0 +1,292 @@
+"""The tape that keeps no states: training runs backwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+from hypergrad import vectors
+from hypergrad.backend import Backend, Tree
+from hypergrad.errors import ArgumentError
+from hypergrad.tapes.base import Generator, Pulled, Recording, Sweep, Tape, Trajectory
+from hypergrad.tapes.fixedpoint import FixedPoint, Ratio, pooled
+from hypergrad.training import Inner, Seen, inner_gradient, observe
+from hypergrad.updates.base import is_off, resolve
+from hypergrad.updates.sgd import SGD, Momentum
+
+
+@final
+@dataclass(frozen=True)
+class Reversible(Tape):
+    r"""Keep the last state alone, and take every step of momentum SGD back exactly (Maclaurin et al. 2015).
+
+        b_{t+1} = μ b_t + (1 − δ) (g_t + w θ_t),    θ_{t+1} = θ_t − η b_{t+1}
+        θ_t = θ_{t+1} + η b_{t+1},    b_t = (b_{t+1} − (1 − δ) (g_t + w θ_t)) / μ
+
+    in integers, so that θ_0 and b_0 come back bit for bit: see `hypergrad.tapes.fixedpoint`. The run is that
+    of `hypergrad.SGD` to the rounding of fixed point, 2^−F, and so is the hypergradient. Rates, momentum and
+    their schedules may be hyperparameters.
+
+    Cost: 4 T gradients. Memory: parameters, velocity and pool, and log2(1/μ) bits for each parameter and
+    step, 0.15 for μ = 0.9. What comes back is compared with what was given.
+
+    Args:
+        fraction: F, the bits after the point; 48 of 64 for float64 and 24 of 32 for narrower parameters, in
+            which numbers below 2^15 and 2^7 fit.
+        log_bits: bits for each parameter that are set aside for what is remembered. Only a compiled program
+            with a momentum that it does not know has to be told; by default one a step, enough for μ ≥ ½.
+
+    Raises:
+        ArgumentError: for another update rule than SGD with momentum: without one a step forgets, Adam
+            divides by what it forgets, and Nesterov's needs the gradient to find where it was taken.
+        FixedPointError: when used, if a number does not fit, or does not come back.
+    """
+
+    fraction: int | None = None
+    log_bits: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("fraction", "log_bits"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ArgumentError(f"Reversible: {name} = {value!r}; it is a positive integer")
+
+    def numbers(self, backend: Backend, params: Tree) -> FixedPoint:
+        """The fixed-point form of these parameters."""
+        bits = 64 if backend.describe(backend.flatten(params)[0][0]).itemsize > 4 else 32
+        fraction = (48 if bits == 64 else 24) if self.fraction is None else self.fraction
+        if fraction > bits - 4:
+            raise ArgumentError(f"Reversible: fraction = {fraction}; of {bits} bits {bits - 4} are the most")
+        return FixedPoint(backend, bits, fraction)
+
+    def record(self, path: Trajectory, z: Inner, hparams: Tree) -> Recording:
+        run = _Run(path, hparams, self.numbers(path.backend, z.params), _momentum_sgd(path.training.update))
+        return run.record(z, self.log_bits)
+
+
+def _momentum_sgd(rule: Any) -> SGD:
+    """The rule, if its steps can be taken back."""
+    instead = "take hg.Binomial or hg.States"
+    rule = getattr(rule, "formula", rule)
+    if not isinstance(rule, SGD):
+        raise ArgumentError(
+            f"Reversible takes back steps of hg.SGD with momentum, and {type(rule).__name__} forgets what it "
+            f"would need for that: {instead}"
+        )
+    if is_off(rule.momentum):
+        raise ArgumentError(f"Reversible: without momentum a step cannot be taken back exactly: {instead}")
+    if rule.nesterov:
+        raise ArgumentError(
+            "Reversible: a Nesterov step needs the gradient to find the parameters at which it was taken: "
+            + instead
+        )
+    return rule
+
+
+class Integers(NamedTuple):
+    """θ, b and the pool in integers, and the most that the pool may hold."""
+
+    params: Tree
+    velocity: Tree
+    pool: Tree
+    top: Any
+
+
+class Log(NamedTuple):
+    """What the pools gave away: words, and how many there are."""
+
+    words: Any
+    count: Any
+
+
+class _Run(NamedTuple):
+    path: Trajectory
+    hparams: Tree
+    form: FixedPoint
+    rule: SGD
+
+    def record(self, z: Inner, log_bits: int | None) -> Recording:
+        backend, path, form = self.path.backend, self.path, self.form
+        start = self._integers(z)
+        generator, like = Generator(backend), z.params
+        capacity = self._capacity(log_bits)
+        log = Log(backend.room(backend.map(lambda i: form.spill(i)[1], start.pool), capacity), 0)
+        fine = self._all(form.fits(z.params, z.params), form.fits(z.opt_state.velocity, z.opt_state.velocity))
+
+        def forward(carry: Any, k: Any, _: Any) -> tuple[Any, Any]:
+            at, log, aux, seen, fine = carry
+            draws, t = generator.state(), path.start + k
+            params, velocity = self._numbers(at.params, like), self._numbers(at.velocity, like)
+            value, g, later = inner_gradient(
+                backend, path.training.problem, Inner(params, (), aux), self.hparams, path.batch(k)
+            )
+            ratio, before = self._ratio(t), log.count
+            at, log = self._spilled(at, log, ratio)
+            at, room = self._advance(at, params, velocity, g, ratio, t)
+            seen = seen.then(backend, observe(backend, value, g, self._numbers(at.params, like), t, True))
+            return (at, log, later, seen, fine & room), (aux, draws, log.count - before)
+
+        begin = start, log, z.aux, Seen.nothing(backend, z.params), fine
+        (at, log, aux, seen, fine), kept = backend.scan(forward, begin, path.length)
+        fine = fine & (log.count <= capacity)
+        end = Inner(self._numbers(at.params, like), Momentum(self._numbers(at.velocity, like)), aux)
+        words = sum(backend.describe(leaf).nbytes for leaf in backend.flatten(start.pool)[0]) // 2
+        held = 3 * vectors.nbytes(backend, start.params) + words * log.count
+        return Recording(
+            end,
+            seen,
+            path.length,
+            lambda v: self._back(at, log, kept, v, z, fine),
+            held,
+            2 * path.length,
+            path.length,
+        )
+
+    def _back(self, at: Integers, log: Log, kept: Any, v: Inner, z: Inner, fine: Any) -> Pulled:
+        backend, path, form, like = self.path.backend, self.path, self.form, z.params
+        sweep = Sweep(path, self.hparams)
+
+        def backward(carry: Any, k: Any, kept: Any) -> tuple[Any, None]:
+            at, log, (v, total) = carry
+            (aux, draws, spilled), t = kept, path.start + k
+            ratio, lr = self._ratio(t), resolve(backend, "lr", self.rule.lr, self.hparams, t)
+            later = self._numbers(at.velocity, like)
+            integers = backend.map(lambda p, b: p + form.fixed(lr * b), at.params, later)
+            params = self._numbers(integers, like)
+
+            def slope(params: Tree, hparams: Tree) -> Tree:
+                z = Inner(params, (), aux)
+                return inner_gradient(backend, path.training.problem, z, hparams, path.batch(k))[1]
+
+            with backend.replay(draws):
+                g, pull_slope = backend.vjp(slope, params, self.hparams)
+            at, log = self._withdrawn(at._replace(params=integers), params, g, ratio, t), log
+            at, log = self._unspilled(at, log, ratio, spilled)
+            velocity = self._numbers(at.velocity, like)
+
+            def apply(g: Tree, params: Tree, opt_state: Tree, hparams: Tree) -> Any:
+                return path.training.apply(g, Inner(params, opt_state, aux), hparams, t)[:2]
+
+            _, pull_step = backend.vjp(apply, g, params, Momentum(velocity), self.hparams)
+            u, v_params, v_state, term = pull_step(v[:2])
+            more, mixed = pull_slope(u)
+            reached = backend.map(lambda a, b: a or b, pull_step.reached[3], pull_slope.reached[1])
+            start = Inner(vectors.add(backend, v_params, more), v_state, v.aux)
+            pulled = Pulled(vectors.add(backend, term, mixed), reached, start)
+            return (at, log, sweep.add(total, pulled)), None
+
+        (at, log, carry), _ = backend.scan(
+            backward, (at, log, sweep.begin(v)), path.length, xs=kept, reverse=True
+        )
+        given = self._integers(z)
+        back = self._equal(at.params, given.params) & self._equal(at.velocity, given.velocity)
+        where = backend.xp.where
+        return sweep.end(carry)._replace(fault=where(fine, where(back, 0, 2), 1))
+
+    # One step.
+
+    def _advance(
+        self, at: Integers, params: Tree, velocity: Tree, g: Tree, ratio: Ratio, t: Any
+    ) -> tuple[Integers, Any]:
+        """B ← μ b + fresh, θ ← θ − η b, and whether all of it fits."""
+        backend, form = self.path.backend, self.form
+        fresh = self._fresh(g, params, t)
+        pairs = backend.map(lambda b, i: form.shrink(b, i, ratio), at.velocity, at.pool)
+        shrunk, pool = self._unzipped(pairs, at.velocity)
+        sums = backend.map(lambda b, f: b + form.fixed(f), shrunk, fresh)
+        lr = resolve(backend, "lr", self.rule.lr, self.hparams, t)
+        change = backend.map(lambda b, like: lr * form.number(b, like), sums, params)
+        moved = backend.map(lambda p, c: p - form.fixed(c), at.params, change)
+        room = self._all(form.fits(velocity, fresh), form.fits(params, vectors.scale(backend, -1.0, change)))
+        return Integers(moved, sums, pool, pooled(at.top, ratio)), room
+
+    def _withdrawn(self, at: Integers, params: Tree, g: Tree, ratio: Ratio, t: Any) -> Integers:
+        """B ← (b − fresh) / μ."""
+        backend, form = self.path.backend, self.form
+        fresh = self._fresh(g, params, t)
+        pairs = backend.map(
+            lambda b, i, f: form.grow(b - form.fixed(f), i, ratio), at.velocity, at.pool, fresh
+        )
+        velocity, pool = self._unzipped(pairs, at.velocity)
+        return at._replace(velocity=velocity, pool=pool)
+
+    def _fresh(self, g: Tree, params: Tree, t: Any) -> Tree:
+        backend, rule = self.path.backend, self.rule
+        return rule.damped(backend, rule.decayed(backend, g, params, self.hparams, t), self.hparams, t)
+
+    # The pool and the log.
+
+    def _spilled(self, at: Integers, log: Log, ratio: Ratio) -> tuple[Integers, Log]:
+        """Make room in the pools for one more step."""
+        backend, form = self.path.backend, self.form
+
+        def spill(carry: tuple[Integers, Log]) -> tuple[Integers, Log]:
+            at, log = carry
+            pool, low = self._unzipped(backend.map(form.spill, at.pool), at.pool)
+            words = backend.put(log.words, log.count, low)
+            return at._replace(pool=pool, top=at.top >> form.word), Log(words, log.count + 1)
+
+        full = form.room // ratio.d - 1
+        made: tuple[Integers, Log] = backend.while_loop(
+            lambda carry: carry[0].top >= full, spill, (at, log), 1
+        )
+        return made
+
+    def _unspilled(self, at: Integers, log: Log, ratio: Ratio, spilled: Any) -> tuple[Integers, Log]:
+        backend, form = self.path.backend, self.form
+
+        def refill(carry: tuple[Integers, Log, Any]) -> tuple[Integers, Log, Any]:
+            at, log, left = carry
+            low = backend.take(log.words, log.count - 1)
+            pool = backend.map(form.refill, at.pool, low)
+            return at._replace(pool=pool), Log(log.words, log.count - 1), left - 1
+
+        at, log, _ = backend.while_loop(lambda carry: carry[2] > 0, refill, (at, log, spilled), 1)
+        return at, log
+
+    def _capacity(self, log_bits: int | None) -> int:
+        """Words of log: one a step is more than enough, and costs nothing where lists grow as they must."""
+        length, form = int(self.path.length), self.form
+        if not self.path.backend.compiles:
+            return length
+        momentum = resolve(self.path.backend, "momentum", self.rule.momentum, self.hparams, self.path.start)
+        if not isinstance(momentum, float | int):
+            return max(1, -(-(log_bits or length) // form.word))
+        ratio, top, count = Ratio.of(self.path.backend, momentum), 0, 0
+        for _ in range(length):
+            if top >= form.room // ratio.d - 1:
+                top, count = top >> form.word, count + 1
+            top = pooled(top, ratio)
+        return max(1, count)
+
+    # Between integers and floats.
+
+    def _integers(self, z: Inner) -> Integers:
+        backend, form = self.path.backend, self.form
+        params, velocity = (backend.map(form.fixed, x) for x in (z.params, z.opt_state.velocity))
+        return Integers(params, velocity, backend.map(lambda x: 0 * x, velocity), 0)
+
+    def _numbers(self, integers: Tree, like: Tree) -> Tree:
+        return self.path.backend.map(self.form.number, integers, like)
+
+    def _ratio(self, t: Any) -> Ratio:
+        backend = self.path.backend
+        return Ratio.of(backend, resolve(backend, "momentum", self.rule.momentum, self.hparams, t))
+
+    def _unzipped(self, pairs: Tree, like: Tree) -> tuple[Tree, Tree]:
+        """A tree of pairs as a pair of trees."""
+        leaves, unflatten = self.path.backend.flatten(pairs)
+        _, build = self.path.backend.flatten(like)
+        return build(leaves[::2]), build(leaves[1::2])
+
+    def _equal(self, x: Tree, y: Tree) -> Any:
+        backend, xp = self.path.backend, self.path.backend.xp
+        pairs = zip(backend.flatten(x)[0], backend.flatten(y)[0], strict=True)
+        return self._all(*(xp.all(a == b) for a, b in pairs))
+
+    @staticmethod
+    def _all(*flags: Any) -> Any:
+        found = flags[0]
+        for flag in flags[1:]:
+            found = found & flag
+        return found

@@ -35,8 +35,8 @@ class Ratio(NamedTuple):
     eps: Any
 
     @classmethod
-    def of(cls, backend: Backend, momentum: Any) -> Ratio:
-        """The ratio for a number, as good as it gets, or for a traced one.
+    def of(cls, backend: Backend, momentum: Any, dtype: str) -> Ratio:
+        """The ratio of a number, as good as it gets, or of a traced one, with n an integer of this dtype.
 
         Raises:
             ArgumentError: if the momentum is too small, or 1 and more.
@@ -55,7 +55,7 @@ class Ratio(NamedTuple):
             n = int(momentum * DENOMINATOR)
             return cls(n, DENOMINATOR, momentum * DENOMINATOR / n - 1)
         whole = momentum * DENOMINATOR // 1
-        return cls(backend.cast(whole, "int32"), DENOMINATOR, momentum * DENOMINATOR / whole - 1)
+        return cls(backend.cast(whole, dtype), DENOMINATOR, momentum * DENOMINATOR / whole - 1)
 
 
 @final

@@ -110,7 +110,7 @@ class _Run(NamedTuple):
         start = self._integers(z)
         generator, like = Generator(backend), z.params
         capacity = self._capacity(log_bits)
-        log = Log(backend.room(backend.map(lambda i: form.spill(i)[1], start.pool), capacity), 0)
+        log = Log(backend.room(backend.map(lambda i: form.spill(i)[1], start.pool), capacity), self._none())
         fine = self._all(form.fits(z.params, z.params), form.fits(z.opt_state.velocity, z.opt_state.velocity))
 
         def forward(carry: Any, k: Any, _: Any) -> tuple[Any, Any]:
@@ -252,7 +252,7 @@ class _Run(NamedTuple):
         momentum = resolve(self.path.backend, "momentum", self.rule.momentum, self.hparams, self.path.start)
         if not isinstance(momentum, float | int):
             return max(1, -(-(log_bits or length) // form.word))
-        ratio, top, count = Ratio.of(self.path.backend, momentum), 0, 0
+        ratio, top, count = Ratio.of(self.path.backend, momentum, form.dtype), 0, 0
         for _ in range(length):
             if top >= form.room // ratio.d - 1:
                 top, count = top >> form.word, count + 1
@@ -264,14 +264,20 @@ class _Run(NamedTuple):
     def _integers(self, z: Inner) -> Integers:
         backend, form = self.path.backend, self.form
         params, velocity = (backend.map(form.fixed, x) for x in (z.params, z.opt_state.velocity))
-        return Integers(params, velocity, backend.map(lambda x: 0 * x, velocity), 0)
+        return Integers(params, velocity, backend.map(lambda x: 0 * x, velocity), self._none())
+
+    def _none(self) -> Any:
+        """0, which a compiled loop takes for an integer of the kind that it will be."""
+        backend = self.path.backend
+        return backend.cast(backend.asarray(0), self.form.dtype) if backend.compiles else 0
 
     def _numbers(self, integers: Tree, like: Tree) -> Tree:
         return self.path.backend.map(self.form.number, integers, like)
 
     def _ratio(self, t: Any) -> Ratio:
         backend = self.path.backend
-        return Ratio.of(backend, resolve(backend, "momentum", self.rule.momentum, self.hparams, t))
+        momentum = resolve(backend, "momentum", self.rule.momentum, self.hparams, t)
+        return Ratio.of(backend, momentum, self.form.dtype)
 
     def _unzipped(self, pairs: Tree, like: Tree) -> tuple[Tree, Tree]:
         """A tree of pairs as a pair of trees."""

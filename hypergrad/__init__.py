@@ -28,7 +28,7 @@ from hypergrad.probe import Probe, probe
 from hypergrad.problem import Bilevel
 from hypergrad.solvers import CG, Direct, Identity, Neumann
 from hypergrad.spaces import Interval, NonNegative, Positive, Real, Simplex
-from hypergrad.tapes import Binomial, Full, Reversible, States
+from hypergrad.tapes import Binomial, Full, Offload, Reversible, States
 from hypergrad.tuner import Tuner
 from hypergrad.updates import SGD, Adagrad, Adam, AdamW, ClipNorm, RMSprop, Schedule
 
@@ -56,6 +56,7 @@ __all__ = [
     "Interval",
     "Neumann",
     "NonNegative",
+    "Offload",
     "Positive",
     "Probe",
     "RMSprop",

@@ -229,6 +229,12 @@ class Backend(Protocol):
     def asarray(self, values: Any, like: Array | None = None) -> Array:
         """An array from NumPy values, in the dtype and on the device of ``like``."""
 
+    def to_host(self, tree: Tree) -> Tree:
+        """A copy in the host's memory, made while the device goes on; the tree itself if it lies there."""
+
+    def from_host(self, tree: Tree) -> Tree:
+        """The way back, for what `to_host` returned."""
+
     def cast(self, array: Array, dtype: str) -> Array:
         """The array in another dtype of the framework's, by its NumPy name."""
 

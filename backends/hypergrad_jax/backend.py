@@ -198,6 +198,12 @@ class JaxBackend:
             return jax.random.wrap_key_data(values, impl=jax.random.key_impl(like))
         return jnp.asarray(values, None if like is None else jnp.result_type(like))
 
+    def to_host(self, tree: Tree) -> Tree:
+        return self.map(partial(_move, "Host"), tree)
+
+    def from_host(self, tree: Tree) -> Tree:
+        return self.map(partial(_move, "Device"), tree)
+
     def cast(self, array: Array, dtype: str) -> Array:
         return jnp.asarray(array).astype(dtype)
 
@@ -208,6 +214,13 @@ class JaxBackend:
 def _far(leaf: jax.Array) -> bool:
     """Is there no value that could be read without waiting for a device?"""
     return isinstance(leaf, jax.core.Tracer) or leaf.sharding.device_set != {jax.devices("cpu")[0]}
+
+
+def _move(space: str, leaf: Any) -> Any:
+    """A leaf in the memory of the host or of the device, where these are two."""
+    if jax.default_backend() == "cpu" or not isinstance(leaf, jax.Array) or not hasattr(jax, "memory"):
+        return leaf
+    return jax.device_put(leaf, getattr(jax.memory.Space, space))
 
 
 def _dot(x: Array, y: Array) -> Scalar:

@@ -178,6 +178,12 @@ class TorchBackend:
             return torch.full((), values.item(), dtype=dtype, device=device)
         return torch.tensor(values, dtype=dtype, device=device)
 
+    def to_host(self, tree: Tree) -> Tree:
+        return self.map(_pinned, tree)
+
+    def from_host(self, tree: Tree) -> Tree:
+        return self.map(lambda x: x.back() if isinstance(x, _Pinned) else x, tree)
+
     def cast(self, array: Array, dtype: str) -> Array:
         return array.to(getattr(torch, dtype))
 
@@ -186,6 +192,24 @@ class TorchBackend:
             return np.asarray(array)
         array = array.detach().cpu()
         return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+
+
+@dataclass(frozen=True)
+class _Pinned:
+    """A tensor in page-locked memory, and the device that it came from."""
+
+    held: Tensor
+    device: torch.device
+
+    def back(self) -> Tensor:
+        return self.held.to(self.device, non_blocking=True)
+
+
+def _pinned(x: Any) -> Any:
+    if not isinstance(x, Tensor) or x.device.type != "cuda":
+        return x
+    held = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    return _Pinned(held.copy_(x, non_blocking=True), x.device)
 
 
 def _symbolic(x: Tensor) -> bool:

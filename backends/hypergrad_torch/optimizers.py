@@ -227,6 +227,11 @@ class TorchOptimizer(UpdateRule):
 
     optimizer: Optimizer
 
+    @property
+    def formula(self) -> UpdateRule:
+        group = self.optimizer.param_groups[0]
+        return self if group.get("maximize") else dialect(self.optimizer).rule(group)
+
     def init(self, backend: Backend, params: Tree) -> Tree:
         speak, options = dialect(self.optimizer), self.optimizer.param_groups
         if len(options) > 1:

@@ -67,7 +67,7 @@ class Reversible(Tape):
 def _momentum_sgd(rule: Any) -> SGD:
     """The rule, if its steps can be taken back."""
     instead = "take hg.Binomial or hg.States"
-    rule = getattr(rule, "formula", rule)
+    rule = rule.formula
     if not isinstance(rule, SGD):
         raise ArgumentError(
             f"Reversible takes back steps of hg.SGD with momentum, and {type(rule).__name__} forgets what it "

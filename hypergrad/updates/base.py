@@ -37,6 +37,11 @@ class UpdateRule(ABC):
     leafwise: ClassVar[bool] = False
     """Is each leaf moved by its own gradient alone, so that one that is not finite shows in that leaf?"""
 
+    @property
+    def formula(self) -> UpdateRule:
+        """The rule itself, or that of this library which an optimiser of a framework stands for."""
+        return self
+
     @abstractmethod
     def init(self, backend: Backend, params: Tree) -> Tree:
         """The optimiser's state before the first step."""

@@ -167,6 +167,8 @@ class PebbleBackend:
     put = staticmethod(eager.put)
     take = staticmethod(eager.take)
     collect = eager.collect
+    to_host = from_host = staticmethod(lambda tree: tree)
+    cast = staticmethod(lambda array, dtype: array.astype(dtype))
     linearize = eager.linearize
     normal = eager.normal
     compile = staticmethod(eager.compile)

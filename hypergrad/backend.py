@@ -81,9 +81,10 @@ class Backend(Protocol):
     xp: Any
     """Functions under their array-API names, differentiable where that makes sense:
 
-    ``abs all any exp expm1 finfo isfinite log log1p max maximum mean min minimum ones_like reshape sqrt
-    sum tanh where zeros_like`` and ``linalg.eigh``. ``where`` takes Python numbers; arrays know ``@``,
-    ``.T``, ``[k]``, ``& | ~``, comparisons, ``.dtype``, ``float()`` and ``bool()``."""
+    ``abs all any exp expm1 finfo isfinite log log1p max maximum mean min minimum ones_like reshape round
+    sqrt sum tanh where zeros_like`` and ``linalg.eigh``. ``where`` takes Python numbers; arrays know ``@``,
+    ``.T``, ``[k]``, ``& | ~``, comparisons, ``.dtype``, ``float()`` and ``bool()``, and those of integers
+    ``// % << >>``."""
 
     # Leaves and trees.
     def owns(self, leaf: Any) -> bool:

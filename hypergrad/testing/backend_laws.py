@@ -77,6 +77,22 @@ def forward_is_reverse_transposed(backend: Backend) -> None:
     close(backend, backend.inner(u, tangent), backend.inner(pullback(u)[0], v))
 
 
+def linearisations_push_forward(backend: Backend) -> None:
+    """``push`` is a derivative in a direction, as often as needed, and for ``each`` of several."""
+    x, u, w = tree(backend, 0), tree(backend, 9), tree(backend, 18)
+
+    def f(x: Any) -> tuple[Any, Any]:
+        return {"y": backend.xp.tanh(x["w"] @ x["rest"][0])}, x["w"]
+
+    value, push, aux = backend.linearize(f, x, has_aux=True)
+    close(backend, (value, aux), f(x))
+    for direction in (u, w):
+        close(backend, push(direction), backend.jvp(lambda x: f(x)[0], (x,), (direction,))[1])
+    close(backend, backend.take(backend.each(push, backend.stack([u, w])), 1), push(w))
+    reached = dict(zip(backend.paths(x, "x"), backend.flatten(push.reached[0])[0], strict=True))
+    assert [path for path, flag in reached.items() if flag] == ["x['rest'][0]", "x['w']"]
+
+
 def pullbacks_are_linear(backend: Backend) -> None:
     """A pullback can be called many times at one linearisation, and is linear."""
     x, u, w = tree(backend, 0), tree(backend, 9), tree(backend, 18)
@@ -228,6 +244,28 @@ def places_hold_what_was_put(backend: Backend) -> None:
     close(backend, backend.compile(program)(x), [2.0 * x, 5.0 * x, 0.0 * x])
 
 
+def normal_numbers_are_the_same_again(backend: Backend) -> None:
+    """``normal`` is a function of seed and count, and leaves the generator alone."""
+    like, before = backend.asarray(np.ones(3)), repr(backend.generator())
+    drawn = [
+        backend.to_numpy(backend.normal(s, k, (500, 4), like)) for s, k in ((1, 2), (1, 2), (1, 3), (2, 2))
+    ]
+    assert np.array_equal(drawn[0], drawn[1]) and repr(backend.generator()) == before
+    for other in drawn[2:]:
+        assert abs(np.corrcoef(drawn[0].ravel(), other.ravel())[0, 1]) < 0.1
+    assert abs(drawn[0].mean()) < 0.1 and abs(drawn[0].std() - 1) < 0.1
+
+
+def dtypes_can_be_changed(backend: Backend) -> None:
+    """``cast`` goes by NumPy's names; what was moved to the host comes back."""
+    x = backend.asarray(np.array([1.0, -2.0, 3.5]))
+    whole = backend.cast(x, "int32")
+    assert backend.describe(whole).dtype == "int32" and backend.to_numpy(whole).tolist() == [1, -2, 3]
+    halves, rest, shifted = (backend.to_numpy(x).tolist() for x in (whole // 2, whole % 2, (whole << 3) >> 1))
+    assert (halves, rest, shifted) == ([0, -1, 1], [1, 0, 1], [4, -8, 12])
+    close(backend, backend.from_host(backend.to_host({"x": x, "none": None})), {"x": x, "none": None})
+
+
 def randomness_replays(backend: Backend) -> None:
     """A state of the generator can be replayed without disturbing what comes after."""
     before = backend.generator()
@@ -245,6 +283,7 @@ BACKEND_LAWS: tuple[Callable[[Backend], None], ...] = (
     trees_are_vectors,
     gradients_are_derivatives,
     forward_is_reverse_transposed,
+    linearisations_push_forward,
     pullbacks_are_linear,
     pullbacks_come_apart,
     derivatives_nest,
@@ -256,5 +295,7 @@ BACKEND_LAWS: tuple[Callable[[Backend], None], ...] = (
     loops_are_loops,
     rounds_are_collected,
     places_hold_what_was_put,
+    normal_numbers_are_the_same_again,
+    dtypes_can_be_changed,
     randomness_replays,
 )

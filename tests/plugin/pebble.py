@@ -161,6 +161,8 @@ _extremum = (_to_extremum, lambda g, out, a, b: _to_extremum(g, out, b, a))
 maximum, minimum = primitive(np.maximum, *_extremum), primitive(np.minimum, *_extremum)
 sign, isfinite, logical_not = primitive(np.sign), primitive(np.isfinite), primitive(np.logical_not)
 logical_and, logical_or = primitive(np.logical_and), primitive(np.logical_or)
+floor_divide, remainder = primitive(np.floor_divide), primitive(np.remainder)
+shift_left, shift_right = primitive(np.left_shift), primitive(np.right_shift)
 bitwise_and, bitwise_or = primitive(np.bitwise_and), primitive(np.bitwise_or)
 bitwise_invert = primitive(np.invert)
 equal, not_equal = primitive(np.equal), primitive(np.not_equal)
@@ -349,6 +351,7 @@ class Array:
     __truediv__, __rtruediv__ = divide, _swapped(divide)
     __matmul__, __rmatmul__ = matmul, _swapped(matmul)
     __pow__ = pow
+    __floordiv__, __mod__, __lshift__, __rshift__ = floor_divide, remainder, shift_left, shift_right
     __and__, __rand__ = bitwise_and, bitwise_and
     __or__, __ror__ = bitwise_or, bitwise_or
     __invert__ = bitwise_invert

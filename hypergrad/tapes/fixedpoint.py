@@ -107,23 +107,22 @@ class FixedPoint(NamedTuple):
     def shrink(self, b: Array, pool: Array, ratio: Ratio) -> tuple[Array, Array]:
         """B ↦ μ b, with what is lost taken into the pool."""
         n, d, eps = ratio
-        pool = pool * d + b % d
-        b = (b // d) * n + pool % n
-        return self._stretch(b, eps), pool // n
+        b, digit = _divided(b, d)
+        pool, other = _divided(pool * d + digit, n)
+        return self._stretch(b * n + other, eps), pool
 
     def grow(self, b: Array, pool: Array, ratio: Ratio) -> tuple[Array, Array]:
         """The same backwards."""
         n, d, eps = ratio
-        b = self._relax(b, eps)
-        pool = pool * n + b % n
-        b = (b // n) * d + pool % d
-        return b, pool // d
+        b, digit = _divided(self._relax(b, eps), n)
+        pool, other = _divided(pool * n + digit, d)
+        return b * d + other, pool
 
     def spill(self, pool: Array) -> tuple[Array, Array]:
         """The pool without its lower half, and that."""
         half = 2 ** (self.word - 1)
-        low = self.backend.cast(pool % (2 * half) - half, f"int{self.word}")
-        return pool >> self.word, low
+        high = pool >> self.word
+        return high, self.backend.cast(pool - (high << self.word) - half, f"int{self.word}")
 
     def refill(self, pool: Array, low: Array) -> Array:
         """The same backwards."""
@@ -143,6 +142,12 @@ class FixedPoint(NamedTuple):
         for _ in range(3):  # within two units by now, and each time nearer
             x = x + (b - self._stretch(x, eps))
         return x
+
+
+def _divided(x: Array, by: Any) -> tuple[Array, Array]:
+    """Quotient and remainder, in one division."""
+    quotient = x // by
+    return quotient, x - quotient * by
 
 
 def pooled(top: Any, ratio: Ratio) -> Any:

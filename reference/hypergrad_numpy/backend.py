@@ -148,6 +148,11 @@ class NumpyBackend:
     def asarray(self, values: Any, like: Array | None = None) -> Array:
         return np.array(values, None if like is None else self._dtype(like))
 
+    def to_host(self, tree: Tree) -> Tree:
+        return tree
+
+    from_host = to_host
+
     def cast(self, array: Array, dtype: str) -> Array:
         return np.asarray(array).astype(dtype)
 

@@ -123,6 +123,13 @@ def unrolled(params, noise, steps, tape, train, val) -> Program:
     return estimate(with_noise, params, noise, hg.Unrolled(hg.SGD(RATE), steps, tape=tape), train, val, count)
 
 
+def forward(params, noise, steps, train, val) -> Program:
+    """As many tangents as there are numbers in λ; a scan's body is counted once here, too."""
+    once = gradient(outer, params, noise, val)
+    count = lambda seen: once.flops + steps * (seen - once.flops)  # noqa: E731
+    return estimate(with_noise, params, noise, hg.Forward(hg.SGD(RATE), steps), train, val, count)
+
+
 def plain_unroll(params, noise, steps, train, val) -> Program:
     """The same steps by ``jax.grad`` through a ``lax.scan``, without a check or a report."""
 
@@ -211,6 +218,14 @@ def rows(width: int, size: int, compiled: bool) -> list[Row]:
         ),
         Row(f"Unrolled, Full, T = {UNROLL}, a step", full, g_noise, UNROLL, 1, flops=3.0),
         Row(f"Unrolled, States, T = {UNROLL}, a step", states, g_noise, UNROLL, 1, flops=3.8),
+        Row(
+            "Forward, 4 hyperparameters, per (1 + 2·4) T",
+            forward(params, noise, UNROLL, train, val),
+            g_noise,
+            9 * UNROLL,
+            1,
+            flops=1.0,
+        ),
         Row(f"  jax.grad through a scan of the same {UNROLL} steps, a step", plain, g_noise, UNROLL, 1),
         Row("Unrolled, Full, against jax.grad through a scan", full, plain, seconds=1.0),
         Row("Unrolled, States, against jax.grad through a scan", states, plain, seconds=1.0),

@@ -159,6 +159,9 @@ def rows(width: int, size: int, compiled: bool) -> list[Row]:
     batches = [train] * UNROLL
     full = estimate(with_noise, noise, hg.Unrolled(hg.SGD(0.01), UNROLL), batches)
     states = estimate(with_noise, noise, hg.Unrolled(hg.SGD(0.01), UNROLL, tape=hg.States()), batches)
+    heavy = hg.SGD(0.01, momentum=0.9)
+    reversible = estimate(with_noise, noise, hg.Unrolled(heavy, UNROLL, tape=hg.Reversible()), batches)
+    forward = estimate(with_noise, noise, hg.Forward(hg.SGD(0.01), UNROLL), batches)
     simple = hg.Greedy(hg.SGD(0.01), mixed=hg.FiniteDifference(sides=1, estimate_error=False))
 
     def program(loss, hparams) -> Program:
@@ -213,4 +216,6 @@ def rows(width: int, size: int, compiled: bool) -> list[Row]:
         ),
         Row(f"Unrolled, Full, T = {UNROLL}, a step", full, g_noise, UNROLL, 1, flops=3.0),
         Row(f"Unrolled, States, T = {UNROLL}, a step", states, g_noise, UNROLL, 1, flops=4.05),
+        Row(f"Unrolled, Reversible, T = {UNROLL}, a step", reversible, g_noise, UNROLL, 1, flops=4.3),
+        Row("Forward, 4 hyperparameters, per (1 + 2·4) T", forward, g_noise, 9 * UNROLL, 1, flops=1.0),
     ]

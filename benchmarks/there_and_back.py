@@ -87,9 +87,8 @@ def main() -> None:
     for momentum in options.momentum:
         seconds, bits, loss = there_and_back(backend, options.steps, momentum)
         each, floor = bits / options.steps, math.log2(1 / momentum)
-        print(
-            f"{momentum:8g} {bits:8.0f} {each:8.4f} {floor:10.4f} {each / floor:7.3f} {seconds:8.1f} {loss:8.4f}"
-        )
+        figures = f"{bits:8.0f} {each:8.4f} {floor:10.4f} {each / floor:7.3f} {seconds:8.1f} {loss:8.4f}"
+        print(f"{momentum:8g} {figures}", flush=True)
 
 
 if __name__ == "__main__":

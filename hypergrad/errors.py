@@ -149,19 +149,25 @@ class FixedPointError(HypergradError, ArithmeticError):
     """A number of a reversible run did not fit into its fixed-point form, or did not come back from it.
 
     Attributes:
-        overflow: the former.
+        path: the leaf that overflowed, in its parameters or in their velocity; ``None`` if none did.
     """
 
-    overflow: bool
+    path: str | None
 
-    def __init__(self, overflow: bool) -> None:
-        if overflow:
-            fact = "a parameter or its velocity overflowed the fixed point of hg.Reversible"
+    def __init__(self, path: str | None, log: bool = False) -> None:
+        instead = "neither helps: take hg.Binomial or hg.States"
+        if path is not None:
+            fact = f"{path} or its velocity overflowed the fixed point of hg.Reversible"
             causes: tuple[str, ...] = (
                 "the training diverges: lower the learning rate",
                 "its numbers are large: give fewer bits after the point, hg.Reversible(fraction=…)",
-                "a compiled program learned a momentum below ½: give log_bits=",
-                "neither helps: take hg.Binomial or hg.States",
+                instead,
+            )
+        elif log:
+            fact = "the log of hg.Reversible is full"
+            causes = (
+                "a compiled program with a momentum below ½ forgets more than one bit a step: give log_bits=",
+                instead,
             )
         else:
             fact = "training taken back by hg.Reversible did not arrive where it began, bit for bit"
@@ -170,7 +176,7 @@ class FixedPointError(HypergradError, ArithmeticError):
                 "generator of the loss's own, or a batch that changed; take hg.Binomial or hg.States",
             )
         Exception.__init__(self, explain(fact, "The hypergradient would be wrong.", causes))
-        self.overflow = overflow
+        self.path = path
 
 
 class DifferenceError(HypergradError, ArithmeticError):

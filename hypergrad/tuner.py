@@ -81,6 +81,11 @@ class Tuner:
         if not self._trains and self.update is None:
             raise ArgumentError(f"Tuner: {name} does not train θ; pass update=, such as hg.Adam(1e-3)")
 
+        if self.estimator.gapless and self.plain_steps:
+            raise ArgumentError(
+                f"Tuner: {name} carries its tangents through every step, and {self.plain_steps} of every = "
+                f"{self.every} would be without: take steps={self.every}"
+            )
         if not self._trains and self.restart:
             raise ArgumentError(f"Tuner: restart=True begins an unroll again, and {name} unrolls nothing")
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hypergrad.errors import ArgumentError
 from hypergrad.tapes.binomial import forward_steps, schedule
+from hypergrad.tapes.revolve import Online, repeats
 
 LONGEST, MOST = 200, 20
 lengths, counts = st.integers(1, LONGEST), st.integers(1, MOST)
@@ -39,9 +40,9 @@ def closed_form(length, slots):
     return r * length - comb(slots + r, slots + 1)
 
 
-def carry_out(plan, length, slots):
+def carry_out(plan, length, slots, held=(0,)):
     """Do as the plan says with the number of a step for its state; return the steps advanced in all."""
-    held, advanced, visited = {0: 0}, 0, []
+    held, advanced, visited = dict(enumerate(held)), 0, []
     for step, slot, moves in plan.rounds:
         assert slot in held, f"step {step} starts from slot {slot}, which is empty"
         at = held[slot]
@@ -126,3 +127,27 @@ class TestSchedule:
         for f in (forward_steps, schedule):
             with pytest.raises(ArgumentError):
                 f(length, slots)
+
+
+class TestOnline:  # where one does not know how long the run will be
+    @staticmethod
+    def after(length, slots):
+        online = Online(slots)
+        for step in range(length):
+            online.visit(step)
+            held = [start for start, _ in online.held]
+            assert len(held) <= slots and held[0] == 0 and held == sorted(set(held)) and held[-1] <= step
+        return online.schedule(length)
+
+    @given(lengths, counts)
+    def test_can_be_carried_out(self, length, slots):
+        plan = self.after(length, slots)
+        advanced = carry_out(plan, length, slots, plan.held)
+        assert advanced == plan.forward_steps and length - 1 + advanced >= forward_steps(length, slots)
+
+    @given(lengths, counts)
+    def test_runs_no_step_more_often_than_a_known_length_does(self, length, slots):
+        plan, runs = self.after(length, slots), np.zeros(length, int)
+        for move in (move for each in plan.rounds for move in each.moves):
+            runs[move.start : move.start + move.count] += 1
+        assert runs.max() <= repeats(length, slots)

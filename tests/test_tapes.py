@@ -44,7 +44,8 @@ VERIFIED = {
 }
 RESTARTING = [tape for name, tape in TAPES.items() if name != "reversible"]  # they hold what was, as it was
 AFFORDABLE = [hg.Binomial(slots=2), hg.Reversible()]
-each_tape = parametrize("tape", TAPES.values(), ids=TAPES)
+MORE = ["binomial-4", "binomial-20"]
+each_tape = parametrize("tape", [dear(t) if name in MORE else t for name, t in TAPES.items()], ids=TAPES)
 each_verified = parametrize("tape", VERIFIED.values(), ids=VERIFIED)
 few_tapes = parametrize("tape", [t if t in AFFORDABLE else dear(t) for t in TAPES.values()], ids=TAPES)
 few_restarting = parametrize("tape", [t if t in AFFORDABLE else dear(t) for t in RESTARTING], ids=repr)
@@ -304,8 +305,6 @@ class TestStart:
         p = net(backend)
         with pytest.raises(ArgumentError, match="start"):
             estimate(backend, p, hg.Unrolled(HEAVY, T, start=lambda h: {"w": h["start"]["w"]}))
-        with pytest.raises(ArgumentError, match="start"):
-            hg.Unrolled(HEAVY, T, start=p.params)
 
 
 def ending(p, steps):
@@ -346,8 +345,8 @@ class TestUntilTrainRunsOut:  # steps=None
         found = estimate(backend, p, unrolled, train=source(p))
         same(backend, found, full(backend.name, "sgd", truncate, with_start=False), tape)
 
-    @parametrize("length", [1, 2, 3, 5, 9, 17, 33])
-    @parametrize("slots", [1, 2, 3, 4])
+    @parametrize("length", [1, 2, 3, 7, 30])
+    @parametrize("slots", [1, 2, 3])
     @each("numpy")
     def test_any_length(self, backend, slots, length):
         p = net(backend, steps=length)
@@ -364,9 +363,8 @@ class TestUntilTrainRunsOut:  # steps=None
         same(backend, found, estimate(backend, p, hg.Unrolled(HEAVY, T - 5), warm), hg.Full())
 
     @on_jax
-    @parametrize("tape", [hg.Full(), hg.Binomial(slots=2)], ids=repr)
-    def test_of_a_list_in_jax(self, backend, tape):
-        p = net(backend)
+    def test_of_a_list_in_jax(self, backend):
+        p, tape = net(backend), hg.Binomial(slots=2)
         unrolled = hg.Unrolled(HEAVY, None, tape=tape, start=start)
         found = estimate(backend, p, unrolled, train=SOURCES["list"](p))
         same(backend, found, full("jax", "sgd"), tape)
@@ -445,7 +443,7 @@ class TestReplays:
         assert repr(backend.generator()) == after
         same(backend, found, held, tape)
 
-    @parametrize("tape", RESTARTING, ids=repr)
+    @parametrize("tape", TAPES.values(), ids=repr)
     def test_statistics(self, backend, tape):
         p, xp = net(backend, with_start=False), backend.xp
 
@@ -501,13 +499,11 @@ class TestBinomial:
 
         p = net(backend)
         many = jax.tree.map(lambda leaf: jax.numpy.stack([leaf, 1.01 * leaf, 0.9 * leaf]), p.hparams)
-        for tape in AFFORDABLE:
-            unrolled = hg.Unrolled(HEAVY, T, tape=tape, start=start)
-            state = unrolled.init(*p.arguments)
-            one = lambda h, u=unrolled, s=state: u.estimate(p.problem, s, h, p.train, p.val)  # noqa: E731
-            mapped = jax.jit(jax.vmap(one))(many)
-            first = jax.tree.map(lambda leaf: leaf[0], mapped.hypergradient)
-            agree(backend, first, full("jax", "sgd").hypergradient, REVERSED)
+        unrolled = hg.Unrolled(HEAVY, T, tape=hg.Binomial(slots=2), start=start)
+        state = unrolled.init(*p.arguments)
+        one = lambda h: unrolled.estimate(p.problem, state, h, p.train, p.val)  # noqa: E731
+        mapped = jax.jit(jax.vmap(one))(many)
+        same(backend, jax.tree.map(lambda leaf: leaf[0], mapped), full("jax", "sgd"), unrolled.tape)
 
 
 class TestMemory:
@@ -570,10 +566,28 @@ class TestReversible:
         assert isinstance(caught.value, HypergradError) and isinstance(caught.value, ArithmeticError)
         assert "fraction" in str(caught.value)
 
-    def test_overflow_on_the_way(self):
-        p, rule = self.far(NUMPY, 1.0), hg.SGD(hg.Schedule(lambda h, t: 1e6 if t == 2 else 0.1), momentum=0.5)
+    @with_a_generator
+    def test_overflow_on_the_way(self, backend):
+        rule = hg.SGD(hg.Schedule(lambda h, t: 1e6 if t == 2 else 0.1), momentum=0.5)
         with pytest.raises(FixedPointError, match=r"params\['(near|far)'\]"):
-            estimate(NUMPY, p, hg.Unrolled(rule, 5, tape=hg.Reversible()))
+            estimate(backend, self.far(backend, 1.0), hg.Unrolled(rule, 5, tape=hg.Reversible()))
+
+    @each_backend
+    def test_overflow_of_a_velocity_that_turns_round(self, backend):
+        # Numbers up to 8 fit: 7 and 7 − 14 do, and 0.1 · 7 − 14 does not.
+        slopes = backend.asarray(np.array([7.0, -14.0]))
+        problem = hg.Bilevel(
+            lambda p, h, b: slopes[b] * (p + h).sum() + (h * p).sum(), lambda p, h, b: (p**2).sum()
+        )
+        params, hparams = backend.map(backend.asarray, (np.zeros(1), np.zeros(1)))
+        tape = hg.Reversible(fraction=60)
+        with pytest.raises(FixedPointError):
+            p = Net(problem, params, hparams, lambda t: t, 0)
+            estimate(backend, p, hg.Unrolled(hg.SGD(0.1, momentum=0.1), 2, tape=tape))
+
+    def test_more_bits_than_there_are(self):
+        with pytest.raises(ArgumentError, match="fraction"):
+            estimate(NUMPY, net(NUMPY), hg.Unrolled(HEAVY, T, tape=hg.Reversible(64), start=start))
 
     def test_fewer_bits_reach_further(self):
         p, of = self.far(NUMPY, 1e5), partial(hg.Unrolled, hg.SGD(0.1, momentum=0.5), 3)
@@ -591,12 +605,25 @@ class TestReversible:
         )
         same(backend, found, other, hg.Reversible())
 
-    @parametrize("momentum", [0.1, 0.5, 0.9, 0.99])
-    @with_a_generator
-    def test_goes_back_a_long_way(self, backend, momentum):
-        # One wrong bit at the end would be β^−300 of them at the start.
+    @parametrize("momentum", [0.1, 0.5, 0.9])
+    def test_goes_back_a_long_way(self, momentum):
+        # One wrong bit at the end would be β^−100 of them at the start.
         rule = hg.SGD(lambda h: 0.5 * (1 - momentum) * h["lr"][0], momentum=momentum)
-        self.agrees(backend, net(backend), rule, 300)
+        self.agrees(NUMPY, net(NUMPY), rule, 100)
+
+    @each_backend
+    @parametrize("momentum", [0.0, 0.1])
+    def test_a_learned_momentum_that_forgets_much(self, backend, momentum):
+        # Right, or refused: a compiled program knows neither the momentum nor how much room its log needs.
+        p, of = self.far(backend, 1.0), partial(hg.Unrolled, hg.SGD(0.1, momentum=lambda h: h[0]), 60)
+        p = p._replace(hparams=backend.asarray(np.array([momentum, 0.6])))
+        try:
+            found = estimate(backend, p, of(tape=hg.Reversible()))
+        except (ArgumentError, FixedPointError) as error:
+            assert momentum == 0.0 or backend.name == "jax"
+            assert any(tape in str(error) for tape in ("Binomial", "States", "Full"))
+        else:
+            agree(backend, found.hypergradient, estimate(backend, p, of()).hypergradient, REVERSED)
 
     def test_dampening_and_decay(self):
         p, more = net(NUMPY), {"dampening": np.array(0.3), "decay": np.array(0.02)}
@@ -688,19 +715,24 @@ class TestPrograms:
         with pytest.raises(ArgumentError, match="verify"):
             estimate(backend, p, hg.Unrolled(HEAVY, T, tape=tape, start=start))
 
-    @parametrize("truncate", [None, 5])
-    @each_tape
+    LOOPS = [hg.States(), hg.Binomial(slots=3), hg.Reversible(), hg.Offload(hg.Binomial(slots=2))]
+
+    @parametrize("tape, truncate", [*((tape, None) for tape in LOOPS), (hg.Binomial(slots=3), 5)], ids=repr)
     def test_are_as_long_for_many_steps_as_for_few(self, backend, tape, truncate):
         import jax
+        from jax.extend.core import jaxprs_in_params
 
-        def lines(steps):
+        def size(program):
+            return sum(1 + sum(map(size, jaxprs_in_params(row.params))) for row in program.eqns)
+
+        def of(steps):
             p = net(backend, steps=steps, with_start=False)
             unrolled = hg.Unrolled(HEAVY, steps, truncate, tape)
             state = unrolled.init(*p.arguments)
-            of = lambda s, h: unrolled.estimate(p.problem, s, h, p.train, p.val)  # noqa: E731
-            return len(str(jax.make_jaxpr(of)(state, p.hparams)).splitlines())
+            run = lambda s, h: unrolled.estimate(p.problem, s, h, p.train, p.val)  # noqa: E731
+            return size(jax.make_jaxpr(run)(state, p.hparams).jaxpr)
 
-        assert lines(200) <= 1.05 * lines(25)
+        assert of(200) == of(25)
 
 
 class TestValues:
@@ -721,7 +753,6 @@ class TestValues:
         "no bytes": lambda: hg.Binomial(max_bytes=0),
         "negative bytes": lambda: hg.Binomial(max_bytes=-1),
         "no bits": lambda: hg.Reversible(fraction=0),
-        "too many bits": lambda: hg.Reversible(fraction=64),
         "half a bit": lambda: hg.Reversible(fraction=20.5),
         "no steps": lambda: hg.Unrolled(HEAVY, 0),
         "a start that is none": lambda: hg.Unrolled(HEAVY, 3, start=1.0),

@@ -23,6 +23,7 @@ from hypergrad.batches import Batches
 from hypergrad.errors import ArgumentError, DisconnectedError, Failure, NonFiniteError, explain
 from hypergrad.problem import Bilevel
 from hypergrad.training import Inner, Seen, evaluate, first_nonfinite, training_loss
+from hypergrad.updates import UpdateRule
 
 
 class State(NamedTuple):
@@ -71,8 +72,9 @@ class Report(NamedTuple):
     """A code of `hypergrad.errors.Failure`."""
     difference_error: Scalar = float("nan")
     """Estimated relative error of a mixed term by finite differences."""
-    tape_fault: Any = 0
-    """Of the tape `Reversible`: 1 if a number did not fit into fixed point, 2 if one did not come back."""
+    tape_fault: Any = -1
+    """Of the tape `Reversible`: the first leaf with a number that did not fit into fixed point; −2 if the run
+    did not come back to its start, −3 if the log was full, −1 if there was none."""
     bad_step: Any = -1
     """First step with a non-finite T1 loss or gradient, −1 if there was none."""
     bad_leaf: Any = -1
@@ -238,6 +240,11 @@ class HypergradientEstimator(ABC):
         """What is carried from one estimate to the next, before the first."""
         return state.memory
 
+    @property
+    def gapless(self) -> bool:
+        """Does it have to see every step of training?"""
+        return False
+
     def again(self, fresh: State, last: State) -> State:
         """The state from which training begins once more, after a run that ended in another."""
         return fresh
@@ -376,6 +383,35 @@ def _check_connected(backend: Backend, direct: Tree, responds: Tree, inner: Call
                 ),
                 paths[i],
             )
+
+
+def check_start(name: str, start: Any) -> None:
+    """Check that a start is a function of the hyperparameters.
+
+    Raises:
+        ArgumentError: if it is not.
+    """
+    if start is not None and not callable(start):
+        raise ArgumentError(
+            f"{name}: start = {start!r}; it is a function of the hyperparameters that gives θ_0"
+        )
+
+
+def starting(
+    backend: Backend, start: Callable[[Tree], Tree], rule: UpdateRule, state: State
+) -> Callable[[Tree], Inner]:
+    """λ ↦ z_0: parameters by the user's function, and a fresh optimiser.
+
+    Raises:
+        ArgumentError, LeafTypeError: when called, if they are not like those of the state.
+    """
+
+    def begin(hparams: Tree) -> Inner:
+        params = start(hparams)
+        check_same(backend, "start", params, "params", state.params)
+        return Inner(params, rule.init(backend, params), state.aux)
+
+    return begin
 
 
 def inner_state(state: State) -> Inner:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, final
 import numpy as np
 
 from hypergrad import vectors
-from hypergrad.arguments import check_same
 from hypergrad.backend import Backend, Tree
 from hypergrad.batches import Batches, batch_series, one_batch
 from hypergrad.errors import ArgumentError
@@ -18,8 +17,10 @@ from hypergrad.estimators.base import (
     HypergradientEstimator,
     State,
     assemble,
+    check_start,
     inner_reaches,
     inner_state,
+    starting,
     state_after,
     validate,
 )
@@ -74,6 +75,9 @@ class Forward(HypergradientEstimator):
 
     def __post_init__(self) -> None:
         as_update_rule(self.update)
+        check_start("Forward", self.start)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ArgumentError(f"Forward: seed = {self.seed!r}; it is an integer from 0 on")
         for name, value in (("steps", self.steps), ("directions", self.directions)):
             if value is None and name == "directions":
                 continue
@@ -92,6 +96,11 @@ class Forward(HypergradientEstimator):
         if self.directions is not None:
             return Tangents((), 0)
         return Tangents(self._at_rest(backend, inner_state(state), self._axes(backend, hparams, 0)), 0)
+
+    @property
+    def gapless(self) -> bool:
+        """So it does where tangents are carried on."""
+        return self.directions is None
 
     def again(self, fresh: State, last: State) -> State:
         """Directions are drawn anew here, too."""
@@ -158,13 +167,8 @@ class Forward(HypergradientEstimator):
             nowhere = backend.map(lambda _: False, hparams)
             return z, memory.z if self.directions is None else self._at_rest(backend, z, axes), nowhere
 
-        def begin(hparams: Tree) -> tuple[Tree, Tree]:
-            params = start(hparams)
-            check_same(backend, "start", params, "params", state.params)
-            return params, rule.init(backend, params)
-
-        (params, opt_state), push = backend.linearize(begin, hparams)
-        return Inner(params, opt_state, z.aux), backend.each(push, axes), push.reached[0]
+        begin, push = backend.linearize(starting(backend, start, rule, state), hparams)
+        return begin, backend.each(lambda axis: tuple(push(axis)[:2]), axes), push.reached[0]
 
     @staticmethod
     def _at_rest(backend: Backend, z: Inner, axes: Any) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import or_
 from typing import Any, final
 
 from hypergrad import vectors
-from hypergrad.arguments import check_same
-from hypergrad.backend import Backend, Tree
+from hypergrad.backend import Backend, Pullback, Tree
 from hypergrad.batches import Batches, batch_series, one_batch, until_it_ends
 from hypergrad.errors import ArgumentError, FixedPointError
 from hypergrad.estimators.base import (
@@ -16,13 +16,16 @@ from hypergrad.estimators.base import (
     HypergradientEstimator,
     State,
     assemble,
+    check_start,
     inner_reaches,
     inner_state,
+    starting,
     state_after,
     validate,
 )
 from hypergrad.problem import Bilevel
-from hypergrad.tapes import Full, Pulled, Tape, Trajectory
+from hypergrad.tapes import Full, Tape, Trajectory
+from hypergrad.tapes.reversible import LOG_IS_FULL
 from hypergrad.training import Inner, Training
 from hypergrad.updates import as_update_rule
 
@@ -68,6 +71,7 @@ class Unrolled(HypergradientEstimator):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ArgumentError(f"Unrolled: {name} = {value!r}; it is a positive integer")
+        check_start("Unrolled", self.start)
         if not isinstance(self.tape, Tape):
             raise ArgumentError(f"Unrolled: tape = {self.tape!r}; it is a tape such as hg.Full()")
 
@@ -99,8 +103,14 @@ class Unrolled(HypergradientEstimator):
         validation = validate(backend, problem, final.params, hparams, one_batch("val", val, end), final.aux)
         pulled = recording.pull(Inner(validation.v, backend.zeros(final.opt_state), backend.zeros(final.aux)))
         if pull_start is not None and skipped == 0:
-            pulled = pull_start(pulled)
+            (term,) = pull_start(pulled.start)
+            pulled = pulled._replace(
+                hparams=vectors.add(backend, pulled.hparams, term),
+                reached=backend.map(or_, pulled.reached, pull_start.reached[0]),
+            )
         first = inner_reaches(backend, problem, begin, hparams, lambda: path.batch(0))
+        # What truncation cuts off is used all the same.
+        used = first if pull_start is None else lambda: backend.map(or_, first(), pull_start.reached[0])
         return assemble(
             backend,
             validation,
@@ -108,7 +118,7 @@ class Unrolled(HypergradientEstimator):
             pulled.reached,
             before.then(backend, recording.seen),
             state_after(state, final, end),
-            None if self.allow_unused else first,
+            None if self.allow_unused else used,
             gradients=skipped + recording.gradients + 1,
             products=recording.products,
             bytes_held=recording.bytes_held,
@@ -116,33 +126,21 @@ class Unrolled(HypergradientEstimator):
         )
 
     def _check(self, backend: Backend, out: Estimate) -> None:
-        if fault := int(out.report.tape_fault):
-            raise FixedPointError(overflow=fault == 1)
+        if (fault := int(out.report.tape_fault)) != -1:
+            path = None if fault < 0 else backend.paths(out.state.params, "params")[fault]
+            raise FixedPointError(path, log=fault == LOG_IS_FULL)
 
     def _sound(self, backend: Backend, out: Estimate) -> Any:
-        return out.report.tape_fault == 0
+        return out.report.tape_fault == -1
 
-    def _begin(
-        self, backend: Backend, state: State, hparams: Tree
-    ) -> tuple[Inner, Callable[[Pulled], Pulled] | None]:
+    def _begin(self, backend: Backend, state: State, hparams: Tree) -> tuple[Inner, Pullback | None]:
         """z_0, and what pulls back from there to the hyperparameters that made it, if any did."""
         if self.start is None:
             return inner_state(state), None
-        start, rule = self.start, as_update_rule(self.update)
-
-        def begin(hparams: Tree) -> Inner:
-            params = start(hparams)
-            check_same(backend, "start", params, "params", state.params)
-            return Inner(params, rule.init(backend, params), state.aux)
-
-        z, pullback = backend.vjp(begin, hparams)
-
-        def pull(pulled: Pulled) -> Pulled:
-            (term,) = pullback(pulled.start)
-            reached = backend.map(lambda a, b: a or b, pulled.reached, pullback.reached[0])
-            return pulled._replace(hparams=vectors.add(backend, pulled.hparams, term), reached=reached)
-
-        return z, pull
+        z, pull_start = backend.vjp(
+            starting(backend, self.start, as_update_rule(self.update), state), hparams
+        )
+        return z, pull_start
 
     def _path(self, training: Training, state: State, train: Batches) -> Trajectory:
         """The steps to take; without ``steps`` as many as there are batches."""

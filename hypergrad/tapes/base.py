@@ -102,14 +102,14 @@ class Pulled(NamedTuple):
     """What came back through a run.
 
     ``hparams`` is Σ_k B_kᵀ (A_{k+1}ᵀ ⋯ A_{T−1}ᵀ) v, ``reached`` says of each hyperparameter whether any B_k
-    reaches it, as the graph shows, and ``start`` is A_0ᵀ ⋯ A_{T−1}ᵀ v. ``fault`` is 0 if all went well; for
-    `Reversible` 1 if a number did not fit, 2 if one did not come back.
+    reaches it, as the graph shows, and ``start`` is A_0ᵀ ⋯ A_{T−1}ᵀ v. ``fault`` is −1 if all went well;
+    see `hypergrad.tapes.reversible` for the others.
     """
 
     hparams: Tree
     reached: Tree
     start: Inner
-    fault: Any = 0
+    fault: Any = -1
 
 
 class Recording(NamedTuple):

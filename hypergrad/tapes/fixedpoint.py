@@ -95,17 +95,17 @@ class FixedPoint(NamedTuple):
         wide = dtype if self.backend.describe(like).itemsize >= 4 else "float32"
         return self.backend.cast(self.backend.cast(x, wide) * float(2.0**-self.fraction), dtype)
 
-    def fits(self, x: Tree, y: Tree) -> Array:
-        """Do all sums of these numbers, given as floats, fit?"""
-        xp, found = self.backend.xp, None
+    def overflows(self, x: Tree, y: Tree) -> Any:
+        """The first leaf in which numbers x and y, or their sum, do not fit; −1 if there is none."""
+        xp, found = self.backend.xp, -1
         limit = self.largest * (1 - 2.0**-20)
-        for a, b in zip(self.backend.flatten(x)[0], self.backend.flatten(y)[0], strict=True):
-            fine = xp.all(xp.abs(a + b) < limit)
-            found = fine if found is None else found & fine
+        pairs = zip(self.backend.flatten(x)[0], self.backend.flatten(y)[0], strict=True)
+        for i, (a, b) in reversed(list(enumerate(pairs))):
+            found = xp.where(xp.all(xp.abs(a) + xp.abs(b) < limit), found, i)
         return found
 
     def shrink(self, b: Array, pool: Array, ratio: Ratio) -> tuple[Array, Array]:
-        """B ↦ μ b, with what is lost taken into the pool."""
+        """Multiply: b ↦ μ b, with what is lost taken into the pool."""
         n, d, eps = ratio
         b, digit = _divided(b, d)
         pool, other = _divided(pool * d + digit, n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -84,6 +85,7 @@ class _File(Shelf):
 
     def __init__(self, backend: Backend, directory: Path) -> None:
         self.backend, self.file, self.size = backend, tempfile.TemporaryFile(dir=directory), 0
+        weakref.finalize(self, self.file.close)
 
     def put(self, z: Inner, place: Any) -> Any:
         leaves, unflatten = self.backend.flatten(z)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -13,6 +14,9 @@ from hypergrad.tapes.fixedpoint import FixedPoint, Ratio, pooled
 from hypergrad.training import Inner, Seen, inner_gradient, observe
 from hypergrad.updates.base import is_off, resolve
 from hypergrad.updates.sgd import SGD, Momentum
+
+DID_NOT_COME_BACK, LOG_IS_FULL = -2, -3
+"""Faults beside the number of a leaf that did not fit."""
 
 
 @final
@@ -111,24 +115,24 @@ class _Run(NamedTuple):
         generator, like = Generator(backend), z.params
         capacity = self._capacity(log_bits)
         log = Log(backend.room(backend.map(lambda i: form.spill(i)[1], start.pool), capacity), self._none())
-        fine = self._all(form.fits(z.params, z.params), form.fits(z.opt_state.velocity, z.opt_state.velocity))
+        fault = self._first(form.overflows(x, backend.zeros(x)) for x in (z.params, z.opt_state.velocity))
 
         def forward(carry: Any, k: Any, _: Any) -> tuple[Any, Any]:
-            at, log, aux, seen, fine = carry
+            at, log, aux, seen, fault = carry
             draws, t = generator.state(), path.start + k
-            params, velocity = self._numbers(at.params, like), self._numbers(at.velocity, like)
+            params = self._numbers(at.params, like)
             value, g, later = inner_gradient(
                 backend, path.training.problem, Inner(params, (), aux), self.hparams, path.batch(k)
             )
             ratio, before = self._ratio(t), log.count
             at, log = self._spilled(at, log, ratio)
-            at, room = self._advance(at, params, velocity, g, ratio, t)
+            at, over = self._advance(at, params, g, ratio, t)
             seen = seen.then(backend, observe(backend, value, g, self._numbers(at.params, like), t, True))
-            return (at, log, later, seen, fine & room), (aux, draws, log.count - before)
+            return (at, log, later, seen, self._first((fault, over))), (aux, draws, log.count - before)
 
-        begin = start, log, z.aux, Seen.nothing(backend, z.params), fine
-        (at, log, aux, seen, fine), kept = backend.scan(forward, begin, path.length)
-        fine = fine & (log.count <= capacity)
+        begin = start, log, z.aux, Seen.nothing(backend, z.params), fault
+        (at, log, aux, seen, fault), kept = backend.scan(forward, begin, path.length)
+        fault = self._first((fault, backend.xp.where(log.count <= capacity, -1, LOG_IS_FULL)))
         end = Inner(self._numbers(at.params, like), Momentum(self._numbers(at.velocity, like)), aux)
         words = sum(backend.describe(leaf).nbytes for leaf in backend.flatten(start.pool)[0]) // 2
         held = 3 * vectors.nbytes(backend, start.params) + words * log.count
@@ -136,13 +140,13 @@ class _Run(NamedTuple):
             end,
             seen,
             path.length,
-            lambda v: self._back(at, log, kept, v, z, fine),
+            lambda v: self._back(at, log, kept, v, z, fault),
             held,
             2 * path.length,
             path.length,
         )
 
-    def _back(self, at: Integers, log: Log, kept: Any, v: Inner, z: Inner, fine: Any) -> Pulled:
+    def _back(self, at: Integers, log: Log, kept: Any, v: Inner, z: Inner, fault: Any) -> Pulled:
         backend, path, form, like = self.path.backend, self.path, self.form, z.params
         sweep = Sweep(path, self.hparams)
 
@@ -180,15 +184,13 @@ class _Run(NamedTuple):
         )
         given = self._integers(z)
         back = self._equal(at.params, given.params) & self._equal(at.velocity, given.velocity)
-        where = backend.xp.where
-        return sweep.end(carry)._replace(fault=where(fine, where(back, 0, 2), 1))
+        lost = backend.xp.where(back, -1, DID_NOT_COME_BACK)
+        return sweep.end(carry)._replace(fault=self._first((fault, lost)))
 
     # One step.
 
-    def _advance(
-        self, at: Integers, params: Tree, velocity: Tree, g: Tree, ratio: Ratio, t: Any
-    ) -> tuple[Integers, Any]:
-        """B ← μ b + fresh, θ ← θ − η b, and whether all of it fits."""
+    def _advance(self, at: Integers, params: Tree, g: Tree, ratio: Ratio, t: Any) -> tuple[Integers, Any]:
+        """Step: b ← μ b + fresh, θ ← θ − η b, and the first leaf in which that does not fit."""
         backend, form = self.path.backend, self.form
         fresh = self._fresh(g, params, t)
         pairs = backend.map(lambda b, i: form.shrink(b, i, ratio), at.velocity, at.pool)
@@ -197,11 +199,12 @@ class _Run(NamedTuple):
         lr = resolve(backend, "lr", self.rule.lr, self.hparams, t)
         change = backend.map(lambda b, like: lr * form.number(b, like), sums, params)
         moved = backend.map(lambda p, c: p - form.fixed(c), at.params, change)
-        room = self._all(form.fits(velocity, fresh), form.fits(params, vectors.scale(backend, -1.0, change)))
-        return Integers(moved, sums, pool, pooled(at.top, ratio)), room
+        rest = backend.map(form.number, shrunk, fresh)
+        over = self._first((form.overflows(rest, fresh), form.overflows(params, change)))
+        return Integers(moved, sums, pool, pooled(at.top, ratio)), over
 
     def _withdrawn(self, at: Integers, params: Tree, g: Tree, ratio: Ratio, t: Any) -> Integers:
-        """B ← (b − fresh) / μ."""
+        """The velocity before: b ← (b − fresh) / μ."""
         backend, form = self.path.backend, self.form
         fresh = self._fresh(g, params, t)
         pairs = backend.map(
@@ -288,11 +291,14 @@ class _Run(NamedTuple):
     def _equal(self, x: Tree, y: Tree) -> Any:
         backend, xp = self.path.backend, self.path.backend.xp
         pairs = zip(backend.flatten(x)[0], backend.flatten(y)[0], strict=True)
-        return self._all(*(xp.all(a == b) for a, b in pairs))
+        found: Any = True
+        for a, b in pairs:
+            found = xp.all(a == b) & found
+        return found
 
-    @staticmethod
-    def _all(*flags: Any) -> Any:
-        found = flags[0]
-        for flag in flags[1:]:
-            found = found & flag
+    def _first(self, faults: Iterable[Any]) -> Any:
+        """The first that is none: −1 says that all is well."""
+        found: Any = -1
+        for fault in reversed(list(faults)):
+            found = self.path.backend.xp.where(fault == -1, found, fault)
         return found

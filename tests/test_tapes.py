@@ -676,6 +676,20 @@ class TestOffload:
         same(backend, estimate(backend, p, unrolled, train=ending(p, T)), full(backend.name, "sgd"), tape)
         assert list(tmp_path.iterdir()) == []
 
+    @parametrize("slots", [2, 3, 5])
+    def test_no_state_of_an_open_end_is_overwritten(self, slots, tmp_path):
+        backend = NUMPY
+        for length in range(1, 26):
+            p, tape = net(backend, length, with_start=False), hg.Binomial(slots=slots)
+            found, other = (
+                estimate(backend, p, hg.Unrolled(HEAVY, steps, tape=tape), train=batches)
+                for steps, tape, batches in (
+                    (None, hg.Offload(tape, tmp_path), ending(p, length)),
+                    (length, hg.Full(), p.train),
+                )
+            )
+            agree(backend, found.hypergradient, other.hypergradient, EXACT)
+
     @parametrize("inner", INNER[:2], ids=repr)
     @with_a_generator
     def test_an_error_leaves_it_empty(self, backend, inner, tmp_path):

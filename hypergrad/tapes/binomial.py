@@ -94,6 +94,8 @@ class _Run(NamedTuple):
     hparams: Tree
     shelf: Shelf
     generator: Generator
+    first: int = 0
+    """The place on the shelf of the first slot."""
 
     def planned(self, z: Inner, slots: int) -> Recording:
         backend, length = self.path.backend, self.path.length
@@ -127,7 +129,8 @@ class _Run(NamedTuple):
         )
 
     def online(self, z: Inner, slots: int) -> Recording:
-        backend, places, kept, k = self.path.backend, Online(slots), list[Kept](), 0
+        backend, held, k = self.path.backend, Online(slots), 0
+        kept, places = list[Kept](), list[int]()
         seen = Seen.nothing(backend, z.params)
         while True:
             draws = self.generator.state()
@@ -135,16 +138,19 @@ class _Run(NamedTuple):
                 self.path.batch(k)
             except StopIteration:
                 break
-            if (place := places.visit(k)) is not None:
-                del kept[place : place + 1]
-                kept.append(Kept(self.shelf.put(z, k), draws))
+            if (i := held.visit(k)) is not None:
+                place = places.pop(i) if i < len(places) else i
+                del kept[i : i + 1]
+                kept.append(Kept(self.shelf.put(z, place), draws))
+                places.append(place)
             backend.restore(draws)
             z, later = self.path.observed(z, self.hparams, k)
             seen, k = seen.then(backend, later), k + 1
         if k == 0:
             raise ArgumentError("train (T1) is empty: at least one batch is needed")
-        plan = places.schedule(k)
-        run = self._replace(path=replace(self.path, length=k))
+        plan = held.schedule(k)
+        # The states lie in no order, and the way back puts others where these are not.
+        run = self._replace(path=replace(self.path, length=k), first=slots)
         return Recording(
             z,
             seen,
@@ -156,7 +162,7 @@ class _Run(NamedTuple):
         )
 
     def _kept(self, z: Inner, place: Any) -> Kept:
-        return Kept(self.shelf.put(z, place), self.generator.state())
+        return Kept(self.shelf.put(z, self.first + place), self.generator.state())
 
     def _go(self, table: _Table, kept: Any, r: Any, state: Any, advance: Any) -> tuple[Any, Any]:
         """The moves of one round, from its first state on."""

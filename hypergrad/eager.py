@@ -46,9 +46,14 @@ def scan(
 ) -> tuple[Tree, Any]:
     """Run the body for k = 0 … length−1; the outputs are kept in a list."""
     ys: list[Any] = [None] * length
+    # The body alone holds the carry, and may let go of parts of it that it has no more use for.
+    held = [carry]
+    del carry
     for k in reversed(range(length)) if reverse else range(length):
-        carry, ys[k] = body(carry, k, None if xs is None else xs[k])
-    return carry, ys
+        after, ys[k] = body(held.pop(), k, None if xs is None else xs[k])
+        held.append(after)
+        del after
+    return held.pop(), ys
 
 
 def while_loop(going: Callable[[Tree], Any], body: Callable[[Tree], Tree], carry: Tree, limit: int) -> Tree:

@@ -325,6 +325,8 @@ def assemble(
     """
     if unused is not None:
         _check_connected(backend, validation.reached, responds, unused)
+    if (held := report.get("bytes_held")) is not None and isinstance(held, int) and held >= 2**31:
+        report["bytes_held"] = float(held)  # an integer of 32 bits, where that is what a program has
     detached = backend.detach((validation.direct, response, validation.v))
     return Estimate(
         vectors.add(backend, validation.direct, response),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import or_
 from typing import Any, NamedTuple, final
 
 from hypergrad import vectors
@@ -136,27 +137,31 @@ class _Run(NamedTuple):
         end = Inner(self._numbers(at.params, like), Momentum(self._numbers(at.velocity, like)), aux)
         words = sum(backend.describe(leaf).nbytes for leaf in backend.flatten(start.pool)[0]) // 2
         held = 3 * vectors.nbytes(backend, start.params) + words * log.count
+        rest = [at, log]
+        del at, log, start, begin
         return Recording(
             end,
             seen,
             path.length,
-            lambda v: self._back(at, log, kept, v, z, fault),
+            lambda v: self._back(rest, kept, v, z, fault),
             held,
             2 * path.length,
             path.length,
         )
 
-    def _back(self, at: Integers, log: Log, kept: Any, v: Inner, z: Inner, fault: Any) -> Pulled:
-        backend, path, form, like = self.path.backend, self.path, self.form, z.params
+    def _back(self, rest: list[Any], kept: Any, v: Inner, z: Inner, fault: Any) -> Pulled:
+        """Take the steps back from what is left of the run, and pull back through each."""
+        backend, path, like = self.path.backend, self.path, z.params
         sweep = Sweep(path, self.hparams)
 
         def backward(carry: Any, k: Any, kept: Any) -> tuple[Any, None]:
+            # Where nothing compiles, what is not needed any more is let go of at once: it has the size of θ.
             at, log, (v, total) = carry
+            del carry
             (aux, draws, spilled), t = kept, path.start + k
             ratio, lr = self._ratio(t), resolve(backend, "lr", self.rule.lr, self.hparams, t)
-            later = self._numbers(at.velocity, like)
-            integers = backend.map(lambda p, b: p + form.fixed(lr * b), at.params, later)
-            params = self._numbers(integers, like)
+            at = at._replace(params=self._before(at, lr, like))
+            params = self._numbers(at.params, like)
 
             def slope(params: Tree, hparams: Tree) -> Tree:
                 z = Inner(params, (), aux)
@@ -164,23 +169,26 @@ class _Run(NamedTuple):
 
             with backend.replay(draws):
                 g, pull_slope = backend.vjp(slope, params, self.hparams)
-            at, log = self._withdrawn(at._replace(params=integers), params, g, ratio, t), log
+            at = self._withdrawn(at, params, g, ratio, t)
             at, log = self._unspilled(at, log, ratio, spilled)
-            velocity = self._numbers(at.velocity, like)
 
             def apply(g: Tree, params: Tree, opt_state: Tree, hparams: Tree) -> Any:
                 return path.training.apply(g, Inner(params, opt_state, aux), hparams, t)[:2]
 
-            _, pull_step = backend.vjp(apply, g, params, Momentum(velocity), self.hparams)
+            velocity = Momentum(self._numbers(at.velocity, like))
+            pull_step = backend.vjp(apply, g, params, velocity, self.hparams)[1]
             u, v_params, v_state, term = pull_step(v[:2])
+            reached = pull_step.reached[3]
+            del v, g, velocity, pull_step
             more, mixed = pull_slope(u)
-            reached = backend.map(lambda a, b: a or b, pull_step.reached[3], pull_slope.reached[1])
-            start = Inner(vectors.add(backend, v_params, more), v_state, v.aux)
+            reached = backend.map(or_, reached, pull_slope.reached[1])
+            del u, pull_slope
+            start = Inner(vectors.add(backend, v_params, more), v_state, backend.zeros(aux))
             pulled = Pulled(vectors.add(backend, term, mixed), reached, start)
             return (at, log, sweep.add(total, pulled)), None
 
-        (at, log, carry), _ = backend.scan(
-            backward, (at, log, sweep.begin(v)), path.length, xs=kept, reverse=True
+        (at, _, carry), _ = backend.scan(
+            backward, (*_handed(rest), sweep.begin(v)), path.length, xs=kept, reverse=True
         )
         given = self._integers(z)
         back = self._equal(at.params, given.params) & self._equal(at.velocity, given.velocity)
@@ -202,6 +210,14 @@ class _Run(NamedTuple):
         rest = backend.map(form.number, shrunk, fresh)
         over = self._first((form.overflows(rest, fresh), form.overflows(params, change)))
         return Integers(moved, sums, pool, pooled(at.top, ratio)), over
+
+    def _before(self, at: Integers, lr: Any, like: Tree) -> Tree:
+        """The parameters before the step: θ ← θ + η b."""
+
+        def leaf(p: Any, b: Any, like: Any) -> Any:
+            return p + self.form.fixed(lr * self.form.number(b, like))
+
+        return self.path.backend.map(leaf, at.params, at.velocity, like)
 
     def _withdrawn(self, at: Integers, params: Tree, g: Tree, ratio: Ratio, t: Any) -> Integers:
         """The velocity before: b ← (b − fresh) / μ."""
@@ -302,3 +318,10 @@ class _Run(NamedTuple):
         for fault in reversed(list(faults)):
             found = self.path.backend.xp.where(fault == -1, found, fault)
         return found
+
+
+def _handed(rest: list[Any]) -> list[Any]:
+    """What a list held, which holds it no more."""
+    items = list(rest)
+    rest.clear()
+    return items

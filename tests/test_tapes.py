@@ -4,6 +4,7 @@ Witnesses are the tape `Full`, central differences of training written by hand, 
 """
 
 import dataclasses
+import tracemalloc
 from collections import namedtuple
 from functools import cache, partial
 
@@ -689,6 +690,21 @@ class TestOffload:
                 )
             )
             agree(backend, found.hypergradient, other.hypergradient, EXACT)
+
+    def test_a_directory_holds_what_memory_does_not(self, tmp_path):
+        backend, steps, size = NUMPY, 20, 50_000
+        problem = hg.Bilevel(lambda w, h, b: h * (w**2).sum(), lambda w, h, b: (w**2).sum())
+
+        def peak(tape):
+            estimator = hg.Unrolled(hg.SGD(0.1), steps, tape=tape)
+            state = estimator.init(problem, np.ones(size), np.array(0.5))
+            tracemalloc.start()
+            estimator.estimate(problem, state, np.array(0.5), lambda t: None, None, backend=backend)
+            found = tracemalloc.get_traced_memory()[1] / (8 * size)
+            tracemalloc.stop()
+            return found
+
+        assert peak(hg.States()) - peak(hg.Offload(hg.States(), tmp_path)) > 0.8 * steps
 
     @parametrize("inner", INNER[:2], ids=repr)
     @with_a_generator

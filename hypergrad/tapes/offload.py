@@ -99,7 +99,7 @@ class _File(Shelf):
             if not isinstance(array, np.ndarray):
                 written.append(array)
                 continue
-            like = self.backend.xp.reshape(leaf, (-1,))[:0]
+            like = self.backend.asarray(np.zeros(0), like=leaf)  # no view, which would hold all of it
             shape = np.shape(leaf)  # ascontiguousarray makes a scalar an array of one
             written.append(_Written(self.file.tell(), shape, array.dtype, like))
             self.file.write(array.data)

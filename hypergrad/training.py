@@ -40,9 +40,9 @@ class Seen(NamedTuple):
     @classmethod
     def nothing(cls, backend: Backend, params: Tree) -> Seen:
         """Before the first step. Losses of half-precision parameters may come in float32, and norms do."""
-        none = backend.xp.reshape(backend.flatten(params)[0][0], (-1,))[:0]
-        nan = backend.inner(none, none) + float("nan")
-        return cls(nan, nan)
+        nan = backend.asarray(float("nan"), like=backend.flatten(params)[0][0])
+        wide = backend.inner(nan, nan)
+        return cls(wide, wide)
 
     def then(self, backend: Backend, later: Seen) -> Seen:
         """What was seen up to a later step: its values, and the first fault of all."""

@@ -140,6 +140,16 @@ class Backend(Protocol):
     def detach(self, tree: Tree) -> Tree:
         """The same values, constant for every derivative, outer ones too."""
 
+    def opaque(self, tree: Tree, what: str) -> Tree:
+        """The same values, of which nobody can take an outer derivative.
+
+        Raises:
+            UnsupportedOpError: that ``what`` has none, now or when it is asked for.
+        """
+
+    def copy(self, tree: Tree) -> Tree:
+        """The same values in containers and arrays of their own, where arrays can be written to."""
+
     def adopt(self, tree: Tree) -> Tree:
         """Take in the caller's arrays: outside of any derivative taken here, as constants.
 

@@ -84,7 +84,7 @@ def until_it_ends(
     which raises `StopIteration`.
 
     Raises:
-        ArgumentError: if there are none, or if there is no end to them.
+        ArgumentError: if there are none, or if one batch is all there is. One that never ends is not noticed.
     """
     if isinstance(batches, list):
         return batches, len(every_batch(name, batches, start))

@@ -32,6 +32,14 @@ class UnsupportedOpError(HypergradError, NotImplementedError):
     """An operation inside a loss has no (second) derivative in its framework."""
 
 
+def no_outer_derivative(what: str) -> UnsupportedOpError:
+    """The error of whoever differentiates through integers or files."""
+    return UnsupportedOpError(
+        f"{what} passes its states through what has no derivative, and a derivative of its hypergradient "
+        "would be wrong: take hg.Full or hg.States inside of one"
+    )
+
+
 class BackendError(HypergradError, LookupError):
     """No backend of that name is registered, or its framework is not installed."""
 

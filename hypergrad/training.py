@@ -159,14 +159,14 @@ def training_loss(
 ) -> Callable[[Tree, Tree], tuple[Scalar, Tree]]:
     """C̃1 on a batch, with the auxiliary state filled in: (θ, λ) -> (C̃1, next auxiliary state).
 
-    The loss gets the state in containers of its own: some void theirs once they have been written to.
+    The loss gets a copy of the state: some write to theirs, as torch's BatchNorm does.
 
     Raises:
         ArgumentError, LeafTypeError: when called, if the next state is of another kind than this one.
     """
 
     def loss(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
-        value, after = problem.training_loss(params, hparams, batch, backend.map(lambda x: x, aux))
+        value, after = problem.training_loss(params, hparams, batch, backend.copy(aux))
         if problem.has_aux:
             check_same(backend, "inner", after, "aux", aux)
         return value, after

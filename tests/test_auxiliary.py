@@ -1,9 +1,10 @@
 """Auxiliary state: what a model updates while it trains is carried along, a constant of every derivative."""
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
+from frameworks import on_torch
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError
@@ -316,3 +317,38 @@ class TestWhatDoesNotFit:
     def test_a_state_that_is_not_given(self, net):
         with pytest.raises(ArgumentError, match="pass the one to begin with as aux="):
             net.attempt(hg.Bilevel(net.inner, net.outer, has_aux=True), GREEDY, aux=())
+
+
+@on_torch
+@pytest.mark.parametrize(
+    "estimator",
+    [hg.Greedy(hg.SGD(0.1)), hg.Forward(hg.SGD(0.1), 3)]
+    + [
+        hg.Unrolled(hg.SGD(0.1, momentum=0.5), 3, tape=tape)
+        for tape in (hg.Full(), hg.States(), hg.Reversible())
+    ],
+    ids=repr,
+)
+def test_a_state_that_a_loss_writes_to_is_its_own(backend, estimator):
+    def inner(params, hparams, batch, aux, *, in_place):
+        if in_place:
+            aux["mean"].mul_(0.5).add_(params.detach())
+        else:
+            aux = {"mean": 0.5 * aux["mean"] + params.detach()}
+        return ((params - 1) ** 2 * hparams * aux["mean"]).sum(), aux
+
+    def outer(params, hparams, batch, aux):
+        return (params**2).sum() + aux["mean"].sum()
+
+    params, hparams = backend.asarray(np.array([0.5, 2.0])), backend.asarray(np.array([0.3, 0.2]))
+    found = []
+    for in_place in (False, True, True):
+        problem = hg.Bilevel(partial(inner, in_place=in_place), outer, has_aux=True)
+        aux = {"mean": backend.asarray(np.ones(2))}
+        state = estimator.init(problem, params, hparams, aux=aux)
+        for _ in range(2):  # the same state gives the same estimate again
+            out = estimator.estimate(problem, state, hparams, lambda t: None, None)
+            found.append(backend.to_numpy(out.hypergradient))
+        assert aux["mean"].tolist() == [1.0, 1.0]
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])

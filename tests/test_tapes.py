@@ -5,6 +5,7 @@ Witnesses are the tape `Full`, central differences of training written by hand, 
 
 import dataclasses
 import tracemalloc
+import weakref
 from collections import namedtuple
 from functools import cache, partial
 
@@ -19,8 +20,17 @@ from hypothesis import strategies as st
 
 import hypergrad as hg
 from hypergrad.check import ridders
-from hypergrad.errors import ArgumentError, FixedPointError, HypergradError, NonFiniteError, ReplayError
+from hypergrad.errors import (
+    ArgumentError,
+    FixedPointError,
+    HypergradError,
+    NonFiniteError,
+    ReplayError,
+    UnsupportedOpError,
+)
+from hypergrad.tapes import Shelf, Trajectory
 from hypergrad.tapes.binomial import forward_steps
+from hypergrad.training import Inner, Training
 
 parametrize = pytest.mark.parametrize
 T, ROWS = 12, 6
@@ -811,3 +821,94 @@ class TestProperties:
         train = p.train if known else ending(p, steps)
         found = estimate(NUMPY, p, of(steps if known else None, tape=tape), train=train)
         same(NUMPY, found, estimate(NUMPY, p, of(steps)), tape)
+
+
+class TestOuterDerivatives:
+    """∂/∂η of a sum of hypergradients: right where states stay what they are, refused where they do not."""
+
+    @staticmethod
+    def slope(backend, tape):
+        p = net(backend, 4, with_start=False)
+
+        def total(rate):
+            rule = hg.SGD(lambda h: h["rate"], momentum=0.5)
+            unrolled = hg.Unrolled(rule, 4, tape=tape, allow_unused=True)
+            hparams = p.hparams | {"rate": rate}
+            state = unrolled.init(p.problem, p.params, hparams)
+            out = unrolled.estimate(p.problem, state, hparams, p.train, p.val)
+            return backend.xp.sum(out.hypergradient["log_l2"])
+
+        return backend.value_and_grad(total, backend.asarray(np.array(0.05)))[1]
+
+    @parametrize("tape", [hg.States(), hg.Offload(hg.States())], ids=repr)
+    @each_backend
+    def test_of_what_keeps_states(self, backend, tape):
+        exact = backend.to_numpy(self.slope(backend, hg.Full()))
+        np.testing.assert_allclose(backend.to_numpy(self.slope(backend, tape)), exact, rtol=1e-11)
+
+    @each_backend
+    def test_of_integers(self, backend):
+        with pytest.raises(UnsupportedOpError, match="Reversible"):
+            self.slope(backend, hg.Reversible())
+
+    @with_a_generator
+    def test_of_files(self, backend, tmp_path):
+        with pytest.raises(UnsupportedOpError, match="Offload"):
+            self.slope(backend, hg.Offload(hg.States(), tmp_path))
+
+
+class TestHalfPrecision:
+    @each_backend
+    def test_integers_are_those_of_float32(self, backend):
+        like = backend.cast(backend.asarray(np.zeros(())), "float16")
+        w, h = backend.asarray(np.zeros(2), like=like), backend.asarray(np.ones(2), like=like)
+        xp = backend.xp
+        problem = hg.Bilevel(lambda w, h, b: xp.sum(0.25 * w * h), lambda w, h, b: xp.sum(w * w - w))
+        found = []
+        for tape in (hg.States(), hg.Reversible()):
+            unrolled = hg.Unrolled(hg.SGD(1e-2, momentum=0.5), 4, tape=tape)
+            out = unrolled.estimate(problem, unrolled.init(problem, w, h), h, lambda t: None, None)
+            found.append(backend.to_numpy(out.hypergradient))
+        assert found[1].dtype == np.float16
+        np.testing.assert_allclose(found[1], found[0], rtol=2e-3)
+
+
+@on_jax
+def test_room_for_a_schedule_of_momentum_is_what_one_says(backend):
+    p = net(backend, 60, with_start=False)
+    falling = hg.SGD(0.05, momentum=hg.Schedule(lambda h, t: 0.95 - 0.014 * t))
+    tapes = hg.Full(), hg.Reversible(log_bits=200)
+    found = [
+        estimate(backend, p, hg.Unrolled(falling, 60, tape=tape, allow_unused=True)).hypergradient
+        for tape in tapes
+    ]
+    agree(backend, found[1], found[0], REVERSED)
+
+
+@with_a_generator
+def test_an_open_end_holds_no_more_states_than_it_says(backend):
+    alive = weakref.WeakSet()
+
+    class Marked:
+        def __init__(self, z):
+            self.z = z
+            alive.add(self)
+
+    class Watched(Shelf):
+        most = 0
+
+        def put(self, z, place):
+            marked = Marked(z)
+            Watched.most = max(Watched.most, len(alive))
+            return marked
+
+        def take(self, kept):
+            return kept.z
+
+    p, slots, length = net(backend, 60, with_start=False), 4, 60
+    training = Training(backend, p.problem, hg.SGD(0.05, momentum=0.5))
+    path = Trajectory(training, ending(p, length), 0, None)
+    z = Inner(p.params, training.update.init(backend, p.params))
+    recording = hg.Binomial(slots).record(path, z, p.hparams, Watched())
+    recording.pull(Inner(backend.zeros(z.params), backend.zeros(z.opt_state)))
+    assert recording.length == length and Watched.most <= slots + 1

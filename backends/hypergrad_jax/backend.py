@@ -16,7 +16,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree
-from hypergrad.errors import ArgumentError
+from hypergrad.errors import ArgumentError, no_outer_derivative
 from hypergrad_jax.leaves import is_float, is_key, zeros
 from hypergrad_jax.linear import linearise, linearised, pushforward
 from hypergrad_jax.loops import either, repeat
@@ -104,6 +104,12 @@ class JaxBackend:
 
     def detach(self, tree: Tree) -> Tree:
         return self.map(lambda x: lax.stop_gradient(x) if isinstance(x, jax.Array) else x, tree)
+
+    def opaque(self, tree: Tree, what: str) -> Tree:
+        return _opaque(what, tree)
+
+    def copy(self, tree: Tree) -> Tree:
+        return self.map(lambda x: x, tree)
 
     def adopt(self, tree: Tree) -> Tree:
         # A scalar made of a Python number is weakly typed, and what comes of it is not: programs of it would
@@ -209,6 +215,16 @@ class JaxBackend:
 
     def to_numpy(self, array: Array) -> Any:
         return np.asarray(jax.random.key_data(array) if is_key(array) else array)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _opaque(what: str, tree: Tree) -> Tree:
+    return tree
+
+
+@_opaque.defjvp
+def _has_no_derivative(what: str, primals: Any, tangents: Any) -> Any:
+    raise no_outer_derivative(what)
 
 
 def _far(leaf: jax.Array) -> bool:

@@ -15,6 +15,7 @@ from torch._subclasses import FakeTensor
 
 from hypergrad import eager
 from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree
+from hypergrad.errors import no_outer_derivative
 from hypergrad_torch.graph import detach, is_float, linearise, nested
 from hypergrad_torch.optimizers import TorchOptimizer
 from hypergrad_torch.randomness import generator, replay, restore
@@ -123,6 +124,14 @@ class TorchBackend:
         return value, tangent
 
     detach = staticmethod(detach)
+
+    def opaque(self, tree: Tree, what: str) -> Tree:
+        if nested() and any(isinstance(x, Tensor) and x.requires_grad for x in self.flatten(tree)[0]):
+            raise no_outer_derivative(what)
+        return tree
+
+    def copy(self, tree: Tree) -> Tree:
+        return self.map(lambda x: x.clone() if isinstance(x, Tensor) else x, tree)
 
     def adopt(self, tree: Tree) -> Tree:
         return tree if nested() else detach(tree)

@@ -298,7 +298,7 @@ def validate(
     """Evaluate C2 and both of its gradients: one backward pass."""
 
     def loss(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
-        return problem.validation_loss(params, hparams, val, backend.map(lambda x: x, aux)), ()
+        return problem.validation_loss(params, hparams, val, backend.copy(aux)), ()
 
     value, pullback, _ = evaluate(backend, "outer", loss, val, params, hparams)
     v, direct = pullback(backend.xp.ones_like(value))

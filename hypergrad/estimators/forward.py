@@ -53,8 +53,8 @@ class Forward(HypergradientEstimator):
         dC2/dλ ≈ ∂_λ C2 + (1/b) Σ_j ⟨∇_θ C2, θ̇_j⟩ d_j
 
     is unbiased, as E[d dᵀ] = I. Orthogonal ones repeat nothing of each other: the variance is below that of
-    independent directions, and none for b = n. They are drawn anew for every estimate, which then looks
-    back T steps.
+    independent directions, and none for b = n. They are drawn anew for every estimate, which then looks back
+    T steps: by ``seed`` and by how many estimates the state has seen, so carry the state on, or vary it.
 
     Cost: 1 + 2n gradients a step, in torch and NumPy two more, where the linearisation is made by transposing
     a pull-back; n or b tangents of z in memory.
@@ -111,7 +111,9 @@ class Forward(HypergradientEstimator):
     ) -> Estimate:
         training = Training(backend, problem, as_update_rule(self.update))
         batch = batch_series(backend, "train", train, state.step, self.steps)
-        memory = state.memory if isinstance(state.memory, Tangents) else self._memory(backend, state, hparams)
+        memory = state.memory
+        if not isinstance(memory, Tangents) or (self.directions is None and memory.z == ()):
+            memory = self._memory(backend, state, hparams)  # another estimator's state: nothing is known yet
         axes = self._axes(backend, hparams, memory.count)
         begin, tangents, reached = self._begin(backend, state, hparams, memory, axes)
         reaches = [reached]
@@ -182,17 +184,21 @@ class Forward(HypergradientEstimator):
         """Trees like λ: a basis, or orthogonal directions of length √n."""
         flat, unravel = backend.ravel(hparams)
         n, b = vectors.size(backend, hparams), self._count(backend, hparams)
+        if n == 0:
+            return backend.room(hparams, 0)
         if b == n:
             basis = backend.asarray(np.eye(n), like=flat)
             return backend.each(unravel, backend.stack([basis[i] for i in range(n)]))
-        drawn = backend.normal(self.seed, count, (n, b), flat)
+        about = backend.describe(flat)
+        wide = flat if about.itemsize >= 4 else backend.cast(flat, "float32")  # where there are eigenvalues
+        drawn = backend.normal(self.seed, count, (n, b), wide)
         for _ in range(2):  # the second time for the rounding of the first
             drawn = _orthonormal(backend, drawn)
-        rows = n**0.5 * drawn.T
+        rows = backend.cast(n**0.5 * drawn.T, about.dtype)
         return backend.each(unravel, backend.stack([rows[j] for j in range(b)]))
 
 
 def _orthonormal(backend: Backend, x: Any) -> Any:
     """X (xᵀx)^(−1/2): the orthonormal columns next to those of x, and uniform if x is normal."""
-    values, vectors = backend.xp.linalg.eigh(x.T @ x)
-    return x @ (vectors * values**-0.5) @ vectors.T
+    values, axes = backend.xp.linalg.eigh(x.T @ x)
+    return x @ (axes * values**-0.5) @ axes.T

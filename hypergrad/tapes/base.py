@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from operator import or_
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -141,14 +142,15 @@ class Sweep:
     r"""The way back of a run: v ← A_kᵀ v and total ← total + B_kᵀ v, step by step, from (v, 0)."""
 
     def __init__(self, path: Trajectory, hparams: Tree) -> None:
-        self.path, self.hparams, self._reached = path, hparams, list[Tree]()
+        self.path, self.hparams, self._reached = path, hparams, None
 
     def begin(self, v: Inner) -> tuple[Inner, Tree]:
-        self._reached.clear()
+        self._reached = None
         return v, self.path.backend.zeros(self.hparams)
 
     def add(self, total: Tree, pulled: Pulled) -> tuple[Inner, Tree]:
-        self._reached.append(pulled.reached)
+        known = self._reached or pulled.reached
+        self._reached = self.path.backend.map(or_, known, pulled.reached)
         return pulled.start, vectors.add(self.path.backend, total, pulled.hparams)
 
     def step(self, z: Inner, k: Any, carry: tuple[Inner, Tree]) -> tuple[Inner, Tree]:
@@ -158,8 +160,7 @@ class Sweep:
 
     def end(self, carry: tuple[Inner, Tree]) -> Pulled:
         v, total = carry
-        reached = self.path.backend.map(lambda *flags: any(flags), *self._reached)
-        return Pulled(total, reached, v)
+        return Pulled(total, self._reached, v)
 
 
 class Tape(ABC):

@@ -100,8 +100,8 @@ class _Run(NamedTuple):
     def planned(self, z: Inner, slots: int) -> Recording:
         backend, length = self.path.backend, self.path.length
         plan = schedule(length, min(slots, length))
-        table, kept = _Table.of(backend, plan), backend.room(self._kept(z, 0), plan.slots)
-        kept = backend.put(kept, 0, self._kept(z, 0))
+        first = self._kept(z, 0)
+        table, kept = _Table.of(backend, plan), backend.put(backend.room(first, plan.slots), 0, first)
 
         # The first round runs for the first time: it is looked at.
         def observe(carry: tuple[Inner, Seen], k: Any) -> tuple[Inner, Seen]:
@@ -137,6 +137,7 @@ class _Run(NamedTuple):
             try:
                 self.path.batch(k)
             except StopIteration:
+                backend.restore(draws)
                 break
             if (i := held.visit(k)) is not None:
                 place = places.pop(i) if i < len(places) else i
@@ -151,11 +152,12 @@ class _Run(NamedTuple):
         plan = held.schedule(k)
         # The states lie in no order, and the way back puts others where these are not.
         run = self._replace(path=replace(self.path, length=k), first=slots)
+        kept.extend([None] * slots)  # type: ignore[list-item]
         return Recording(
             z,
             seen,
             k,
-            lambda v: run._back(_Table.of(backend, plan), kept + [None] * slots, v, None, 0, k),
+            lambda v: run._back(_Table.of(backend, plan), kept, v, None, 0, k),
             len(plan.held) * vectors.nbytes(backend, z),
             2 * k + plan.forward_steps,
             k,

@@ -41,8 +41,8 @@ class Ratio(NamedTuple):
         Raises:
             ArgumentError: if the momentum is too small, or 1 and more.
         """
-        if backend.owns(momentum) and backend.readable(momentum):
-            momentum = float(momentum)
+        if backend.owns(momentum) and not backend.compiles:
+            momentum = float(backend.to_numpy(momentum))
         if isinstance(momentum, float | int):
             if not 1 / DENOMINATOR <= momentum < 1:
                 raise ArgumentError(
@@ -54,7 +54,7 @@ class Ratio(NamedTuple):
                 return cls(near.numerator, near.denominator, 0.0)
             n = int(momentum * DENOMINATOR)
             return cls(n, DENOMINATOR, momentum * DENOMINATOR / n - 1)
-        whole = momentum * DENOMINATOR // 1
+        whole = backend.xp.maximum(momentum * DENOMINATOR // 1, 1.0)
         return cls(backend.cast(whole, dtype), DENOMINATOR, momentum * DENOMINATOR / whole - 1)
 
 
@@ -87,7 +87,8 @@ class FixedPoint(NamedTuple):
 
     def fixed(self, x: Array) -> Array:
         """The integer next to 2^F x."""
-        return self.backend.cast(self.backend.xp.round(x * float(2**self.fraction)), self.dtype)
+        wide = x if self.backend.describe(x).itemsize >= 4 else self.backend.cast(x, "float32")
+        return self.backend.cast(self.backend.xp.round(wide * float(2**self.fraction)), self.dtype)
 
     def number(self, x: Array, like: Array) -> Array:
         """2^−F x, as a float."""

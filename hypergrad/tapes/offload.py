@@ -33,6 +33,7 @@ class Offload(Tape):
         directory: where there is room for the file; host memory if it is not given.
 
     Raises:
+        UnsupportedOpError: for a derivative of a hypergradient whose states went through a file.
         ArgumentError: for another tape, and when used in JAX with a directory: a compiled program reads no
             file.
     """
@@ -53,6 +54,8 @@ class Offload(Tape):
         assert isinstance(tape, States | Binomial)
         if backend.compiles and self.directory is not None:
             raise ArgumentError("Offload: a compiled program reads no file: leave directory= out")
+        if self.directory is not None:
+            z, hparams = backend.opaque((z, hparams), "hg.Offload(directory=…)")
         shelf = _Host(backend) if self.directory is None else _File(backend, Path(self.directory))
         return tape.record(path, z, hparams, shelf)
 

@@ -33,7 +33,8 @@ class Reversible(Tape):
     their schedules may be hyperparameters.
 
     Cost: 4 T gradients. Memory: parameters, velocity and pool, and log2(1/μ) bits for each parameter and
-    step, 0.15 for μ = 0.9. What comes back is compared with what was given.
+    step, 0.15 for μ = 0.9; the auxiliary state and the generator's are kept for each step, if there are such.
+    What comes back is compared with what was given. The momentum is read, if it lies on a device.
 
     Args:
         fraction: F, the bits after the point; 48 of 64 for float64 and 24 of 32 for narrower parameters, in
@@ -44,6 +45,7 @@ class Reversible(Tape):
     Raises:
         ArgumentError: for another update rule than SGD with momentum: without one a step forgets, Adam
             divides by what it forgets, and Nesterov's needs the gradient to find where it was taken.
+        UnsupportedOpError: for a derivative of the hypergradient, which integers do not have.
         FixedPointError: when used, if a number does not fit, or does not come back.
     """
 
@@ -65,6 +67,7 @@ class Reversible(Tape):
         return FixedPoint(backend, bits, fraction)
 
     def record(self, path: Trajectory, z: Inner, hparams: Tree) -> Recording:
+        z, hparams = path.backend.opaque((z, hparams), "hg.Reversible")
         run = _Run(path, hparams, self.numbers(path.backend, z.params), _momentum_sgd(path.training.update))
         return run.record(z, self.log_bits)
 
@@ -111,7 +114,7 @@ class _Run(NamedTuple):
     rule: SGD
 
     def record(self, z: Inner, log_bits: int | None) -> Recording:
-        backend, path, form = self.path.backend, self.path, self.form
+        backend, path, form, length = self.path.backend, self.path, self.form, self.path.length
         start = self._integers(z)
         generator, like = Generator(backend), z.params
         capacity = self._capacity(log_bits)
@@ -128,7 +131,7 @@ class _Run(NamedTuple):
             ratio, before = self._ratio(t), log.count
             at, log = self._spilled(at, log, ratio)
             at, over = self._advance(at, params, g, ratio, t)
-            seen = seen.then(backend, observe(backend, value, g, self._numbers(at.params, like), t, True))
+            seen = seen.then(backend, observe(backend, value, g, self._numbers(at.params, like), t))
             return (at, log, later, seen, self._first((fault, over))), (aux, draws, log.count - before)
 
         begin = start, log, z.aux, Seen.nothing(backend, z.params), fault
@@ -136,7 +139,8 @@ class _Run(NamedTuple):
         fault = self._first((fault, backend.xp.where(log.count <= capacity, -1, LOG_IS_FULL)))
         end = Inner(self._numbers(at.params, like), Momentum(self._numbers(at.velocity, like)), aux)
         words = sum(backend.describe(leaf).nbytes for leaf in backend.flatten(start.pool)[0]) // 2
-        held = 3 * vectors.nbytes(backend, start.params) + words * log.count
+        held = 3 * vectors.nbytes(backend, start.params) + length * vectors.nbytes(backend, z.aux)
+        held = held + words * (capacity if backend.compiles else log.count)
         rest = [at, log]
         del at, log, start, begin
         return Recording(
@@ -268,8 +272,8 @@ class _Run(NamedTuple):
         length, form = int(self.path.length), self.form
         if not self.path.backend.compiles:
             return length
-        momentum = resolve(self.path.backend, "momentum", self.rule.momentum, self.hparams, self.path.start)
-        if not isinstance(momentum, float | int):
+        momentum = self.rule.momentum
+        if log_bits is not None or not isinstance(momentum, float | int):
             return max(1, -(-(log_bits or length) // form.word))
         ratio, top, count = Ratio.of(self.path.backend, momentum, form.dtype), 0, 0
         for _ in range(length):

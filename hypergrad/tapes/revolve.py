@@ -57,7 +57,7 @@ class Schedule:
         return sum(move.count for each in self.rounds for move in each.moves)
 
     def __str__(self) -> str:
-        """Time goes down; ``o`` is a state that is kept, ``-`` a step that is run, ``<`` one pulled back."""
+        """Training goes to the right: ``o`` is a state kept, ``-`` a step run, ``<`` one pulled back."""
         lines = [f"{self.length} steps in {self.slots} slots: {self.forward_steps} forward steps"]
         for each in self.rounds:
             line = [" "] * self.length

@@ -12,6 +12,7 @@ from autograd.tracer import getval, isbox
 
 from hypergrad import eager
 from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree
+from hypergrad.errors import no_outer_derivative
 from hypergrad_numpy.tracing import pushforward, trace
 
 _KINDS: dict[str, Kind] = {
@@ -56,7 +57,7 @@ class NumpyBackend:
 
     def inner(self, x: Tree, y: Tree) -> Scalar:
         pairs = zip(self.flatten(x)[0], self.flatten(y)[0], strict=True)
-        products = [anp.sum(a * b) for a, b in pairs if self._is_float(a)]
+        products = [anp.sum(self._wide(a) * self._wide(b)) for a, b in pairs if self._is_float(a)]
         return sum(products[1:], products[0]) if products else np.float64(0.0)
 
     def axpy(self, a: Scalar, x: Tree, y: Tree) -> Tree:
@@ -102,6 +103,14 @@ class NumpyBackend:
 
     def detach(self, tree: Tree) -> Tree:
         return self.map(getval, tree)
+
+    def opaque(self, tree: Tree, what: str) -> Tree:
+        if any(isbox(leaf) for leaf in self.flatten(tree)[0]):
+            raise no_outer_derivative(what)
+        return tree
+
+    def copy(self, tree: Tree) -> Tree:
+        return self.map(lambda x: x if isbox(x) else np.array(x), tree)
 
     def adopt(self, tree: Tree) -> Tree:
         return tree
@@ -164,6 +173,10 @@ class NumpyBackend:
     def _dtype(x: Array) -> np.dtype[Any]:
         dtype: np.dtype[Any] = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
         return dtype
+
+    def _wide(self, x: Array) -> Array:
+        """Sums are taken in float32 or better."""
+        return x.astype("float32") if self._dtype(x).itemsize < 4 else x
 
     def _is_float(self, x: Array) -> bool:
         return self._dtype(x).kind == "f"

@@ -4,7 +4,7 @@
 
 An MLP 64-320-260-10 with tanh (106,000 weights in float32) is trained on digits by `hg.SGD` with momentum,
 and its hypergradient by an L2 strength for each layer is taken with the tape `hg.Reversible`, which compares
-what comes back with what was given, bit for bit. Shown are the bits in the log for each weight, and in a step,
+what comes back with what was given, bit for bit. Shown are the bits in the log for each weight, and a step,
 beside the log2(1/μ) that cannot be avoided. The pool holds 32 more for each weight, whatever the steps.
 """
 

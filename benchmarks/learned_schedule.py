@@ -10,7 +10,9 @@ layer is an update rule of its own, with ``hg.Binomial``.
 
 What was learned is then compared with the best constant rate and the best linear decay on random starts and
 minibatches that learning has not seen. Their rates are chosen on those same starts, to their own advantage;
-the learned schedule is not. After section 3.1 of Maclaurin, Duvenaud and Adams 2015.
+the learned schedule is not. The minibatches of 10 and three hidden layers were chosen on seed 0, where
+learning gains most: with minibatches of 50 and one or two layers it gained nothing or little over a constant
+rate. Other seeds are untouched by that choice. After section 3.1 of Maclaurin, Duvenaud and Adams 2015.
 """
 
 import argparse

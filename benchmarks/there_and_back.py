@@ -4,8 +4,9 @@
 
 An MLP 64-320-260-10 with tanh (106,000 weights in float32) is trained on digits by `hg.SGD` with momentum,
 and its hypergradient by an L2 strength for each layer is taken with the tape `hg.Reversible`, which compares
-what comes back with what was given, bit for bit. Shown are the bits in the log for each weight, and a step,
-beside the log2(1/μ) that cannot be avoided. The pool holds 32 more for each weight, whatever the steps.
+what comes back with what was given, bit for bit. Shown are the bits in the log for each weight and step as a
+ratio to the log2(1/μ) that cannot be avoided, and the same with the pool, which takes 32 more for each weight
+whatever the number of steps.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from hypergrad.demo import network
 SIZES = (64, 320, 260, 10)
 BATCH = 10
 RATE = 0.01
+POOL = 32
 
 
 def parameters(backend, like):
@@ -70,7 +72,7 @@ def there_and_back(backend, steps, momentum):
     out = estimator.check(run(state, hparams))  # raises if what came back is not what was given
     seconds = time.perf_counter() - begin
     count = sum(m * n + n for m, n in zip(SIZES, SIZES[1:], strict=False))
-    return seconds, 8 * int(out.report.bytes_held) / count - 3 * 32, float(out.outer_value)
+    return seconds, 8 * int(out.report.bytes_held) / count - 2 * 32 - POOL, float(out.outer_value)
 
 
 def main() -> None:
@@ -81,14 +83,16 @@ def main() -> None:
     options = parser.parse_args()
     backend = get_backend(options.backend)
     print(f"{options.backend}, {options.steps} steps: every bit of θ_0 and b_0 came back")
-    print(
-        f"{'momentum':>8} {'bits':>8} {'a step':>8} {'log2(1/μ)':>10} {'ratio':>7} {'seconds':>8} {'T2':>8}"
+    columns = (
+        f"{'bits':>8} {'a step':>8} {'log2(1/μ)':>10} {'ratio':>7} {'+ pool':>7} {'seconds':>8} {'T2':>8}"
     )
+    print(f"{'momentum':>8} {columns}")
     for momentum in options.momentum:
         seconds, bits, loss = there_and_back(backend, options.steps, momentum)
         each, floor = bits / options.steps, math.log2(1 / momentum)
-        figures = f"{bits:8.0f} {each:8.4f} {floor:10.4f} {each / floor:7.3f} {seconds:8.1f} {loss:8.4f}"
-        print(f"{momentum:8g} {figures}", flush=True)
+        pooled = (bits + POOL) / options.steps / floor
+        figures = f"{bits:8.0f} {each:8.4f} {floor:10.4f} {each / floor:7.3f} {pooled:7.3f} {seconds:8.1f}"
+        print(f"{momentum:8g} {figures} {loss:8.4f}", flush=True)
 
 
 if __name__ == "__main__":

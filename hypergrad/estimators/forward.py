@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import or_
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -116,7 +117,7 @@ class Forward(HypergradientEstimator):
             memory = self._memory(backend, state, hparams)  # another estimator's state: nothing is known yet
         axes = self._axes(backend, hparams, memory.count)
         begin, tangents, reached = self._begin(backend, state, hparams, memory, axes)
-        reaches = [reached]
+        reaches = [reached]  # one tree, to which each step adds what it reaches
 
         def body(carry: tuple[Inner, Any, Seen], k: Any, _: Any) -> tuple[tuple[Inner, Any, Seen], None]:
             z, tangents, seen = carry
@@ -129,7 +130,7 @@ class Forward(HypergradientEstimator):
             (params, opt_state), push, (aux, later) = backend.linearize(
                 step, z.params, z.opt_state, hparams, has_aux=True
             )
-            reaches.append(push.reached[2])
+            reaches[0] = backend.map(or_, reaches[0], push.reached[2])
             moved = backend.each(lambda tangent, axis: push(*tangent, axis), tangents, axes)
             return (Inner(params, opt_state, aux), moved, seen.then(backend, later)), None
 
@@ -151,7 +152,7 @@ class Forward(HypergradientEstimator):
             backend,
             validation,
             response,
-            backend.map(lambda *flags: any(flags), *reaches),
+            reaches[0],
             seen,
             state_after(state, final, end)._replace(memory=Tangents(kept, memory.count + 1)),
             None if self.allow_unused else inner_reaches(backend, problem, begin, hparams, lambda: batch(0)),
@@ -168,7 +169,6 @@ class Forward(HypergradientEstimator):
         if start is None:
             nowhere = backend.map(lambda _: False, hparams)
             return z, memory.z if self.directions is None else self._at_rest(backend, z, axes), nowhere
-
         begin, push = backend.linearize(starting(backend, start, rule, state), hparams)
         return begin, backend.each(lambda axis: tuple(push(axis)[:2]), axes), push.reached[0]
 
@@ -199,6 +199,6 @@ class Forward(HypergradientEstimator):
 
 
 def _orthonormal(backend: Backend, x: Any) -> Any:
-    """X (xᵀx)^(−1/2): the orthonormal columns next to those of x, and uniform if x is normal."""
+    """Polar factor x (xᵀx)^(−1/2): the orthonormal columns next to those of x, and uniform if x is normal."""
     values, axes = backend.xp.linalg.eigh(x.T @ x)
     return x @ (axes * values**-0.5) @ axes.T

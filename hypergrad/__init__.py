@@ -10,6 +10,7 @@ Start with `Bilevel`, then `Greedy`, `Unrolled` and `Implicit`; `Tuner` runs the
 """
 
 from hypergrad.check import Check, check_hypergradient
+from hypergrad.curvature import GaussNewton
 from hypergrad.differences import FiniteDifference
 from hypergrad.errors import HypergradError
 from hypergrad.estimators import (
@@ -26,27 +27,57 @@ from hypergrad.estimators import (
 from hypergrad.history import History
 from hypergrad.probe import Probe, probe
 from hypergrad.problem import Bilevel
-from hypergrad.solvers import CG, Direct, Identity, Neumann
+from hypergrad.solvers import (
+    CG,
+    GMRES,
+    MINRES,
+    Amortised,
+    BiCGStab,
+    Diagonal,
+    Direct,
+    External,
+    Identity,
+    Neumann,
+    Nystrom,
+    solve,
+)
 from hypergrad.spaces import Interval, NonNegative, Positive, Real, Simplex
 from hypergrad.tapes import Binomial, Full, Offload, Reversible, States
 from hypergrad.tuner import Tuner
-from hypergrad.updates import SGD, Adagrad, Adam, AdamW, ClipNorm, RMSprop, Schedule
+from hypergrad.updates import (
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    ClipNorm,
+    Proximal,
+    RMSprop,
+    Schedule,
+    soft_threshold,
+)
 
 __all__ = [
     "CG",
+    "GMRES",
+    "MINRES",
     "SGD",
     "Adagrad",
     "Adam",
     "AdamW",
+    "Amortised",
+    "BiCGStab",
     "Bilevel",
     "Binomial",
     "Check",
     "ClipNorm",
+    "Diagonal",
     "Direct",
     "Estimate",
+    "External",
     "FiniteDifference",
     "Forward",
     "Full",
+    "GaussNewton",
     "Greedy",
     "History",
     "HypergradError",
@@ -56,13 +87,15 @@ __all__ = [
     "Interval",
     "Neumann",
     "NonNegative",
+    "Nystrom",
     "Offload",
     "Positive",
     "Probe",
+    "Proximal",
     "RMSprop",
     "Real",
-    "Reversible",
     "Report",
+    "Reversible",
     "Schedule",
     "Simplex",
     "State",
@@ -72,4 +105,6 @@ __all__ = [
     "check_hypergradient",
     "hypergradient",
     "probe",
+    "soft_threshold",
+    "solve",
 ]

@@ -82,9 +82,9 @@ class Backend(Protocol):
     """Functions under their array-API names, differentiable where that makes sense:
 
     ``abs all any exp expm1 finfo isfinite log log1p max maximum mean min minimum ones_like reshape round
-    sqrt sum tanh where zeros_like`` and ``linalg.eigh``. ``where`` takes Python numbers; arrays know ``@``,
-    ``.T``, ``[k]``, ``& | ~``, comparisons, ``.dtype``, ``float()`` and ``bool()``, and those of integers
-    ``// % << >>``."""
+    sqrt sum tanh where zeros_like`` and ``linalg.eigh``, ``linalg.svd``. ``where`` takes Python numbers;
+    arrays know ``@``, ``.T``, ``[k]``, ``& | ~``, comparisons, ``.dtype``, ``float()`` and ``bool()``, and
+    those of integers ``// % << >>``."""
 
     # Leaves and trees.
     def owns(self, leaf: Any) -> bool:
@@ -194,6 +194,9 @@ class Backend(Protocol):
 
     def each(self, f: Callable[..., Tree], *items: Any) -> Any:
         """f(x, …) for each of the items that `stack` or `each` made, kept as they are; at once, if it may."""
+
+    def dense(self, rows: Any) -> Tree:
+        """What `scan`, `each` or `stack` kept: one tree of the framework's arrays, whose first axis is k."""
 
     def collect(self, rows: Any) -> Tree:
         """What `scan` or `repeat` kept, or a list of trees: one tree of NumPy arrays, whose first axis is k.

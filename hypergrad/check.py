@@ -14,9 +14,9 @@ from hypergrad.backend import Backend, Tree, find_backend
 from hypergrad.batches import Batches, batch_series, every_batch, one_batch
 from hypergrad.errors import ArgumentError, NonFiniteError
 from hypergrad.estimators import HypergradientEstimator, Implicit, State, Unrolled
-from hypergrad.estimators.implicit import mean_gradient
 from hypergrad.problem import Bilevel
-from hypergrad.solvers import Direct
+from hypergrad.solvers import Direct, System
+from hypergrad.stationarity import residual
 from hypergrad.tapes import Trajectory
 from hypergrad.training import Inner, Training
 from hypergrad.updates import as_update_rule
@@ -234,15 +234,16 @@ def _optimum(backend: Backend, problem: Bilevel, params: Tree, aux: Tree, train:
         theta, size = params, float("inf")
         for _ in range(50):
             g, pullback = backend.vjp(
-                lambda theta: mean_gradient(backend, problem, Inner(theta, (), aux), hparams, batches)[1],
+                lambda theta: residual(backend, problem, Inner(theta, (), aux), hparams, batches)[1],
                 theta,
             )
             new = float(vectors.norm(backend, g))
             if not new < size:
                 break  # rounding is reached: the last step did not help
             size, best = new, theta
-            x = solver.solve(backend, lambda p, pull=pullback: pull(p)[0], g).x  # type: ignore[misc]
-            theta = vectors.subtract(backend, theta, x)
+            pull = pullback.onto(0)
+            system = System.at_rest(backend, lambda p, _, pull=pull: pull(p), g)  # type: ignore[misc]
+            theta = vectors.subtract(backend, theta, solver.solve(backend, system).x)
         return Inner(best, (), aux)
 
     def exact(hparams: Tree, val: Batches) -> Tree:

@@ -142,6 +142,11 @@ def normal(backend: Backend, seed: int, count: int, shape: tuple[int, ...], like
     return backend.asarray(np.random.default_rng((seed, int(count))).standard_normal(shape), like=like)
 
 
+def dense(backend: Backend, rows: Sequence[Tree]) -> Tree:
+    """The rows stacked, leaf by leaf."""
+    return backend.map(lambda *leaves: backend.xp.stack(leaves), rows[0], *rows[1:])
+
+
 def collect(backend: Backend, rows: Sequence[Tree]) -> Tree:
     """Rows as one tree of NumPy arrays; what is no list is one already."""
     if not isinstance(rows, list):

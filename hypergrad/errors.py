@@ -108,13 +108,14 @@ class Failure(IntEnum):
     NEGATIVE_CURVATURE = 2
     MAX_STEPS = 3
     DIVERGED = 4
+    BREAKDOWN = 5
 
 
 class SolveError(HypergradError, ArithmeticError):
     """The inverse-Hessian solve of `Implicit` did not do what was asked of it.
 
     Attributes:
-        reason: ``"singular"``, ``"negative_curvature"``, ``"max_steps"`` or ``"diverged"``.
+        reason: ``"singular"``, ``"negative_curvature"``, ``"max_steps"``, ``"diverged"`` or ``"breakdown"``.
         step: how many products had been taken.
         residual: the true relative residual ‖Hx − v‖/‖v‖.
     """

@@ -63,7 +63,7 @@ def test_values_are_frozen_comparable_and_printable(value):
 def test_direct_refuses_what_would_not_fit():
     numpy, v = get_backend("numpy"), np.ones(20_000)
     with pytest.raises(ArgumentError, match=r"20000 unknowns .* 3\.0 GiB"):
-        hg.Direct().solve(numpy, lambda p: p, v)
+        hg.solve(lambda p: p, v, hg.Direct(), backend=numpy)
 
 
 class TestSpaces:

@@ -167,6 +167,9 @@ class JaxBackend:
     def take(self, items: Tree, k: Any) -> Tree:
         return self.map(lambda leaf: leaf[k], items)
 
+    def dense(self, rows: Tree) -> Tree:
+        return rows
+
     def collect(self, rows: Any) -> Tree:
         rows = self.map(lambda *leaves: jnp.stack(leaves), *rows) if isinstance(rows, list) else rows
         return self.map(lambda x: x if isinstance(x, jax.core.Tracer) else np.asarray(x), rows)

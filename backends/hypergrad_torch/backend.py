@@ -146,6 +146,7 @@ class TorchBackend:
     room = staticmethod(eager.room)
     put = staticmethod(eager.put)
     take = staticmethod(eager.take)
+    dense = eager.dense
     collect = eager.collect
     linearize = eager.linearize
     normal = eager.normal

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, final
 
 from hypergrad import vectors
 from hypergrad.arguments import is_number
-from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.backend import Backend, Tree
 from hypergrad.batches import Batches, every_batch, one_batch
+from hypergrad.curvature import GaussNewton
 from hypergrad.differences import FiniteDifference, check_mixed
 from hypergrad.errors import (
     ArgumentError,
@@ -32,9 +32,17 @@ from hypergrad.estimators.base import (
     validate,
 )
 from hypergrad.problem import Bilevel
-from hypergrad.solvers import CG, Solver
-from hypergrad.solvers.base import residual
-from hypergrad.training import Inner, evaluate, inner_gradient, observe, training_loss
+from hypergrad.solvers import CG, Amortised, Solver, System
+from hypergrad.solvers.solve import check_symmetry, judged
+from hypergrad.stationarity import by_differences, exact
+from hypergrad.training import observe
+from hypergrad.updates import as_update_rule
+
+
+class Warm(NamedTuple):
+    """What `Implicit` carries on: the x with which the next solve begins."""
+
+    x: Tree
 
 
 @final
@@ -60,6 +68,11 @@ class Implicit(HypergradientEstimator):
         on_failure: what a failed solve does: ``"raise"``, or ``"warn"`` and accept the bias.
         mixed: how H and ∂²_λθ C̃1 are multiplied: exactly, or by a `FiniteDifference` of gradients where
             they do not exist; a product then costs 2 gradients, and its error bounds the residual below.
+        curvature: what stands for H in the solve, the Hessian itself or `GaussNewton`.
+        update: the update rule whose fixed point θ is, where that is no gradient step, such as `Proximal`:
+            then (I − ∂_θΦ)ᵀ x = ∇_θ C2 is solved, which is not symmetric, and ‖θ − Φ(θ)‖ is the distance from
+            it. A rule without a state of its own.
+        warm_start: begin each solve with the x of the last estimate, which the state carries on.
 
     Raises:
         DifferenceError: if a finite difference is not accurate enough.
@@ -76,6 +89,9 @@ class Implicit(HypergradientEstimator):
     strict: bool = False
     on_failure: Literal["raise", "warn"] = "raise"
     mixed: FiniteDifference | None = None
+    curvature: GaussNewton | None = None
+    update: Any = None
+    warm_start: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.solver, Solver):
@@ -87,6 +103,13 @@ class Implicit(HypergradientEstimator):
         if self.on_failure not in ("raise", "warn"):
             raise ArgumentError(f"Implicit: on_failure = {self.on_failure!r}; it is 'raise' or 'warn'")
         check_mixed("Implicit", self.mixed)
+        if self.curvature is not None and not isinstance(self.curvature, GaussNewton):
+            raise ArgumentError(f"Implicit: curvature = {self.curvature!r}; it is None or hg.GaussNewton(…)")
+        if self.update is not None:
+            as_update_rule(self.update)
+            if self.mixed is not None or self.curvature is not None:
+                raise ArgumentError("Implicit: update= has no Hessian; leave mixed= and curvature= out")
+            check_symmetry(self.solver, False)
 
     @property
     def training_steps(self) -> int:
@@ -100,21 +123,37 @@ class Implicit(HypergradientEstimator):
         self, backend: Backend, problem: Bilevel, state: State, hparams: Tree, train: Batches, val: Batches
     ) -> Estimate:
         batches = every_batch("train", train, state.step)
-        look = _exact if self.mixed is None else _by_differences
-        z = inner_state(state)
-        at = look(self, backend, problem, z, hparams, batches)
-        seen = observe(backend, at.value, at.gradient, (), state.step)
+        z, rule = inner_state(state), None if self.update is None else as_update_rule(self.update)
+        if self.mixed is None:
+            at = exact(backend, problem, z, hparams, batches, rule)
+        else:
+            at = by_differences(backend, problem, z, hparams, batches, self.mixed)
+        seen = observe(backend, at.value, at.residual, (), state.step)
         batch = one_batch("val", val, state.step)
         validation = validate(backend, problem, z.params, hparams, batch, z.aux)
+        curved = at.product
+        if self.curvature is not None:
+            curved = self.curvature.products(backend, z.params, hparams, batches)
 
-        def matvec(p: Tree) -> Tree:
-            return backend.axpy(self.damping, p, at.product(p))
+        def product(p: Tree, k: Any) -> Tree:
+            return backend.axpy(self.damping, p, curved(p))
 
-        solution = self.solver.solve(backend, matvec, validation.v)
-        # H is symmetric, so one pull-back of ∇C̃1 along x gives H x and (∂²_λθ C̃1)ᵀ x together.
+        v, symmetric = validation.v, rule is None
+        if not self._warm:
+            system = System.at_rest(backend, product, v, symmetric)
+        elif isinstance(self.solver, Amortised):
+            system = System(product, v, self._start(backend, state), v, symmetric)
+        else:
+            system = System.begun(backend, product, v, self._start(backend, state), symmetric)
+        solution = self.solver.solve(backend, system)
+        # One pull-back along x gives (∂_θ G)ᵀ x and (∂_λ G)ᵀ x together.
         hx, mixed, error = at.both(solution.x)
-        hx = backend.axpy(self.damping, solution.x, hx)
-        true_residual = residual(backend, backend.detach(hx), backend.detach(validation.v))
+        hx = backend.axpy(self.damping, solution.x, hx if self.curvature is None else curved(solution.x))
+        r = vectors.subtract(backend, backend.detach(v), backend.detach(hx))
+        x = backend.detach(solution.x)
+        solution = judged(backend, self.solver, system, solution, r)
+        if self._warm:
+            state = state._replace(memory=Warm(self.solver.remembered(backend, x, r)))
         return assemble(
             backend,
             validation,
@@ -125,19 +164,23 @@ class Implicit(HypergradientEstimator):
             None if self.allow_unused else inner_reaches(backend, problem, z, hparams, lambda: batches[0]),
             difference_error=error,
             **at.spent(solution.products),
-            residual=true_residual,
+            residual=backend.detach(solution.residual),
             iterations=solution.iterations,
             curvature=backend.detach(solution.curvature),
-            failure=self._judge(backend, solution.failure, true_residual),
+            failure=solution.failure,
         )
 
-    def _judge(self, backend: Backend, failure: Scalar, true_residual: Scalar) -> Scalar:
-        """A solver that reports success is believed only if the true residual agrees."""
-        promised = self.solver.promises()
-        if promised is None:
-            return failure
-        missed = (failure == Failure.NONE) & ~(true_residual <= promised)
-        return backend.xp.where(missed, int(Failure.MAX_STEPS), failure)
+    @property
+    def _warm(self) -> bool:
+        return self.warm_start or isinstance(self.solver, Amortised)
+
+    def _memory(self, backend: Backend, state: State, hparams: Tree) -> Tree:
+        return Warm(backend.zeros(state.params)) if self._warm else state.memory
+
+    @staticmethod
+    def _start(backend: Backend, state: State) -> Tree:
+        """The last x; zeros if the state is another estimator's."""
+        return state.memory.x if isinstance(state.memory, Warm) else backend.zeros(state.params)
 
     def _check(self, backend: Backend, out: Estimate) -> None:
         if self.mixed is not None:
@@ -196,101 +239,16 @@ class Implicit(HypergradientEstimator):
                         accept,
                     ),
                 )
+            case Failure.BREAKDOWN:
+                return explain(
+                    f"{name} broke down after {steps} steps, at relative residual {relative:.1e}",
+                    bias,
+                    ("take hg.GMRES, which does not", conditioned, accept),
+                )
             case _:
                 return explain(
                     f"the inverse-Hessian solve stopped at relative residual {relative:.1e} > rtol "
-                    f"{self.solver.promises():.1e} after {steps} steps of {name}",
+                    f"{self.solver.rtol or self.solver.atol:.1e} after {steps} steps of {name}",
                     bias,
                     (far, conditioned, f"too few steps: raise max_steps, or {accept}"),
                 )
-
-
-class _Linearised(NamedTuple):
-    """C̃1 at a point, and products with its second derivatives.
-
-    ``product`` is p -> H p; ``both`` is x -> H x, (∂²_λθ C̃1)ᵀ x, and the estimate of their error.
-    """
-
-    value: Scalar
-    gradient: Tree
-    product: Callable[[Tree], Tree]
-    both: Callable[[Tree], tuple[Tree, Tree, Scalar]]
-    responds: Callable[[], Tree]
-    spent: Callable[[Scalar], dict[str, Any]]
-
-
-def _exact(
-    implicit: Implicit, backend: Backend, problem: Bilevel, z: Inner, hparams: Tree, batches: list[Tree]
-) -> _Linearised:
-    """One graph of the gradient, pulled back through for each product."""
-
-    def gradient(params: Tree, hparams: Tree) -> tuple[Tree, tuple[Scalar, Tree]]:
-        value, g = mean_gradient(backend, problem, z._replace(params=params), hparams, batches)
-        return g, (value, g)
-
-    _, pullback, (value, g) = backend.vjp(gradient, z.params, hparams, has_aux=True)
-
-    def spent(products: Scalar) -> dict[str, Any]:
-        count = len(batches)
-        return {
-            "gradients": count + 1,
-            "products": count * (products + 1),
-            "bytes_held": pullback.nbytes,
-        }
-
-    return _Linearised(
-        value,
-        g,
-        pullback.onto(0),
-        lambda x: (*pullback(x), float("nan")),
-        lambda: pullback.reached[1],
-        spent,
-    )
-
-
-def _by_differences(
-    implicit: Implicit, backend: Backend, problem: Bilevel, z: Inner, hparams: Tree, batches: list[Tree]
-) -> _Linearised:
-    """First-order gradients alone, at two points for each product."""
-    mixed, draws = implicit.mixed, backend.generator()
-    assert mixed is not None
-
-    def losses(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
-        values = [training_loss(backend, problem, batch, z.aux)(params, hparams)[0] for batch in batches]
-        return sum(values[1:], values[0]) / len(batches), ()
-
-    def slopes(params: Tree) -> Tree:
-        with backend.replay(draws):
-            value, pullback, _ = backend.vjp(losses, params, hparams, has_aux=True)
-        return pullback(backend.xp.ones_like(value))
-
-    value, pullback, _ = evaluate(backend, "inner", losses, batches, z.params, hparams)
-    base = pullback(backend.xp.ones_like(value))
-
-    def product(p: Tree) -> Tree:
-        return mixed.roughly(backend, lambda theta: slopes(theta)[0], z.params, p, base[0])
-
-    def both(x: Tree) -> tuple[Tree, Tree, Scalar]:
-        (hx, slope), error, _ = mixed.along(backend, slopes, z.params, x, base)
-        return hx, slope, error
-
-    def spent(products: Scalar) -> dict[str, Any]:
-        last = 2 if mixed.estimate_error else 1
-        gradients = len(batches) * (1 + mixed.sides * (products + last)) + 1
-        return {"gradients": gradients, "products": 0, "bytes_held": 0}
-
-    return _Linearised(value, base[0], product, both, lambda: pullback.reached[1], spent)
-
-
-def mean_gradient(
-    backend: Backend, problem: Bilevel, z: Inner, hparams: Tree, batches: list[Tree]
-) -> tuple[Scalar, Tree]:
-    """C̃1 and its gradient, averaged over the batches given; the auxiliary state stays as it is."""
-    value, gradient, _ = inner_gradient(backend, problem, z, hparams, batches[0])
-    for batch in batches[1:]:
-        another, g, _ = inner_gradient(backend, problem, z, hparams, batch)
-        value, gradient = value + another, vectors.add(backend, gradient, g)
-    if len(batches) == 1:
-        return value, gradient
-    share = 1.0 / len(batches)
-    return share * value, vectors.scale(backend, share, gradient)

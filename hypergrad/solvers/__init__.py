@@ -1,9 +1,35 @@
-"""Solvers of H x = v, matrix-free, on trees."""
+"""Solvers of A x = v, matrix-free, on trees."""
 
-from hypergrad.solvers.base import Solution, Solver
+from hypergrad.solvers.amortised import Amortised
+from hypergrad.solvers.base import Preconditioner, Prepared, Solution, Solver, System
+from hypergrad.solvers.bicgstab import BiCGStab
 from hypergrad.solvers.cg import CG
+from hypergrad.solvers.diagonal import Diagonal
 from hypergrad.solvers.direct import Direct
+from hypergrad.solvers.external import External
+from hypergrad.solvers.gmres import GMRES
 from hypergrad.solvers.identity import Identity
+from hypergrad.solvers.minres import MINRES
 from hypergrad.solvers.neumann import Neumann
+from hypergrad.solvers.nystrom import Nystrom
+from hypergrad.solvers.solve import solve
 
-__all__ = ["CG", "Direct", "Identity", "Neumann", "Solution", "Solver"]
+__all__ = [
+    "CG",
+    "GMRES",
+    "MINRES",
+    "Amortised",
+    "BiCGStab",
+    "Diagonal",
+    "Direct",
+    "External",
+    "Identity",
+    "Neumann",
+    "Nystrom",
+    "Preconditioner",
+    "Prepared",
+    "Solution",
+    "Solver",
+    "System",
+    "solve",
+]

@@ -1,26 +1,46 @@
-"""What a solver is."""
+"""What a linear system is, what solves it, and how a solution is judged."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from hypergrad import vectors
 from hypergrad.arguments import is_number
 from hypergrad.backend import Backend, Scalar, Tree
 from hypergrad.errors import ArgumentError, Failure
 
-Matvec = Callable[[Tree], Tree]
-"""p -> H p, one product."""
+Product = Callable[[Tree, Any], Tree]
+"""(p, k) -> A p, where k counts the products of this solve before."""
+
+
+class System(NamedTuple):
+    """A x = v, of which a solver sees products alone, and where it begins: x, and r = v − A x there."""
+
+    product: Product
+    v: Tree
+    x: Tree
+    r: Tree
+    symmetric: bool = True
+
+    @classmethod
+    def at_rest(cls, backend: Backend, product: Product, v: Tree, symmetric: bool = True) -> System:
+        """From x = 0, where the residual costs nothing."""
+        return cls(product, v, backend.zeros(v), v, symmetric)
+
+    @classmethod
+    def begun(cls, backend: Backend, product: Product, v: Tree, x: Tree, symmetric: bool = True) -> System:
+        """From an x that is near the solution: one product."""
+        return cls(product, v, x, vectors.subtract(backend, v, product(x, 0)), symmetric)
 
 
 class Solution(NamedTuple):
     """What a solver found, and what it saw on the way.
 
-    ``curvature`` is its estimate of the largest eigenvalue of H, NaN if it made none; 2 / curvature is
-    the largest stable step of gradient descent. ``failure`` is a code of `Failure`. There is no
-    residual here: whoever asks for a solution measures the true one.
+    ``curvature`` is its estimate of the largest |eigenvalue| of A, NaN if it made none; 2 / curvature is the
+    largest stable step of gradient descent. ``failure`` is a code of `Failure`. ``residual`` is the true
+    ‖Ax − v‖/‖v‖, measured by whoever asked for the solution, and never by the solver.
     """
 
     x: Tree
@@ -28,47 +48,120 @@ class Solution(NamedTuple):
     products: Any
     failure: Any = Failure.NONE
     curvature: Scalar = float("nan")
+    residual: Scalar = float("nan")
 
 
 class Solver(ABC):
-    """An approximation of x = H⁻¹ v from products with the symmetric H alone.
+    """An approximation of x = A⁻¹ v from products with A alone.
 
-    ``promises()`` is the relative residual ‖Hx − v‖/‖v‖ above which a solution is a failure; ``None``
-    if the solver is a truncation that promises nothing.
+    ``rtol`` and ``atol`` promise ‖Ax − v‖ ≤ max(rtol ‖v‖, atol); a solver with ``rtol = None`` is a
+    truncation that promises nothing. One that ``needs_symmetry`` is given no other system.
     """
 
-    @abstractmethod
-    def solve(self, backend: Backend, matvec: Matvec, v: Tree) -> Solution:
-        """Solve H x = v from x = 0."""
+    needs_symmetry: ClassVar[bool] = False
+    rtol: float | None = None
+    atol: float = 0.0
 
     @abstractmethod
-    def promises(self) -> float | None:
-        """The largest relative residual that counts as success."""
+    def solve(self, backend: Backend, system: System) -> Solution:
+        """Solve A x = v from where the system begins."""
+
+    def target(self, backend: Backend, v: Tree) -> Scalar:
+        """The largest ‖Ax − v‖ that counts as success; 0 if nothing is promised."""
+        size = vectors.norm(backend, v)
+        return backend.xp.maximum((self.rtol or 0.0) * size, self.atol + 0.0 * size)
+
+    def remembered(self, backend: Backend, x: Tree, r: Tree) -> Tree:
+        """Where the next solve begins if it begins warm, from this x and its residual."""
+        return x
 
 
-def check_steps(solver: str, max_steps: int) -> None:
+class Preconditioner(ABC):
+    """An approximate inverse M ≈ A⁻¹, positive definite, that is cheap to apply."""
+
+    @abstractmethod
+    def prepare(self, backend: Backend, system: System) -> Prepared:
+        """Look at the system once."""
+
+
+class Prepared(NamedTuple):
+    """p ↦ M p, the products that it took to make it, and what was seen of A meanwhile."""
+
+    apply: Callable[[Tree], Tree]
+    products: Any = 0
+    failure: Any = Failure.NONE
+    curvature: Scalar = float("nan")
+
+
+class ApproximateInverse(Preconditioner, Solver):
+    """A preconditioner that may also stand for the inverse itself: x ← x + M r."""
+
+    def solve(self, backend: Backend, system: System) -> Solution:
+        made = self.prepare(backend, system)
+        x = vectors.add(backend, system.x, made.apply(system.r))
+        return Solution(x, 1, made.products, made.failure, made.curvature)
+
+
+def prepare(preconditioner: Any, backend: Backend, system: System) -> Prepared:
+    """A preconditioner, a function of trees or ``None``, made ready for one system."""
+    if preconditioner is None:
+        return Prepared(lambda p: p)
+    if isinstance(preconditioner, Preconditioner):
+        return preconditioner.prepare(backend, system)
+    return Prepared(preconditioner)
+
+
+def check_steps(solver: str, max_steps: int, name: str = "max_steps") -> None:
     """Check a number of iterations.
 
     Raises:
         ArgumentError: if it is not a positive integer.
     """
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-        raise ArgumentError(f"{solver}: max_steps = {max_steps!r}; it is a positive integer")
+        raise ArgumentError(f"{solver}: {name} = {max_steps!r}; it is a positive integer")
 
 
-def check_tolerance(solver: str, rtol: float | None) -> None:
-    """Check a relative tolerance.
+def check_tolerance(solver: str, rtol: float | None, atol: float = 0.0) -> None:
+    """Check a relative and an absolute tolerance.
 
     Raises:
-        ArgumentError: if it is not in (0, 1).
+        ArgumentError: if the first is not in (0, 1), or the second is negative.
     """
     if rtol is not None and not (is_number(rtol) and 0 < rtol < 1):
         raise ArgumentError(f"{solver}: rtol = {rtol!r}; it is a number between 0 and 1")
+    check_size(solver, "atol", atol)
 
 
-def residual(backend: Backend, hx: Tree, v: Tree) -> Scalar:
-    """The true relative residual ‖Hx − v‖/‖v‖, 0 where v = 0 and x = 0."""
-    xp = backend.xp
-    size = vectors.norm(backend, v)
-    error = vectors.norm(backend, vectors.subtract(backend, hx, v))
-    return error / xp.where(size > 0, size, xp.ones_like(size))
+def check_size(solver: str, name: str, value: float) -> None:
+    """Check a number that is not negative.
+
+    Raises:
+        ArgumentError: if it is.
+    """
+    if not (is_number(value) and 0 <= value < float("inf")):
+        raise ArgumentError(f"{solver}: {name} = {value!r}; it is a number ≥ 0")
+
+
+def check_preconditioner(solver: str, preconditioner: Any) -> None:
+    """Check that something can precondition.
+
+    Raises:
+        ArgumentError: if it is neither a `Preconditioner`, nor a function, nor ``None``.
+    """
+    known = preconditioner is None or isinstance(preconditioner, Preconditioner)
+    if not known and (isinstance(preconditioner, Solver) or not callable(preconditioner)):
+        raise ArgumentError(
+            f"{solver}: preconditioner = {preconditioner!r}; it is hg.Nystrom(…), hg.Diagonal(…), or a "
+            "function p -> M p of trees"
+        )
+
+
+def rounding(backend: Backend, like: Scalar) -> float:
+    """The unit of rounding in which a solve's numbers are computed."""
+    return float(backend.xp.finfo(like.dtype).eps)
+
+
+def relative(backend: Backend, r: Tree, v: Tree) -> Scalar:
+    """‖r‖/‖v‖, and ‖r‖ where v = 0."""
+    xp, size = backend.xp, vectors.norm(backend, v)
+    return vectors.norm(backend, r) / xp.where(size > 0, size, xp.ones_like(size))

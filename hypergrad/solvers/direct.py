@@ -8,19 +8,19 @@ from typing import Any, final
 import numpy as np
 
 from hypergrad import vectors
-from hypergrad.backend import Backend, Tree
+from hypergrad.backend import Backend
 from hypergrad.errors import ArgumentError, Failure
-from hypergrad.solvers.base import Matvec, Solution, Solver
+from hypergrad.solvers.base import Solution, Solver, System, check_steps, check_tolerance, rounding
 
 
 @final
 @dataclass(frozen=True)
 class Direct(Solver):
-    r"""Form H from n products and solve by its eigenvalues: x = Q Λ⁻¹ Qᵀ v.
+    r"""Form H from n products and solve by its eigenvalues, x = Q Λ⁻¹ Qᵀ v, or by its singular values.
 
-    For small problems and as a yardstick: n products, n² numbers in memory, O(n³) time. The eigenvalues
-    say what went wrong: one that is lost in the rounding of the largest is ``singular``, a negative one
-    ``negative_curvature``.
+    For small problems and as a yardstick: n products, n² numbers in memory, O(n³) time. The values say what
+    went wrong: one that is lost in the rounding of the largest is ``singular``, a negative eigenvalue of a
+    symmetric H ``negative_curvature``.
 
     Args:
         max_unknowns: the largest n that is accepted.
@@ -33,13 +33,14 @@ class Direct(Solver):
     max_unknowns: int = 4096
     rtol: float = 1e-4
 
-    def promises(self) -> float | None:
-        return self.rtol
+    def __post_init__(self) -> None:
+        check_steps("Direct", self.max_unknowns, "max_unknowns")
+        check_tolerance("Direct", self.rtol)
 
-    def solve(self, backend: Backend, matvec: Matvec, v: Tree) -> Solution:
+    def solve(self, backend: Backend, system: System) -> Solution:
         xp = backend.xp
-        flat, unravel = backend.ravel(v)
-        n = vectors.size(backend, v)
+        flat, unravel = backend.ravel(system.r)
+        n = vectors.size(backend, system.r)
         if n > self.max_unknowns:
             gib = n * n * backend.describe(flat).itemsize / 2**30
             raise ArgumentError(
@@ -48,23 +49,26 @@ class Direct(Solver):
             )
         identity = backend.asarray(np.eye(n), like=flat)
 
-        def column(hessian: Tree, k: Any, _: Any) -> tuple[Tree, None]:
-            unit = identity[k]
-            product, _ = backend.ravel(matvec(unravel(unit)))
-            return hessian + xp.reshape(unit, (n, 1)) * xp.reshape(product, (1, n)), None
+        def column(_: tuple[()], k: Any, __: Any) -> tuple[tuple[()], Any]:
+            return (), backend.ravel(system.product(unravel(identity[k]), k))[0]
 
-        hessian, _ = backend.scan(column, 0.0 * identity, n)
+        _, rows = backend.scan(column, (), n)
+        matrix = backend.dense(rows).T
         # What is not finite is reported elsewhere; LAPACK need not stumble over it.
-        hessian = xp.where(xp.isfinite(hessian), hessian, 0.0 * identity)
-        eigenvalues, q = xp.linalg.eigh(0.5 * (hessian + hessian.T))
-        largest, smallest = xp.max(xp.abs(eigenvalues)), xp.min(eigenvalues)
-        rounding = n * float(xp.finfo(flat.dtype).eps) * largest
-        lost = xp.abs(eigenvalues) <= rounding
+        matrix = xp.where(xp.isfinite(matrix), matrix, 0.0 * identity)
+        if system.symmetric:
+            values, q = xp.linalg.eigh(0.5 * (matrix + matrix.T))
+            left, right, smallest = q.T, q, xp.min(values)
+        else:
+            u, values, right = xp.linalg.svd(matrix)
+            left, right, smallest = u.T, right.T, 0.0 * values[0]
+        largest = xp.max(xp.abs(values))
+        lost = xp.abs(values) <= n * rounding(backend, flat) * largest
         failure = xp.where(
             xp.any(lost),
             int(Failure.SINGULAR),
             xp.where(smallest < 0, int(Failure.NEGATIVE_CURVATURE), int(Failure.NONE)),
         )
-        inverse = xp.where(lost, 0.0 * eigenvalues, 1.0 / xp.where(lost, largest + 1.0, eigenvalues))
-        x = unravel(q @ (inverse * (q.T @ flat)))
+        inverse = xp.where(lost, 0.0 * values, 1.0 / xp.where(lost, largest + 1.0, values))
+        x = vectors.add(backend, system.x, unravel(right @ (inverse * (left @ flat))))
         return Solution(x, n, n, failure, largest)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import final
 
 from hypergrad import vectors
-from hypergrad.backend import Backend, Tree
-from hypergrad.solvers.base import Matvec, Solution, Solver
+from hypergrad.backend import Backend
+from hypergrad.solvers.base import ApproximateInverse, Prepared, System
 
 
 @final
 @dataclass(frozen=True)
-class Identity(Solver):
+class Identity(ApproximateInverse):
     r"""H⁻¹ ≈ η I: T1−T2 seen as an implicit method (Luketina et al. 2016, section 2.1).
 
         x = η v
@@ -26,8 +26,5 @@ class Identity(Solver):
 
     scale: float = 1.0
 
-    def promises(self) -> float | None:
-        return None
-
-    def solve(self, backend: Backend, matvec: Matvec, v: Tree) -> Solution:
-        return Solution(vectors.scale(backend, self.scale, v), 0, 0)
+    def prepare(self, backend: Backend, system: System) -> Prepared:
+        return Prepared(lambda p: vectors.scale(backend, self.scale, p))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, final
 from hypergrad import vectors
 from hypergrad.backend import Backend, Scalar, Tree
 from hypergrad.errors import ArgumentError, Failure
-from hypergrad.solvers.base import Matvec, Solution, Solver, check_steps, check_tolerance
+from hypergrad.solvers.base import Solution, Solver, System, check_steps, check_tolerance
 
 _POWER_STEPS = 10
 _GROWING_TERMS = 3
@@ -35,11 +35,13 @@ class Neumann(Solver):
     last K steps: `Unrolled(SGD(η), truncate=K)`. Without ``rtol`` the K terms are taken as they are,
     a bias that was asked for; with it, the series stops when ‖Hx − v‖/‖v‖ ≤ rtol or fails. K products.
     Three terms that grow one after the other are a divergence, found at once: either the step is too
-    large, and the error names the largest stable one, or H has negative curvature.
+    large, and the error names the largest stable one, or H has negative curvature. For the fixed point of a
+    map φ, where I − ∂φ stands for H and η is 1, these are K steps of the map, transposed.
 
     Args:
         max_steps: the number K of terms.
-        step_size: η; if it is not given, 1 over the largest eigenvalue of H by ten power iterations.
+        step_size: η; if it is not given, 1 over the largest eigenvalue of H by ten power iterations, and 1
+            for a system that is not symmetric.
         rtol: the relative residual to reach, if any.
     """
 
@@ -53,17 +55,13 @@ class Neumann(Solver):
         if self.step_size is not None and self.step_size <= 0:
             raise ArgumentError(f"Neumann: step_size = {self.step_size!r}; it is a positive number")
 
-    def promises(self) -> float | None:
-        return self.rtol
-
-    def solve(self, backend: Backend, matvec: Matvec, v: Tree) -> Solution:
-        xp = backend.xp
-        if self.step_size is None:
-            eta, spent = 1.0 / largest_eigenvalue(backend, matvec, v), _POWER_STEPS
-        else:
-            eta, spent = self.step_size, 0
-        size = vectors.norm(backend, v)
-        target = 0.0 * size if self.rtol is None else self.rtol * size
+    def solve(self, backend: Backend, system: System) -> Solution:
+        xp, eta, spent = backend.xp, self.step_size, 0
+        if eta is None and system.symmetric:
+            eta, spent = 1.0 / largest_eigenvalue(backend, system), _POWER_STEPS
+        elif eta is None:
+            eta = 1.0
+        size, target = vectors.norm(backend, system.r), self.target(backend, system.v)
 
         # The remainder v − H x_k is the term (I − ηH)ᵏ v itself, so the residual costs no product.
         def going(s: _Series) -> Any:
@@ -71,17 +69,18 @@ class Neumann(Solver):
 
         def body(s: _Series) -> _Series:
             x = backend.axpy(eta, s.term, s.x)
-            term = backend.axpy(-eta, matvec(s.term), s.term)
+            term = backend.axpy(-eta, system.product(s.term, spent + s.k), s.term)
             new = vectors.norm(backend, term)
             growth = new / s.size
             overlap = backend.inner(s.term, term)
             return _Series(x, term, new, growth, overlap, xp.where(growth > 1, s.grown + 1, 0), s.k + 1)
 
-        start = _Series(backend.zeros(v), v, size, 0.0 * size, 0.0 * size, 0, 0)
+        start = _Series(system.x, system.r, size, 0.0 * size, 0.0 * size, 0, 0)
         end = backend.while_loop(going, body, start, self.max_steps)
         short = (end.size > target) & (self.rtol is not None)
         # Terms grow by |1 − ηλ|: with alternating signs if ηλ > 2, with the same sign if λ < 0.
-        growing = xp.where(end.overlap > 0, int(Failure.NEGATIVE_CURVATURE), int(Failure.DIVERGED))
+        bent = (end.overlap > 0) & system.symmetric
+        growing = xp.where(bent, int(Failure.NEGATIVE_CURVATURE), int(Failure.DIVERGED))
         failure = xp.where(
             end.grown >= _GROWING_TERMS,
             growing,
@@ -91,7 +90,7 @@ class Neumann(Solver):
         return Solution(end.x, end.k, end.k + spent, failure, (1 + end.growth) / eta)
 
 
-def largest_eigenvalue(backend: Backend, matvec: Matvec, v: Tree) -> Scalar:
+def largest_eigenvalue(backend: Backend, system: System) -> Scalar:
     """The largest |eigenvalue| of H by power iterations from v, a little too large for safety."""
     xp = backend.xp
 
@@ -100,7 +99,7 @@ def largest_eigenvalue(backend: Backend, matvec: Matvec, v: Tree) -> Scalar:
         return vectors.scale(backend, 1.0 / xp.where(size > 0, size, xp.ones_like(size)), x), size
 
     def body(carry: tuple[Tree, Scalar], k: Any, _: Any) -> tuple[tuple[Tree, Scalar], None]:
-        return unit(matvec(carry[0])), None
+        return unit(system.product(carry[0], k)), None
 
-    (_, size), _ = backend.scan(body, unit(v), _POWER_STEPS)
+    (_, size), _ = backend.scan(body, unit(system.v), _POWER_STEPS)
     return 1.1 * xp.where(size > 0, size, xp.ones_like(size))

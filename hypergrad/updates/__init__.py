@@ -4,6 +4,7 @@ from hypergrad.updates.adagrad import Adagrad
 from hypergrad.updates.adam import Adam, AdamW
 from hypergrad.updates.base import Hyper, Schedule, UpdateRule, as_update_rule
 from hypergrad.updates.clip import ClipNorm
+from hypergrad.updates.proximal import Proximal, soft_threshold
 from hypergrad.updates.rmsprop import RMSprop
 from hypergrad.updates.sgd import SGD
 
@@ -14,8 +15,10 @@ __all__ = [
     "AdamW",
     "ClipNorm",
     "Hyper",
+    "Proximal",
     "RMSprop",
     "Schedule",
     "UpdateRule",
     "as_update_rule",
+    "soft_threshold",
 ]

@@ -126,6 +126,7 @@ class NumpyBackend:
     room = staticmethod(eager.room)
     put = staticmethod(eager.put)
     take = staticmethod(eager.take)
+    dense = eager.dense
     collect = eager.collect
     linearize = eager.linearize
     normal = eager.normal

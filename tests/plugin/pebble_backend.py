@@ -166,6 +166,7 @@ class PebbleBackend:
     room = staticmethod(eager.room)
     put = staticmethod(eager.put)
     take = staticmethod(eager.take)
+    dense = eager.dense
     collect = eager.collect
     opaque = staticmethod(lambda tree, what: tree)
     copy = staticmethod(lambda tree: eager.map(lambda x: x, tree))

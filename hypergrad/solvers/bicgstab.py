@@ -1,0 +1,96 @@
+"""Stabilised biconjugate gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+from hypergrad import vectors
+from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.errors import Failure
+from hypergrad.solvers.base import Solution, Solver, System, check_steps, check_tolerance, rounding
+
+
+class _Iterate(NamedTuple):
+    x: Tree
+    r: Tree
+    p: Tree
+    ap: Tree
+    rho: Scalar
+    alpha: Scalar
+    omega: Scalar
+    size: Scalar
+    k: Any
+    failure: Any
+    curvature: Scalar
+
+
+@final
+@dataclass(frozen=True)
+class BiCGStab(Solver):
+    r"""Stabilised biconjugate gradients, for any A (van der Vorst 1992).
+
+        p ← r + β (p − ω Ap),   s = r − α Ap,   x ← x + α p + ω s,   r ← s − ω As,   ω = (As)ᵀs / ‖As‖²
+
+    Two products an iteration and seven vectors, however many iterations: for systems that are not symmetric
+    and too large for the basis of `GMRES`. Its residual may jump, and it may break down, which is a failure
+    of its own.
+
+    Args:
+        max_steps: products at most.
+        rtol: the relative residual ‖Ax − v‖/‖v‖ to reach,
+        atol: or the residual itself.
+    """
+
+    max_steps: int = 100
+    rtol: float = 1e-6
+    atol: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_steps("BiCGStab", self.max_steps)
+        check_tolerance("BiCGStab", self.rtol, self.atol)
+
+    def solve(self, backend: Backend, system: System) -> Solution:
+        xp, axpy, inner = backend.xp, backend.axpy, backend.inner
+        target = self.target(backend, system.v)
+        size, shadow = vectors.norm(backend, system.r), system.r
+        shade, one, zero = size, xp.ones_like(size), 0.0 * size
+        eps = rounding(backend, target)
+
+        def ratio(a: Scalar, b: Scalar) -> Scalar:
+            return xp.where(b == 0, zero, a / xp.where(b == 0, one, b))
+
+        def going(it: _Iterate) -> Any:
+            return (it.k + 2 <= self.max_steps) & (it.size > target) & (it.failure == Failure.NONE)
+
+        def body(it: _Iterate) -> _Iterate:
+            rho = inner(shadow, it.r)
+            beta = ratio(rho, it.rho) * ratio(it.alpha, it.omega)
+            p = axpy(beta, axpy(-it.omega, it.ap, it.p), it.r)
+            ap = system.product(p, it.k)
+            stretch, shadowed = vectors.norm(backend, ap), inner(shadow, ap)
+            alpha = ratio(rho, shadowed)
+            s = axpy(-alpha, ap, it.r)
+            t = system.product(s, it.k + 1)
+            omega = ratio(inner(t, s), inner(t, t))
+            x, r = axpy(omega, s, axpy(alpha, p, it.x)), axpy(-omega, t, s)
+            new = vectors.norm(backend, r)
+            lost = (xp.abs(rho) <= eps * shade * it.size) | (xp.abs(shadowed) <= eps * shade * stretch)
+            broken = ~xp.isfinite(new) | ((lost | (omega == 0)) & ~(new <= target))
+            # What broke down is not kept: the last iterate is.
+            x, r, new = backend.map(
+                lambda after, before: xp.where(broken, before, after), (x, r, new), (it.x, it.r, it.size)
+            )
+            largest = xp.maximum(it.curvature, ratio(stretch, vectors.norm(backend, p)))
+            failure = xp.where(broken, int(Failure.BREAKDOWN), int(Failure.NONE))
+            return _Iterate(x, r, p, ap, rho, alpha, omega, new, it.k + 2, failure, largest)
+
+        nothing = backend.zeros(system.v)
+        start = _Iterate(
+            system.x, system.r, nothing, nothing, one, one, one, size, 0, int(Failure.NONE), zero
+        )
+        end = backend.while_loop(going, body, start, max(1, self.max_steps // 2))
+        failure = xp.where(
+            (end.failure == Failure.NONE) & (end.size > target), int(Failure.MAX_STEPS), end.failure
+        )
+        return Solution(end.x, end.k // 2, end.k, failure, end.curvature)

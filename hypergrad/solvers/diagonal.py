@@ -1,0 +1,71 @@
+"""The diagonal of the Hessian, from random signs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from hypergrad.backend import Backend, Tree
+from hypergrad.errors import Failure
+from hypergrad.solvers.base import (
+    ApproximateInverse,
+    Prepared,
+    System,
+    check_size,
+    check_steps,
+    check_tolerance,
+)
+
+
+@final
+@dataclass(frozen=True)
+class Diagonal(ApproximateInverse):
+    r"""H ≈ diag(H) + ρ I, the diagonal estimated from signs s = ±1 (Bekas, Kokiopoulou and Saad 2007).
+
+        diag(H) ≈ (1/b) Σ s ⊙ H s,    x = v / (max(diag(H), 0) + ρ)
+
+    Exact for a diagonal H with one probe; else the error of each entry is that of a mean of b numbers, whose
+    spread is the rest of its row. As a solver a bias that the residual in the report shows; as a
+    preconditioner of `CG` it evens out unequal scales of the parameters, and changes no solution.
+
+    Args:
+        probes: b, the products that it takes.
+        damping: ρ ≥ 0.
+        seed: of the signs.
+        rtol: the relative residual above which a solution counts as failed; by default nothing is promised.
+    """
+
+    needs_symmetry: ClassVar[bool] = True
+
+    probes: int = 20
+    damping: float = 0.0
+    seed: int = 0
+    rtol: float | None = None
+
+    def __post_init__(self) -> None:
+        check_steps("Diagonal", self.probes, "probes")
+        check_tolerance("Diagonal", self.rtol)
+        check_size("Diagonal", "damping", self.damping)
+
+    def prepare(self, backend: Backend, system: System) -> Prepared:
+        xp = backend.xp
+        flat, unravel = backend.ravel(system.v)
+        count = self.probes
+
+        def probe(total: Any, k: Any, _: Any) -> tuple[Any, None]:
+            drawn = backend.normal(self.seed, k, tuple(flat.shape), flat)
+            signs = xp.where(drawn < 0, -xp.ones_like(flat), xp.ones_like(flat))
+            product, _ = backend.ravel(system.product(unravel(signs), k))
+            return total + signs * product, None
+
+        total, _ = backend.scan(probe, 0.0 * flat, count)
+        largest = xp.max(xp.abs(total)) / count
+        # An entry that came out at 0 or below is of a size that the probes cannot see.
+        floor = 1e-3 * largest
+        entries = xp.maximum(total / count, floor + 0.0 * flat) + self.damping
+        scale = unravel(1.0 / xp.where(entries > 0, entries, xp.ones_like(flat)))
+
+        def apply(p: Tree) -> Tree:
+            return backend.map(lambda x, s: x * s, p, scale)
+
+        return Prepared(apply, count, int(Failure.NONE), largest)

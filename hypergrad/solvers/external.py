@@ -1,0 +1,73 @@
+"""Solvers of other libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+
+from hypergrad import vectors
+from hypergrad.backend import Backend
+from hypergrad.errors import ArgumentError
+from hypergrad.solvers.base import Solution, Solver, System, check_tolerance
+
+
+@final
+@dataclass(frozen=True)
+class External(Solver):
+    r"""Any function ``solve(matvec, v) -> x`` on flat vectors, such as one of SciPy's or lineax's.
+
+        def scipy_cg(matvec, v):
+            operator = scipy.sparse.linalg.LinearOperator((v.size, v.size), matvec)
+            return scipy.sparse.linalg.cg(operator, v, rtol=1e-8)[0]
+
+        hg.Implicit(hg.External(scipy_cg, rtol=1e-6, on_host=True))
+
+    What the function says of its own success is not asked for: the true residual is measured.
+
+    Args:
+        solve: takes p -> A p and v, vectors of the framework, and returns x.
+        rtol: the relative residual ‖Ax − v‖/‖v‖ above which a solution counts as failed,
+        atol: or the residual itself; without either nothing is promised.
+        on_host: hand over NumPy vectors, whatever the framework; not within a compiled program.
+
+    Raises:
+        ArgumentError: if ``solve`` is no function; when used, if it returns another shape than v's, or if
+            values cannot be read ``on_host``.
+    """
+
+    solve_fn: Callable[[Callable[[Any], Any], Any], Any]
+    rtol: float | None = None
+    atol: float = 0.0
+    on_host: bool = False
+
+    def __post_init__(self) -> None:
+        check_tolerance("External", self.rtol, self.atol)
+        if not callable(self.solve_fn):
+            raise ArgumentError(f"External: {self.solve_fn!r} is no function solve(matvec, v) -> x")
+
+    def solve(self, backend: Backend, system: System) -> Solution:
+        flat, unravel = backend.ravel(system.r)
+        if self.on_host and not backend.readable(flat):
+            raise ArgumentError(
+                "External: on_host=True hands over NumPy vectors, and a compiled program has none: give a "
+                "solver of the framework, or leave the compiler out"
+            )
+        count = 0
+
+        def matvec(p: Any) -> Any:
+            nonlocal count
+            p = backend.asarray(np.asarray(p), like=flat) if self.on_host else p
+            product, _ = backend.ravel(system.product(unravel(p), count))
+            count += 1
+            return backend.to_numpy(product) if self.on_host else product
+
+        x = self.solve_fn(matvec, backend.to_numpy(flat) if self.on_host else flat)
+        if np.shape(x) != np.shape(flat):
+            raise ArgumentError(f"External: solve returned shape {np.shape(x)}, and v has {np.shape(flat)}")
+        x = backend.asarray(np.asarray(x), like=flat) if self.on_host else x
+        # Within a compiled program nobody knows how often a loop calls it.
+        spent = count if backend.readable(flat) else float("nan")
+        return Solution(vectors.add(backend, system.x, unravel(x)), spent, spent)

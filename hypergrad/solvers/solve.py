@@ -1,0 +1,97 @@
+"""One linear solve, judged by its true residual."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypergrad import vectors
+from hypergrad.arguments import check_same, check_variables
+from hypergrad.backend import Backend, Tree, find_backend
+from hypergrad.errors import ArgumentError, Failure, SolveError, explain
+from hypergrad.solvers.base import Solution, Solver, System, relative, rounding
+
+
+def solve(
+    matvec: Any,
+    v: Tree,
+    solver: Solver,
+    *,
+    start: Tree | None = None,
+    symmetric: bool = True,
+    backend: Backend | str | None = None,
+) -> Solution:
+    """Solve A x = v on trees of arrays.
+
+    One product more than the solver's own measures the true residual ‖Ax − v‖/‖v‖, by which it is judged.
+
+    Args:
+        matvec: p -> A p.
+        v: a tree of arrays.
+        solver: how.
+        start: an x to begin with, at the price of a product.
+        symmetric: is A?
+        backend: found from the arrays if it is not given.
+
+    Raises:
+        ArgumentError: for a solver that needs symmetry, if there is none; for empty or different trees.
+        SolveError: if the solve failed and values can be read; else ``failure`` says so.
+    """
+    found = find_backend(v, backend=backend)
+    check_variables(found, v=v)
+    check_symmetry(solver, symmetric)
+
+    def product(p: Tree, k: Any) -> Tree:
+        return matvec(p)
+
+    if start is None:
+        system = System.at_rest(found, product, v, symmetric)
+    else:
+        check_same(found, "solve", start, "start", v)
+        system = System.begun(found, product, v, start, symmetric)
+    solution = solver.solve(found, system)
+    r = vectors.subtract(found, v, matvec(solution.x))
+    solution = judged(found, solver, system, solution, r)
+    if found.readable(solution.residual) and int(solution.failure) != Failure.NONE:
+        failure = Failure(int(solution.failure))
+        steps, residual = int(solution.iterations), float(solution.residual)
+        message = explain(
+            f"{type(solver).__name__} failed ({failure.name.lower()}) after {steps} steps, at relative "
+            f"residual {residual:.1e}",
+            "The solution would carry an error of that order, or mean nothing.",
+            (),
+        )
+        raise SolveError(message, failure, steps, residual)
+    return solution
+
+
+def check_symmetry(solver: Solver, symmetric: bool) -> None:
+    """Refuse a solver that needs a symmetric system, for one that is not.
+
+    Raises:
+        ArgumentError: naming those that do not.
+    """
+    if solver.needs_symmetry and not symmetric:
+        raise ArgumentError(
+            f"{type(solver).__name__} solves symmetric systems, and this one is not (that of a fixed point "
+            "is I − ∂Φ): take hg.GMRES, hg.BiCGStab, hg.Neumann or hg.Direct"
+        )
+
+
+def judged(backend: Backend, solver: Solver, system: System, solution: Solution, r: Tree) -> Solution:
+    """The solution with its true residual r = v − Ax, by which alone it is believed."""
+    xp, residual = backend.xp, relative(backend, r, system.v)
+    solution = solution._replace(residual=residual)
+    if solver.rtol is None and solver.atol == 0:
+        return solution
+    size, failure = vectors.norm(backend, r), solution.failure
+    missed = (failure == Failure.NONE) & ~(size <= solver.target(backend, system.v))
+    failure = xp.where(missed, int(Failure.MAX_STEPS), failure)
+    if system.symmetric and (backend.compiles or backend.readable(size)):
+        # A residual that H takes to nothing is one that no x can remove.
+        lost = rounding(backend, size) ** 0.65 * solution.curvature
+        short = failure == Failure.MAX_STEPS
+        null = backend.cond(
+            short, lambda: vectors.norm(backend, system.product(r, 0)) <= lost * size, lambda: size < 0
+        )
+        failure = xp.where(short & null, int(Failure.SINGULAR), failure)
+    return solution._replace(failure=failure)

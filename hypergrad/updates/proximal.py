@@ -1,0 +1,75 @@
+"""Proximal steps: update maps with a part that has no gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+from hypergrad.backend import Array, Backend, Tree, find_backend
+from hypergrad.errors import ArgumentError
+from hypergrad.updates.base import UpdateRule, as_update_rule
+
+
+@final
+@dataclass(frozen=True)
+class Proximal(UpdateRule):
+    r"""A step of another rule, then a proximal operator (Combettes and Wajs 2005, eq. 3.6).
+
+        θ ← prox(θ − η ∇C̃1(θ, λ), λ)
+
+    For penalties without a gradient, whose minimum is the fixed point of this map (Bertrand et al. 2020)::
+
+        lasso = hg.Proximal(hg.SGD(eta), lambda p, h: hg.soft_threshold(p, eta * h["l1"]))
+        hg.Implicit(hg.GMRES(), update=lasso)
+
+    The rate of the rule and the scale of ``prox`` belong together. Differentiated like any other step: what
+    lies within the threshold has no derivative, so only the support responds.
+
+    Args:
+        rule: an update rule.
+        prox: (params, hparams) -> params.
+
+    Raises:
+        ArgumentError: if ``prox`` is no function, or ``rule`` no update rule.
+    """
+
+    rule: Any
+    prox: Callable[[Tree, Tree], Tree]
+
+    def __post_init__(self) -> None:
+        as_update_rule(self.rule)
+        if not callable(self.prox):
+            raise ArgumentError(
+                f"Proximal: prox = {self.prox!r}; it is a function (params, hparams) -> params"
+            )
+
+    def init(self, backend: Backend, params: Tree) -> Tree:
+        return as_update_rule(self.rule).init(backend, params)
+
+    def update(
+        self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
+    ) -> tuple[Tree, Tree]:
+        moved, opt_state = as_update_rule(self.rule).update(
+            backend, gradient, opt_state, params, hparams, step
+        )
+        return self.prox(moved, hparams), opt_state
+
+
+def soft_threshold(params: Tree, thresholds: Tree) -> Tree:
+    """The proximal operator of t‖θ‖₁: sign(θ) max(|θ| − t, 0), in any framework.
+
+    Args:
+        params: a tree of arrays.
+        thresholds: t ≥ 0, a scalar for all or a tree like ``params``, of numbers or arrays.
+    """
+    backend = find_backend(params)
+    xp, (leaves, unflatten) = backend.xp, backend.flatten(params)
+    given = backend.flatten(thresholds)[0]
+    spread = given if len(given) == len(leaves) and len(leaves) > 1 else given * len(leaves)
+
+    def leaf(x: Array, t: Any) -> Array:
+        # Two kinks instead of a sign: the derivative is 1 outside of the threshold and 0 within it.
+        return xp.where(x > t, x - t, xp.where(x < -t, x + t, xp.zeros_like(x)))
+
+    return unflatten([leaf(x, t) for x, t in zip(leaves, spread, strict=True)])

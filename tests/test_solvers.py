@@ -187,3 +187,9 @@ class TestImplicit:
         )
         difference = (cost(l1 + 1e-4) - cost(l1 - 1e-4)) / 2e-4
         np.testing.assert_allclose(backend.to_numpy(found["l1"]), difference, rtol=1e-6)
+
+    def test_a_rule_with_a_state_is_refused(self, backend):
+        problem, theta, lam, train, val, _ = ridge(backend)
+        estimator = hg.Implicit(hg.GMRES(), update=hg.SGD(0.01, momentum=0.9))
+        with pytest.raises(ArgumentError, match="momentum"):
+            hg.hypergradient(problem, theta, lam, train, val, estimator, backend=backend)

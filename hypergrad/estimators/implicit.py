@@ -124,6 +124,11 @@ class Implicit(HypergradientEstimator):
     ) -> Estimate:
         batches = every_batch("train", train, state.step)
         z, rule = inner_state(state), None if self.update is None else as_update_rule(self.update)
+        if rule is not None and backend.flatten(rule.init(backend, z.params))[0]:
+            raise ArgumentError(
+                f"Implicit: update = {self.update!r} carries a state, of which a fixed point knows nothing: "
+                "give the rule without momentum, whose fixed points are the same"
+            )
         if self.mixed is None:
             at = exact(backend, problem, z, hparams, batches, rule)
         else:

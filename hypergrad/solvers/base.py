@@ -16,13 +16,17 @@ Product = Callable[[Tree, Any], Tree]
 
 
 class System(NamedTuple):
-    """A x = v, of which a solver sees products alone, and where it begins: x, and r = v − A x there."""
+    """A x = v, of which a solver sees products alone, and where it begins: x, and r = v − A x there.
+
+    ``goal`` is the ‖Ax − v‖ to reach, where that is not the solver's own to say.
+    """
 
     product: Product
     v: Tree
     x: Tree
     r: Tree
     symmetric: bool = True
+    goal: Scalar | None = None
 
     @classmethod
     def at_rest(cls, backend: Backend, product: Product, v: Tree, symmetric: bool = True) -> System:
@@ -66,9 +70,11 @@ class Solver(ABC):
     def solve(self, backend: Backend, system: System) -> Solution:
         """Solve A x = v from where the system begins."""
 
-    def target(self, backend: Backend, v: Tree) -> Scalar:
+    def target(self, backend: Backend, system: System) -> Scalar:
         """The largest ‖Ax − v‖ that counts as success; 0 if nothing is promised."""
-        size = vectors.norm(backend, v)
+        if system.goal is not None:
+            return system.goal
+        size = vectors.norm(backend, system.v)
         return backend.xp.maximum((self.rtol or 0.0) * size, self.atol + 0.0 * size)
 
     def remembered(self, backend: Backend, x: Tree, r: Tree) -> Tree:

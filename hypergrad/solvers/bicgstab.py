@@ -52,7 +52,7 @@ class BiCGStab(Solver):
 
     def solve(self, backend: Backend, system: System) -> Solution:
         xp, axpy, inner = backend.xp, backend.axpy, backend.inner
-        target = self.target(backend, system.v)
+        target = self.target(backend, system)
         size, shadow = vectors.norm(backend, system.r), system.r
         shade, one, zero = size, xp.ones_like(size), 0.0 * size
         eps = rounding(backend, target)

@@ -66,7 +66,7 @@ class CG(Solver):
     def solve(self, backend: Backend, system: System) -> Solution:
         xp, inner = backend.xp, backend.inner
         made = prepare(self.preconditioner, backend, system)
-        target = self.target(backend, system.v) ** 2
+        target = self.target(backend, system) ** 2
         eps = 10 * rounding(backend, target)
 
         def going(it: _Iterate) -> Any:

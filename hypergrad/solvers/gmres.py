@@ -63,7 +63,7 @@ class GMRES(Solver):
         check_tolerance("GMRES", self.rtol, self.atol)
 
     def solve(self, backend: Backend, system: System) -> Solution:
-        xp, target = backend.xp, self.target(backend, system.v)
+        xp, target = backend.xp, self.target(backend, system)
         size, places = vectors.norm(backend, system.r), min(self.restart, self.max_steps)
         eye = backend.asarray(np.eye(places + 1), like=size)
         first, embed = eye[0], eye[:, :places]

@@ -57,7 +57,7 @@ class MINRES(Solver):
 
     def solve(self, backend: Backend, system: System) -> Solution:
         xp, axpy, inner = backend.xp, backend.axpy, backend.inner
-        target = self.target(backend, system.v)
+        target = self.target(backend, system)
         # ‖Hr‖/(‖H‖‖r‖) of a regular H is above 1/κ, and κ is no larger than this where a solve can be right.
         eps = rounding(backend, target)
         lost = eps**0.65

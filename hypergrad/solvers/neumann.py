@@ -61,7 +61,7 @@ class Neumann(Solver):
             eta, spent = 1.0 / largest_eigenvalue(backend, system), _POWER_STEPS
         elif eta is None:
             eta = 1.0
-        size, target = vectors.norm(backend, system.r), self.target(backend, system.v)
+        size, target = vectors.norm(backend, system.r), self.target(backend, system)
 
         # The remainder v − H x_k is the term (I − ηH)ᵏ v itself, so the residual costs no product.
         def going(s: _Series) -> Any:

@@ -84,7 +84,7 @@ def judged(backend: Backend, solver: Solver, system: System, solution: Solution,
     if solver.rtol is None and solver.atol == 0:
         return solution
     size, failure = vectors.norm(backend, r), solution.failure
-    missed = (failure == Failure.NONE) & ~(size <= solver.target(backend, system.v))
+    missed = (failure == Failure.NONE) & ~(size <= solver.target(backend, system))
     failure = xp.where(missed, int(Failure.MAX_STEPS), failure)
     if system.symmetric and (backend.compiles or backend.readable(size)):
         # A residual that H takes to nothing is one that no x can remove.

@@ -11,6 +11,8 @@ Start with `Bilevel`, then `Greedy`, `Unrolled` and `Implicit`; `Tuner` runs the
 
 from hypergrad.check import Check, check_hypergradient
 from hypergrad.curvature import GaussNewton
+from hypergrad.damping import LevenbergMarquardt
+from hypergrad.derivatives import DerivativeCheck, Derivatives, check_derivatives
 from hypergrad.differences import FiniteDifference
 from hypergrad.errors import HypergradError
 from hypergrad.estimators import (
@@ -22,11 +24,13 @@ from hypergrad.estimators import (
     Report,
     State,
     Unrolled,
+    adjoint,
     hypergradient,
 )
+from hypergrad.fixed_point import FixedPoint
 from hypergrad.history import History
 from hypergrad.probe import Probe, probe
-from hypergrad.problem import Bilevel
+from hypergrad.problem import Bilevel, Level, Problem
 from hypergrad.solvers import (
     CG,
     GMRES,
@@ -57,6 +61,14 @@ from hypergrad.updates import (
 )
 
 __all__ = [
+    "Problem",
+    "Level",
+    "FixedPoint",
+    "adjoint",
+    "check_derivatives",
+    "Derivatives",
+    "DerivativeCheck",
+    "LevenbergMarquardt",
     "CG",
     "GMRES",
     "MINRES",

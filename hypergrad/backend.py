@@ -137,6 +137,20 @@ class Backend(Protocol):
         ``push.reached`` is as a pullback's, and ``has_aux`` as for `vjp`.
         """
 
+    def linear_solve(
+        self,
+        matvec: Callable[[Tree], Tree],
+        v: Tree,
+        solve: Callable[[Callable[[Tree], Tree], Tree], tuple[Tree, Tree]],
+        again: Callable[[Callable[[Tree], Tree], Tree], tuple[Tree, Tree]],
+        symmetric: bool,
+    ) -> tuple[Tree, Tree]:
+        """Return ``solve(matvec, v)``, a pair of x = A⁻¹v and what was seen, with the derivatives of A⁻¹v.
+
+        The solver itself is not differentiated. Outer derivatives, by v and by whatever ``matvec`` depends
+        on, take another solve each, by ``again`` with A or its transpose; what was seen has none.
+        """
+
     def detach(self, tree: Tree) -> Tree:
         """The same values, constant for every derivative, outer ones too."""
 
@@ -149,6 +163,9 @@ class Backend(Protocol):
 
     def copy(self, tree: Tree) -> Tree:
         """The same values in containers and arrays of their own, where arrays can be written to."""
+
+    def watched(self) -> AbstractContextManager[None]:
+        """A block of which the caller will take a derivative, by arrays that he brings in."""
 
     def adopt(self, tree: Tree) -> Tree:
         """Take in the caller's arrays: outside of any derivative taken here, as constants.

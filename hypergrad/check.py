@@ -12,9 +12,10 @@ from hypergrad import vectors
 from hypergrad.arguments import check_variables
 from hypergrad.backend import Backend, Tree, find_backend
 from hypergrad.batches import Batches, batch_series, every_batch, one_batch
-from hypergrad.errors import ArgumentError, NonFiniteError
+from hypergrad.differences import ridders
+from hypergrad.errors import ArgumentError
 from hypergrad.estimators import HypergradientEstimator, Implicit, State, Unrolled
-from hypergrad.problem import Bilevel
+from hypergrad.problem import Problem
 from hypergrad.solvers import Direct, System
 from hypergrad.stationarity import residual
 from hypergrad.tapes import Trajectory
@@ -78,7 +79,7 @@ class Check:
 
 
 def check_hypergradient(
-    problem: Bilevel,
+    problem: Problem,
     params: Tree,
     hparams: Tree,
     train: Batches,
@@ -162,39 +163,6 @@ def check_hypergradient(
     )
 
 
-def ridders(f: Callable[[float], float], h: float, levels: int = 12) -> tuple[float, float]:
-    """f′(0) by extrapolated central differences with steps h, h/2, h/4, …, and its estimated error.
-
-    Steps at which f is not finite are passed over: the domain may end near 0. (Ridders, Advances in
-    Engineering Software 4, 1982.)
-
-    Raises:
-        NonFiniteError: if f is not finite at any step.
-    """
-    best, error, finite = float("nan"), float("inf"), 0
-    previous: list[float] = []
-    for _ in range(5 * levels):
-        difference = (_evaluate(f, h) - _evaluate(f, -h)) / (2 * h)
-        h /= 2
-        if not np.isfinite(difference):
-            previous = []
-            continue
-        row = [difference]
-        for j, above in enumerate(previous):
-            row.append(row[j] + (row[j] - above) / (4.0 ** (j + 1) - 1))
-            doubt = max(abs(row[-1] - row[j]), abs(row[-1] - above))
-            if doubt <= error:
-                best, error = row[-1], doubt
-        finite += 1
-        settled = error <= 1e-6 * abs(best)
-        if finite == levels or (settled and abs(row[-1] - previous[-1]) >= 4 * error):
-            break  # smaller steps only add rounding
-        previous = row
-    if not np.isfinite(best):
-        raise NonFiniteError("T2", 0)
-    return best, error
-
-
 class _Reference(NamedTuple):
     """Real training, and its exact derivative."""
 
@@ -204,7 +172,7 @@ class _Reference(NamedTuple):
 
 
 def _training(
-    backend: Backend, problem: Bilevel, params: Tree, aux: Tree, train: Batches, rule: Any, steps: int
+    backend: Backend, problem: Problem, params: Tree, aux: Tree, train: Batches, rule: Any, steps: int
 ) -> _Reference:
     phi = Training(backend, problem, as_update_rule(rule))
     if steps == 1:
@@ -225,7 +193,7 @@ def _training(
     return _Reference(f"{steps} step{'s' * (steps > 1)} of real training", backend.compile(real), exact)
 
 
-def _optimum(backend: Backend, problem: Bilevel, params: Tree, aux: Tree, train: Batches) -> _Reference:
+def _optimum(backend: Backend, problem: Problem, params: Tree, aux: Tree, train: Batches) -> _Reference:
     """Newton's method from params: near an optimum a few steps reach it to rounding."""
     batches = every_batch("train", train, 0)
     solver = Direct()
@@ -274,11 +242,6 @@ def _moved(backend: Backend, hparams: Tree, h: float, direction: Any) -> Tree:
 def _along(backend: Backend, tree: Tree, axes: list[tuple[Any, float]]) -> Any:
     flat = backend.to_numpy(backend.ravel(tree)[0]).astype(float)
     return np.array([d @ flat for d, _ in axes])
-
-
-def _evaluate(f: Callable[[float], float], h: float) -> float:
-    with np.errstate(all="ignore"):
-        return f(h)
 
 
 def _relative(x: Any, y: Any) -> float:

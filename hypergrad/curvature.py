@@ -47,13 +47,7 @@ class GaussNewton:
         """Linearise once: p -> Jᵀ (∂²ℓ) J p, the mean over the batches."""
         parts = [self._product(backend, params, hparams, batch) for batch in batches]
 
-        def product(p: Tree) -> Tree:
-            total = parts[0](p)
-            for part in parts[1:]:
-                total = vectors.add(backend, total, part(p))
-            return total if len(parts) == 1 else vectors.scale(backend, 1.0 / len(parts), total)
-
-        return product
+        return lambda p: vectors.mean(backend, [part(p) for part in parts])
 
     def _product(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree) -> Callable[[Tree], Tree]:
         def model(params: Tree) -> Tree:

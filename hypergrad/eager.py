@@ -137,6 +137,43 @@ def linearize(backend: Backend, f: Callable[..., Any], *primals: Tree, has_aux: 
     return (value, Push(transpose, pullback.reached), *aux)
 
 
+def linear_solve(
+    backend: Backend,
+    attached: Callable[[Any], bool],
+    pulled_by: Callable[[Any, Callable[[Any], Any]], Any],
+    matvec: Callable[[Tree], Tree],
+    v: Tree,
+    solve: Callable[..., tuple[Tree, Tree]],
+    again: Callable[..., tuple[Tree, Tree]],
+    symmetric: bool,
+) -> tuple[Tree, Tree]:
+    """The solution as a constant x̂, plus A⁻¹(v − A x̂): that is 0, and its derivative by v and A is x's.
+
+    ``attached`` says of a leaf whether an outer derivative passes through it, and ``pulled_by(y, pull)`` is
+    zero, with the pullback ``pull``.
+    """
+    seen = [attached(leaf) for leaf in backend.flatten(v)[0]]
+
+    def product(p: Tree) -> Tree:
+        image = matvec(p)
+        seen.extend(attached(leaf) for leaf in backend.flatten(image)[0][:1])
+        return backend.detach(image)
+
+    x, found = solve(product, backend.detach(v))
+    if not any(seen):
+        return x, found
+    flat, unravel = backend.ravel(backend.axpy(-1.0, matvec(backend.detach(x)), v))
+
+    def transposed(p: Tree) -> Tree:
+        return matvec(p) if symmetric else backend.vjp(matvec, backend.zeros(x))[1](p)[0]
+
+    def pull(g: Any) -> Any:
+        w, _ = linear_solve(backend, attached, pulled_by, transposed, unravel(g), again, again, symmetric)
+        return backend.ravel(w)[0]
+
+    return backend.axpy(1.0, unravel(pulled_by(flat, pull)), backend.detach(x)), backend.detach(found)
+
+
 def normal(backend: Backend, seed: int, count: int, shape: tuple[int, ...], like: Any) -> Any:
     """NumPy's numbers."""
     return backend.asarray(np.random.default_rng((seed, int(count))).standard_normal(shape), like=like)

@@ -253,8 +253,9 @@ def explain(fact: str, consequence: str, causes: Sequence[str]) -> str:
 def not_converged(gradient_norm: float, tolerance: float) -> str:
     """Say that the implicit function theorem is being used away from an optimum."""
     return explain(
-        f"the implicit hypergradient was taken where ‖∇C̃1‖ = {gradient_norm:.1e} > {tolerance:.1e}",
-        "The implicit function theorem holds at an optimum; the error is of that order.",
+        f"the implicit hypergradient was taken where ‖∇C̃1‖ = {gradient_norm:.1e} > {tolerance:.1e} (at the "
+        "fixed point of a map φ this is ‖θ − φ(θ)‖)",
+        "The implicit function theorem holds where it is 0; the error is of that order.",
         (
             "the inner problem is not solved: train longer, or use Unrolled",
             "the batch differs from the one that was trained on: give all of T1",

@@ -12,7 +12,7 @@ from hypergrad.batches import Batches
 from hypergrad.differences import FiniteDifference
 from hypergrad.errors import ArgumentError, HypergradError
 from hypergrad.estimators import Estimate, HypergradientEstimator
-from hypergrad.problem import Bilevel
+from hypergrad.problem import Problem
 
 
 class Way(NamedTuple):
@@ -59,7 +59,7 @@ class Probe:
 
 
 def probe(
-    problem: Bilevel,
+    problem: Problem,
     params: Tree,
     hparams: Tree,
     train: Batches,

@@ -13,28 +13,57 @@ from typing import Any, NamedTuple
 
 from hypergrad import vectors
 from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.derivatives import Derivatives
 from hypergrad.differences import FiniteDifference
-from hypergrad.problem import Bilevel
-from hypergrad.training import Inner, Training, evaluate, inner_gradient, training_loss
+from hypergrad.errors import ArgumentError
+from hypergrad.losses import evaluate
+from hypergrad.problem import Bilevel, Problem
+from hypergrad.training import Inner, Training, inner_gradient
 from hypergrad.updates import UpdateRule
 
 
 class Stationary(NamedTuple):
     """G at a point, and products: p -> (∂_θ G)ᵀ p, and x -> both (∂_θ G)ᵀ x and (∂_λ G)ᵀ x, with their error.
 
-    ``value`` is C̃1 there. ``spent`` says what so many products of a solve have cost, these two included.
+    ``value`` is C̃1 there; ``residual`` is G, or ``None`` where nobody knows it. ``spent`` says what so many
+    products of a solve have cost, these two included.
     """
 
     value: Scalar
-    residual: Tree
+    residual: Tree | None
     product: Callable[[Tree], Tree]
     both: Callable[[Tree], tuple[Tree, Tree, Scalar]]
     responds: Callable[[], Tree]
     spent: Callable[[Scalar], dict[str, Any]]
 
 
+def stationary(
+    backend: Backend,
+    problem: Problem,
+    z: Inner,
+    hparams: Tree,
+    batches: list[Tree],
+    rule: UpdateRule | None = None,
+    mixed: FiniteDifference | None = None,
+) -> Stationary:
+    """G averaged over the batches, by whichever derivatives there are.
+
+    Raises:
+        ArgumentError: for differences of a problem without a loss.
+    """
+    if isinstance(problem, Derivatives):
+        return by_hand(backend, problem, z, hparams, batches)
+    if mixed is None:
+        return exact(backend, problem, z, hparams, batches, rule)
+    if not isinstance(problem, Bilevel):
+        raise ArgumentError(
+            f"FiniteDifference differences a training loss, and {type(problem).__name__} has none"
+        )
+    return by_differences(backend, problem, z, hparams, batches, mixed)
+
+
 def exact(
-    backend: Backend, problem: Bilevel, z: Inner, hparams: Tree, batches: list[Tree], rule: UpdateRule | None
+    backend: Backend, problem: Problem, z: Inner, hparams: Tree, batches: list[Tree], rule: UpdateRule | None
 ) -> Stationary:
     """One graph of G, pulled back through for each product."""
 
@@ -62,6 +91,34 @@ def exact(
     )
 
 
+def by_hand(
+    backend: Backend, problem: Derivatives, z: Inner, hparams: Tree, batches: list[Tree]
+) -> Stationary:
+    """The user's own products."""
+    pairs = [problem.products(backend, z.params, hparams, batch) for batch in batches]
+
+    def mean(k: int, x: Tree) -> Tree:
+        return vectors.mean(backend, [pair[k](x) for pair in pairs])
+
+    value, g = backend.asarray(0.0, like=backend.flatten(z.params)[0][0]), None
+    if problem.inner_grad is not None:
+        value, g = residual(backend, problem, z, hparams, batches)
+
+    def spent(products: Scalar) -> dict[str, Any]:
+        count = len(batches)
+        gradients = 1 + (0 if g is None else count)
+        return {"gradients": gradients, "products": count * (products + 1), "bytes_held": 0}
+
+    return Stationary(
+        value,
+        g,
+        lambda p: mean(0, p),
+        lambda x: (mean(0, x), mean(1, x), float("nan")),
+        lambda: backend.map(lambda _: True, hparams),
+        spent,
+    )
+
+
 def by_differences(
     backend: Backend,
     problem: Bilevel,
@@ -74,7 +131,7 @@ def by_differences(
     draws = backend.generator()
 
     def losses(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
-        values = [training_loss(backend, problem, batch, z.aux)(params, hparams)[0] for batch in batches]
+        values = [problem.loss_on(backend, batch, z.aux)(params, hparams)[0] for batch in batches]
         return sum(values[1:], values[0]) / len(batches), ()
 
     def slopes(params: Tree) -> Tree:
@@ -102,25 +159,18 @@ def by_differences(
 
 def residual(
     backend: Backend,
-    problem: Bilevel,
+    problem: Problem,
     z: Inner,
     hparams: Tree,
     batches: list[Tree],
     rule: UpdateRule | None = None,
 ) -> tuple[Scalar, Tree]:
     """C̃1 and G, averaged over the batches given; the auxiliary state stays as it is."""
-    value, g = _one(backend, problem, z, hparams, batches[0], rule)
-    for batch in batches[1:]:
-        another, more = _one(backend, problem, z, hparams, batch, rule)
-        value, g = value + another, vectors.add(backend, g, more)
-    if len(batches) == 1:
-        return value, g
-    share = 1.0 / len(batches)
-    return share * value, vectors.scale(backend, share, g)
+    return vectors.mean(backend, [_one(backend, problem, z, hparams, batch, rule) for batch in batches])
 
 
 def _one(
-    backend: Backend, problem: Bilevel, z: Inner, hparams: Tree, batch: Tree, rule: UpdateRule | None
+    backend: Backend, problem: Problem, z: Inner, hparams: Tree, batch: Tree, rule: UpdateRule | None
 ) -> tuple[Scalar, Tree]:
     value, g, _ = inner_gradient(backend, problem, z, hparams, batch)
     if rule is None:

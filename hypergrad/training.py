@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 from hypergrad import vectors
-from hypergrad.arguments import check_batch, check_same, check_scalar
-from hypergrad.backend import Backend, Pullback, Scalar, Tree
-from hypergrad.errors import DisconnectedError, LeafTypeError, explain
-from hypergrad.problem import Bilevel
+from hypergrad.arguments import check_same
+from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.problem import Problem
 from hypergrad.updates import UpdateRule
 
 
@@ -68,7 +66,7 @@ class Training:
     """
 
     backend: Backend
-    problem: Bilevel
+    problem: Problem
     update: UpdateRule
 
     def step(self, z: Inner, hparams: Tree, batch: Tree, t: Any) -> tuple[Inner, Seen]:
@@ -103,85 +101,11 @@ class Training:
         return Inner(params, opt_state, z.aux)
 
 
-def evaluate(
-    backend: Backend,
-    name: str,
-    loss: Callable[..., tuple[Scalar, Tree]],
-    batch: Tree,
-    params: Tree,
-    *hparams: Tree,
-) -> tuple[Scalar, Pullback, Tree]:
-    """Evaluate a loss with its batch filled in, and keep its graph: ``value, pullback, aux``.
-
-    The auxiliary state that it returns is a constant for every derivative, outer ones too.
-
-    Raises:
-        ArgumentError: if it is not scalar.
-        LeafTypeError: if a batch or a constant made it wider than the parameters.
-        DisconnectedError: if no parameter reaches it.
-    """
-    check_batch(backend, "train" if name == "inner" else "val", batch, params)
-
-    label = f"{name} (the {'T1' if name == 'inner' else 'T2'} loss)"
-
-    def checked(*variables: Tree) -> tuple[Scalar, Tree]:
-        value, aux = loss(*variables)
-        check_scalar(backend, label, value)
-        return value, aux
-
-    value, pullback, aux = backend.vjp(checked, params, *hparams, has_aux=True)
-    leaf = backend.describe(backend.flatten(params)[0][0])
-    about = backend.describe(value)
-    if about.itemsize > max(leaf.itemsize, 4):  # half-precision models take their loss in float32
-        raise LeafTypeError(
-            f"{label} returned {about.dtype} for parameters of {leaf.dtype}: a constant or a batch inside "
-            "the loss is wider and upcasts silently; convert it"
-        )
-    if not any(backend.flatten(pullback.reached[0])[0]):
-        raise DisconnectedError(
-            explain(
-                f"{label} does not depend on any leaf of params",
-                "Its gradient would be zero everywhere, and so would the hypergradient.",
-                (
-                    "the parameters were detached inside the loss (a stop-gradient, `no_grad`, or "
-                    "values taken out of the framework): keep them in its own operations, which for "
-                    "NumPy are those of autograd.numpy",
-                    "the loss reads parameters from elsewhere: use those that it is given",
-                ),
-            ),
-            "params",
-        )
-    return value, pullback, backend.detach(aux)
-
-
-def training_loss(
-    backend: Backend, problem: Bilevel, batch: Tree, aux: Tree
-) -> Callable[[Tree, Tree], tuple[Scalar, Tree]]:
-    """C̃1 on a batch, with the auxiliary state filled in: (θ, λ) -> (C̃1, next auxiliary state).
-
-    The loss gets a copy of the state: some write to theirs, as torch's BatchNorm does.
-
-    Raises:
-        ArgumentError, LeafTypeError: when called, if the next state is of another kind than this one.
-    """
-
-    def loss(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
-        value, after = problem.training_loss(params, hparams, batch, backend.copy(aux))
-        if problem.has_aux:
-            check_same(backend, "inner", after, "aux", aux)
-        return value, after
-
-    return loss
-
-
 def inner_gradient(
-    backend: Backend, problem: Bilevel, z: Inner, hparams: Tree, batch: Tree
+    backend: Backend, problem: Problem, z: Inner, hparams: Tree, batch: Tree
 ) -> tuple[Scalar, Tree, Tree]:
     """C̃1 and ∇_θ C̃1, as a differentiable function of θ and λ, and the next auxiliary state."""
-    loss = training_loss(backend, problem, batch, z.aux)
-    value, pullback, aux = evaluate(backend, "inner", lambda p: loss(p, hparams), batch, z.params)
-    (gradient,) = pullback(backend.xp.ones_like(value))
-    return value, gradient, aux
+    return problem.inner_gradient(backend, z.params, hparams, batch, z.aux)
 
 
 def observe(

@@ -19,7 +19,7 @@ from hypergrad.checkpoint import read_arrays, restore_tree, tree_arrays, write_a
 from hypergrad.errors import ArgumentError, CheckpointError, NonFiniteError
 from hypergrad.estimators import HypergradientEstimator
 from hypergrad.history import History
-from hypergrad.problem import Bilevel
+from hypergrad.problem import Problem
 from hypergrad.progress import progress as show_progress
 from hypergrad.rounds import Program, Step, TunerState, either_once, running, train_once, update_once, whole
 from hypergrad.spaces import Real
@@ -63,7 +63,7 @@ class Tuner:
             twice, or if ``restart`` is asked of an estimator that does not train.
     """
 
-    problem: Bilevel
+    problem: Problem
     estimator: HypergradientEstimator
     space: Any = field(default_factory=Real)
     hyper_update: Any = field(default_factory=lambda: Adam(1e-2))

@@ -20,6 +20,14 @@ def subtract(backend: Backend, x: Tree, y: Tree) -> Tree:
     return backend.axpy(-1.0, y, x)
 
 
+def mean(backend: Backend, trees: list[Tree]) -> Tree:
+    """Return the mean of one tree or more."""
+    total = trees[0]
+    for tree in trees[1:]:
+        total = add(backend, total, tree)
+    return total if len(trees) == 1 else scale(backend, 1.0 / len(trees), total)
+
+
 def norm(backend: Backend, x: Tree) -> Scalar:
     """Euclidean norm ‖x‖, for reports: its derivative at zero is not defined."""
     return backend.xp.sqrt(backend.inner(x, x))

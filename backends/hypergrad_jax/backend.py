@@ -102,6 +102,17 @@ class JaxBackend:
         value, aux, push = linearised(f, primals, has_aux)
         return (value, push, aux) if has_aux else (value, push)
 
+    def linear_solve(
+        self, matvec: Any, v: Tree, solve: Any, again: Any, symmetric: bool
+    ) -> tuple[Tree, Tree]:
+        found: tuple[Tree, Tree] = lax.custom_linear_solve(
+            matvec, v, solve, transpose_solve=again, symmetric=symmetric, has_aux=True
+        )
+        return found
+
+    def watched(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def detach(self, tree: Tree) -> Tree:
         return self.map(lambda x: lax.stop_gradient(x) if isinstance(x, jax.Array) else x, tree)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, cached_property
 from typing import Any, final
 
@@ -40,7 +40,8 @@ def nested() -> bool:
 
 
 @contextmanager
-def _one_deeper() -> Iterator[None]:
+def one_deeper() -> Iterator[None]:
+    """A block of which an outer derivative is taken."""
     _nesting.depth += 1
     try:
         with torch.enable_grad(), translated():
@@ -128,7 +129,7 @@ def linearise(f: Callable[..., Any], primals: tuple[Tree, ...], has_aux: bool) -
     leaves, unflatten = eager.flatten(primals)
     inner = nested()
     inputs = [_variable(leaf, inner) if is_float(leaf) else leaf for leaf in leaves]
-    with _one_deeper():
+    with one_deeper():
         result = f(*unflatten(inputs))
     value, aux = result if has_aux else (result, None)
     pullback = Pullback(inputs, eager.flatten(value)[0], unflatten)
@@ -141,6 +142,25 @@ def linearise(f: Callable[..., Any], primals: tuple[Tree, ...], has_aux: bool) -
 def detach(tree: Tree) -> Tree:
     """The same values outside of every graph."""
     return eager.map(lambda x: x.detach() if isinstance(x, Tensor) else x, tree)
+
+
+def is_attached(leaf: Any) -> bool:
+    """Does an outer derivative pass through this leaf?"""
+    return nested() and isinstance(leaf, Tensor) and leaf.requires_grad
+
+
+def pulled_by(y: Tensor, pull: Callable[[Tensor], Tensor]) -> Tensor:
+    """Zeros like y, whose cotangent ``pull`` takes to one of y."""
+
+    def hook(g: Tensor) -> Tensor:
+        # With create_graph a further derivative is coming, for which the pullback has to stay attached.
+        with one_deeper() if torch.is_grad_enabled() else nullcontext():
+            return pull(g)
+
+    zeros = y - y.detach()
+    if zeros.requires_grad:
+        zeros.register_hook(hook)
+    return zeros
 
 
 def _variable(leaf: Tensor, inner: bool) -> Tensor:

@@ -9,7 +9,7 @@ from hypergrad.estimators.base import (
 )
 from hypergrad.estimators.forward import Forward
 from hypergrad.estimators.greedy import Greedy
-from hypergrad.estimators.implicit import Implicit
+from hypergrad.estimators.implicit import Implicit, adjoint
 from hypergrad.estimators.unrolled import Unrolled
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "Report",
     "State",
     "Unrolled",
+    "adjoint",
     "hypergradient",
 ]

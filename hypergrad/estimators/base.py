@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,8 @@ from hypergrad.arguments import check_same, check_variables
 from hypergrad.backend import Backend, Scalar, Tree, find_backend, undo_draws
 from hypergrad.batches import Batches
 from hypergrad.errors import ArgumentError, DisconnectedError, Failure, NonFiniteError, explain
-from hypergrad.problem import Bilevel
-from hypergrad.training import Inner, Seen, evaluate, first_nonfinite, training_loss
+from hypergrad.problem import Problem, Validation
+from hypergrad.training import Inner, Seen, first_nonfinite
 from hypergrad.updates import UpdateRule
 
 
@@ -70,6 +70,12 @@ class Report(NamedTuple):
     """Largest eigenvalue of H that the solver met, by its own estimate."""
     failure: Any = Failure.NONE
     """A code of `hypergrad.errors.Failure`."""
+    damping: Scalar = float("nan")
+    """δ, added to the curvature in a linear solve."""
+    error: Scalar = float("nan")
+    """Estimated relative error of the hypergradient, for a solve that was to reach one."""
+    error_bound: Scalar = float("nan")
+    """HOAG's bound on the error ‖dC2/dλ − hypergradient‖ from both residuals, where it was asked for."""
     difference_error: Scalar = float("nan")
     """Estimated relative error of a mixed term by finite differences."""
     tape_fault: Any = -1
@@ -102,15 +108,6 @@ class Estimate(NamedTuple):
     report: Report
 
 
-class Validation(NamedTuple):
-    """C2 and its derivatives at one point: the value, v = ∂_θ C2, ∂_λ C2, and which λ it reaches."""
-
-    value: Scalar
-    v: Tree
-    direct: Tree
-    reached: Tree
-
-
 @dataclass(frozen=True)
 class HypergradientEstimator(ABC):
     """A published way to estimate dC2/dλ.
@@ -121,6 +118,8 @@ class HypergradientEstimator(ABC):
     """
 
     _: KW_ONLY
+    by_hand: ClassVar[bool] = False
+    """Does it serve problems that are given by their derivatives?"""
     allow_unused: bool = False
     """Give zeros for a hyperparameter that neither loss uses, instead of a `DisconnectedError`."""
 
@@ -131,7 +130,7 @@ class HypergradientEstimator(ABC):
 
     def init(
         self,
-        problem: Bilevel,
+        problem: Problem,
         params: Tree,
         hparams: Tree,
         *,
@@ -153,6 +152,7 @@ class HypergradientEstimator(ABC):
         """
         found = find_backend(params, hparams, backend=backend)
         check_variables(found, params=params, hparams=hparams)
+        self._check_problem(problem)
         if problem.has_aux == (isinstance(aux, tuple) and not aux):
             raise ArgumentError(
                 "the losses have an auxiliary state: pass the one to begin with as aux="
@@ -164,7 +164,7 @@ class HypergradientEstimator(ABC):
 
     def estimate(
         self,
-        problem: Bilevel,
+        problem: Problem,
         state: State,
         hparams: Tree,
         train: Batches,
@@ -195,6 +195,7 @@ class HypergradientEstimator(ABC):
         """
         found = find_backend(state.params, hparams, backend=backend)
         check_variables(found, params=state.params, hparams=hparams)
+        self._check_problem(problem)
         state, hparams = found.adopt((state, hparams))
         with undo_draws(found):
             out = self._estimate(found, problem, state, hparams, train, val)
@@ -233,8 +234,15 @@ class HypergradientEstimator(ABC):
 
     @abstractmethod
     def _estimate(
-        self, backend: Backend, problem: Bilevel, state: State, hparams: Tree, train: Batches, val: Batches
+        self, backend: Backend, problem: Problem, state: State, hparams: Tree, train: Batches, val: Batches
     ) -> Estimate: ...
+
+    def _check_problem(self, problem: Problem) -> None:
+        if problem.by_hand and not self.by_hand:
+            raise ArgumentError(
+                f"{type(self).__name__} differentiates through training, and hg.Derivatives are first and "
+                "second derivatives at one point: take Implicit or Greedy"
+            )
 
     def _memory(self, backend: Backend, state: State, hparams: Tree) -> Tree:
         """What is carried from one estimate to the next, before the first."""
@@ -274,7 +282,7 @@ class HypergradientEstimator(ABC):
 
 
 def hypergradient(
-    problem: Bilevel,
+    problem: Problem,
     params: Tree,
     hparams: Tree,
     train: Batches,
@@ -290,19 +298,6 @@ def hypergradient(
     """
     state = estimator.init(problem, params, hparams, aux=aux, backend=backend)
     return estimator.estimate(problem, state, hparams, train, val, backend=backend).hypergradient
-
-
-def validate(
-    backend: Backend, problem: Bilevel, params: Tree, hparams: Tree, val: Tree, aux: Tree
-) -> Validation:
-    """Evaluate C2 and both of its gradients: one backward pass."""
-
-    def loss(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
-        return problem.validation_loss(params, hparams, val, backend.copy(aux)), ()
-
-    value, pullback, _ = evaluate(backend, "outer", loss, val, params, hparams)
-    v, direct = pullback(backend.xp.ones_like(value))
-    return Validation(value, v, direct, pullback.reached[1])
 
 
 def assemble(
@@ -347,16 +342,15 @@ def assemble(
 
 
 def inner_reaches(
-    backend: Backend, problem: Bilevel, z: Inner, hparams: Tree, first: Callable[[], Tree]
+    backend: Backend, problem: Problem, z: Inner, hparams: Tree, first: Callable[[], Tree]
 ) -> Callable[[], Tree]:
     """A function that says which hyperparameters C̃1 uses, at the price of one evaluation."""
 
     def reached() -> Tree:
         draws, batch = backend.generator(), first()
-        loss = training_loss(backend, problem, batch, z.aux)
-        _, pullback, _ = evaluate(backend, "inner", loss, batch, z.params, hparams)
+        found = problem.reached(backend, z.params, hparams, batch, z.aux)
         backend.restore(draws)
-        return pullback.reached[1]
+        return found
 
     return reached
 

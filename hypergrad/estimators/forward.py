@@ -23,9 +23,8 @@ from hypergrad.estimators.base import (
     inner_state,
     starting,
     state_after,
-    validate,
 )
-from hypergrad.problem import Bilevel
+from hypergrad.problem import Problem
 from hypergrad.training import Inner, Seen, Training
 from hypergrad.updates import as_update_rule
 
@@ -108,7 +107,7 @@ class Forward(HypergradientEstimator):
         return fresh if self.directions is None else fresh._replace(memory=last.memory)
 
     def _estimate(
-        self, backend: Backend, problem: Bilevel, state: State, hparams: Tree, train: Batches, val: Batches
+        self, backend: Backend, problem: Problem, state: State, hparams: Tree, train: Batches, val: Batches
     ) -> Estimate:
         training = Training(backend, problem, as_update_rule(self.update))
         batch = batch_series(backend, "train", train, state.step, self.steps)
@@ -137,7 +136,7 @@ class Forward(HypergradientEstimator):
         nothing = Seen.nothing(backend, begin.params)
         (final, tangents, seen), _ = backend.scan(body, (begin, tangents, nothing), self.steps)
         end = state.step + self.steps
-        validation = validate(backend, problem, final.params, hparams, one_batch("val", val, end), final.aux)
+        validation = problem.validation(backend, final.params, hparams, one_batch("val", val, end), final.aux)
         count = self._count(backend, hparams)
 
         def add(total: Tree, i: Any, _: Any) -> tuple[Tree, None]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, ClassVar, Literal, NamedTuple, final
 
 from hypergrad import vectors
-from hypergrad.backend import Backend, Pullback, Tree
+from hypergrad.backend import Backend, Pullback, Scalar, Tree
 from hypergrad.batches import Batches, one_batch
+from hypergrad.derivatives import Derivatives
 from hypergrad.differences import FiniteDifference, check_mixed
 from hypergrad.errors import ArgumentError
 from hypergrad.estimators.base import (
@@ -19,10 +20,10 @@ from hypergrad.estimators.base import (
     inner_reaches,
     inner_state,
     state_after,
-    validate,
 )
-from hypergrad.problem import Bilevel
-from hypergrad.training import Inner, Seen, Training, evaluate, inner_gradient, observe, training_loss
+from hypergrad.losses import evaluate
+from hypergrad.problem import Bilevel, Problem
+from hypergrad.training import Inner, Seen, Training, inner_gradient, observe
 from hypergrad.updates import as_update_rule
 
 
@@ -57,6 +58,8 @@ class Greedy(HypergradientEstimator):
         DifferenceError: if a finite difference is not accurate enough.
     """
 
+    by_hand: ClassVar[bool] = True
+
     update: Any
     response: Literal["update", "gradient"] = "update"
     lookahead: bool = True
@@ -77,13 +80,14 @@ class Greedy(HypergradientEstimator):
         return State(params, as_update_rule(self.update).init(backend, params))
 
     def _estimate(
-        self, backend: Backend, problem: Bilevel, state: State, hparams: Tree, train: Batches, val: Batches
+        self, backend: Backend, problem: Problem, state: State, hparams: Tree, train: Batches, val: Batches
     ) -> Estimate:
         z, t, batch = inner_state(state), state.step, one_batch("train", train, state.step)
         phi = Training(backend, problem, as_update_rule(self.update))
-        step = (_exact if self.mixed is None else _by_differences)(self, phi, z, hparams, batch, t)
+        way = _by_hand if problem.by_hand else _exact if self.mixed is None else _by_differences
+        step = way(self, phi, z, hparams, batch, t)
         at = step.z if self.lookahead else z
-        validation = validate(backend, problem, at.params, hparams, one_batch("val", val, t), at.aux)
+        validation = problem.validation(backend, at.params, hparams, one_batch("val", val, t), at.aux)
         response, responds, report = step.respond(validation.v)
         return assemble(
             backend,
@@ -142,7 +146,9 @@ def _by_differences(greedy: Greedy, phi: Training, z: Inner, hparams: Tree, batc
     """First-order gradients alone: the optimiser is pulled back through exactly, C̃1 is differenced."""
     backend, problem, mixed = phi.backend, phi.problem, greedy.mixed
     assert mixed is not None
-    loss, draws = training_loss(backend, problem, batch, z.aux), backend.generator()
+    if not isinstance(problem, Bilevel):
+        raise ArgumentError(f"FiniteDifference differences a loss, and {type(problem).__name__} has none")
+    loss, draws = problem.loss_on(backend, batch, z.aux), backend.generator()
 
     def slopes(params: Tree) -> Tree:
         with backend.replay(draws):
@@ -151,6 +157,48 @@ def _by_differences(greedy: Greedy, phi: Training, z: Inner, hparams: Tree, batc
 
     value, pullback, aux = evaluate(backend, "inner", loss, batch, z.params, hparams)
     g, base = pullback(backend.xp.ones_like(value))
+
+    def along(u: Tree) -> tuple[Tree, dict[str, Any]]:
+        product, error, gradients = mixed.along(backend, slopes, z.params, u, base)
+        return product, {"gradients": 2 + gradients, "products": 0, "difference_error": error}
+
+    seen = _Gradient(value, g, aux)
+    return _stepped(greedy, phi, z, hparams, t, seen, along, lambda: pullback.reached[1])
+
+
+def _by_hand(greedy: Greedy, phi: Training, z: Inner, hparams: Tree, batch: Tree, t: Any) -> _Step:
+    """The user's own derivatives of C̃1; the optimiser is pulled back through."""
+    backend, problem = phi.backend, phi.problem
+    assert isinstance(problem, Derivatives)
+    _, mixed = problem.products(backend, z.params, hparams, batch)
+
+    def along(u: Tree) -> tuple[Tree, dict[str, Any]]:
+        return mixed(u), {"gradients": 2, "products": 1}
+
+    seen = _Gradient(*inner_gradient(backend, problem, z, hparams, batch))
+    return _stepped(greedy, phi, z, hparams, t, seen, along, lambda: backend.map(lambda _: True, hparams))
+
+
+class _Gradient(NamedTuple):
+    """C̃1, its gradient, and the next auxiliary state."""
+
+    value: Scalar
+    g: Tree
+    aux: Tree
+
+
+def _stepped(
+    greedy: Greedy,
+    phi: Training,
+    z: Inner,
+    hparams: Tree,
+    t: Any,
+    at: _Gradient,
+    along: Callable[[Tree], tuple[Tree, dict[str, Any]]],
+    reached: Callable[[], Tree],
+) -> _Step:
+    """A step whose mixed term comes from elsewhere: ``along`` is u -> (∂²_λθ C̃1)ᵀ u, and what it cost."""
+    backend = phi.backend
     update: Pullback | None = None
     if greedy.response == "update":
 
@@ -158,18 +206,17 @@ def _by_differences(greedy: Greedy, phi: Training, z: Inner, hparams: Tree, batc
             new = phi.apply(gradient, z, hparams, t)
             return new.params, new.opt_state
 
-        params, update, opt_state = backend.vjp(apply, g, hparams, has_aux=True)
-        new = Inner(params, opt_state, aux)
+        params, update, opt_state = backend.vjp(apply, at.g, hparams, has_aux=True)
+        new = Inner(params, opt_state, at.aux)
     else:
-        new = phi.apply(g, z, hparams, t)._replace(aux=aux)
+        new = phi.apply(at.g, z, hparams, t)._replace(aux=at.aux)
 
     def respond(v: Tree) -> tuple[Tree, Tree, dict[str, Any]]:
         u, direct = (v, backend.zeros(hparams)) if update is None else update(v)
-        product, error, gradients = mixed.along(backend, slopes, z.params, u, base)
-        responds = pullback.reached[1]
+        product, report = along(u)
+        responds = reached()
         if update is not None:
             responds = backend.map(lambda a, b: a or b, responds, update.reached[1])
-        report = {"gradients": 2 + gradients, "products": 0, "bytes_held": 0, "difference_error": error}
-        return vectors.add(backend, direct, product), responds, report
+        return vectors.add(backend, direct, product), responds, {"bytes_held": 0, **report}
 
-    return _Step(new, observe(backend, value, g, new.params, t), respond)
+    return _Step(new, observe(backend, at.value, at.g, new.params, t), respond)

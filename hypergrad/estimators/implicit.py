@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, ClassVar, Literal, NamedTuple, final
 
 from hypergrad import vectors
+from hypergrad.accuracy import Sensitivity, bound
+from hypergrad.adjoint import Adjoint, AdjointSystem
 from hypergrad.arguments import is_number
-from hypergrad.backend import Backend, Tree
-from hypergrad.batches import Batches, every_batch, one_batch
+from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.batches import Batches, every_batch, one_batch, stream
 from hypergrad.curvature import GaussNewton
+from hypergrad.damping import LevenbergMarquardt
 from hypergrad.differences import FiniteDifference, check_mixed
 from hypergrad.errors import (
     ArgumentError,
@@ -19,7 +23,6 @@ from hypergrad.errors import (
     InnerNotConvergedWarning,
     SolveError,
     SolveWarning,
-    explain,
     not_converged,
 )
 from hypergrad.estimators.base import (
@@ -29,20 +32,24 @@ from hypergrad.estimators.base import (
     assemble,
     inner_reaches,
     inner_state,
-    validate,
 )
-from hypergrad.problem import Bilevel
-from hypergrad.solvers import CG, Amortised, Solver, System
-from hypergrad.solvers.solve import check_symmetry, judged
-from hypergrad.stationarity import by_differences, exact
-from hypergrad.training import observe
-from hypergrad.updates import as_update_rule
+from hypergrad.problem import Bilevel, Problem, Validation
+from hypergrad.solvers import CG, Amortised, Solver
+from hypergrad.solvers.diagnosis import diagnosis
+from hypergrad.solvers.solve import check_symmetry
+from hypergrad.stationarity import Stationary, stationary
+from hypergrad.training import Inner, Seen, observe
+from hypergrad.updates import UpdateRule, as_update_rule
+
+_PROBES = 4
+"""Random directions in which the size of ∂_λ G is looked at."""
 
 
-class Warm(NamedTuple):
-    """What `Implicit` carries on: the x with which the next solve begins."""
+class Carried(NamedTuple):
+    """What `Implicit` carries on: the x with which the next solve begins, and its damping δ."""
 
-    x: Tree
+    x: Tree = ()
+    damping: Tree = ()
 
 
 @final
@@ -60,9 +67,13 @@ class Implicit(HypergradientEstimator):
     every product is one pull-back through it; the last one gives the mixed term and, in the same pass,
     the true residual Hx − v, whatever the solver believed. Memory: one training graph for each batch.
 
+    The estimate is itself differentiable, by whatever the losses depend on, at a fixed θ: another solve of
+    the same kind for each derivative, none through the solver's steps. A derivative whose solve fails is NaN.
+
     Args:
         solver: how x is found.
-        damping: δ ≥ 0, a bias towards x = v/δ that makes the solve well-posed.
+        damping: δ ≥ 0, a bias towards x = v/δ that makes the solve well-posed; or `LevenbergMarquardt`, which
+            looks for the least δ that does.
         tolerance: the ‖∇C̃1‖ up to which θ counts as an optimum.
         strict: make it an error, not a warning, to be further away than that.
         on_failure: what a failed solve does: ``"raise"``, or ``"warn"`` and accept the bias.
@@ -73,6 +84,13 @@ class Implicit(HypergradientEstimator):
             then (I − ∂_θΦ)ᵀ x = ∇_θ C2 is solved, which is not symmetric, and ‖θ − Φ(θ)‖ is the distance from
             it. A rule without a state of its own.
         warm_start: begin each solve with the x of the last estimate, which the state carries on.
+        accuracy: solve until the relative error of the *hypergradient* is below this, by its own estimate,
+            instead of the residual below the solver's ``rtol``; its ``max_steps`` are then for each tenth of
+            the residual. Often a fraction of the products, since only the part of x that ∂_λ G sees matters.
+        bound: report HOAG's bound on the error, from both residuals; costs 2 gradients and 5 products more.
+        fresh: take the Hessian of another batch of T1 for each product, of a list in turn or of a function
+            ``t -> batch`` from this step on (Lorraine et al. 2020; Dagréou et al. 2022). For solvers that
+            promise nothing, as `Neumann` without ``rtol`` and `Amortised`. A gradient more for each product.
 
     Raises:
         DifferenceError: if a finite difference is not accurate enough.
@@ -83,8 +101,10 @@ class Implicit(HypergradientEstimator):
         InnerNotConvergedWarning: away from the optimum. SolveWarning: with ``on_failure="warn"``.
     """
 
+    by_hand: ClassVar[bool] = True
+
     solver: Solver = field(default_factory=CG)
-    damping: float = 0.0
+    damping: float | LevenbergMarquardt = 0.0
     tolerance: float = 1e-3
     strict: bool = False
     on_failure: Literal["raise", "warn"] = "raise"
@@ -92,12 +112,17 @@ class Implicit(HypergradientEstimator):
     curvature: GaussNewton | None = None
     update: Any = None
     warm_start: bool = False
+    accuracy: float | None = None
+    bound: bool = False
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.solver, Solver):
             raise ArgumentError(f"Implicit: solver = {self.solver!r}; it is a solver such as hg.CG()")
-        if not (is_number(self.damping) and self.damping >= 0):
-            raise ArgumentError(f"Implicit: damping = {self.damping!r}; it is a number ≥ 0")
+        if not (self._searches or (is_number(self.damping) and self.damping >= 0)):  # type: ignore[operator]
+            raise ArgumentError(
+                f"Implicit: damping = {self.damping!r}; it is a number ≥ 0, or hg.LevenbergMarquardt()"
+            )
         if not (is_number(self.tolerance) and self.tolerance > 0):
             raise ArgumentError(f"Implicit: tolerance = {self.tolerance!r}; it is a positive number")
         if self.on_failure not in ("raise", "warn"):
@@ -110,6 +135,21 @@ class Implicit(HypergradientEstimator):
             if self.mixed is not None or self.curvature is not None:
                 raise ArgumentError("Implicit: update= has no Hessian; leave mixed= and curvature= out")
             check_symmetry(self.solver, False)
+        if self.accuracy is not None and not (is_number(self.accuracy) and 0 < self.accuracy < 1):
+            raise ArgumentError(f"Implicit: accuracy = {self.accuracy!r}; it is a number between 0 and 1")
+        one_step = isinstance(self.solver, Amortised)
+        if one_step and (self._searches or self.accuracy is not None):
+            raise ArgumentError(
+                "Implicit: hg.Amortised takes one step an estimate, which neither fails nor ends: leave "
+                "accuracy= and LevenbergMarquardt out"
+            )
+        promises = self.solver.rtol is not None or self.solver.atol > 0 or self.accuracy is not None
+        if self.fresh and (promises or self._searches or self.mixed is not None or self.bound):
+            raise ArgumentError(
+                "Implicit: with fresh=True each product is with another matrix, of which no residual can be "
+                "promised: take hg.Neumann(rtol=None) or hg.Amortised, and leave accuracy=, bound=, mixed= "
+                "and LevenbergMarquardt out"
+            )
 
     @property
     def training_steps(self) -> int:
@@ -120,83 +160,174 @@ class Implicit(HypergradientEstimator):
         return State(params)
 
     def _estimate(
-        self, backend: Backend, problem: Bilevel, state: State, hparams: Tree, train: Batches, val: Batches
+        self, backend: Backend, problem: Problem, state: State, hparams: Tree, train: Batches, val: Batches
     ) -> Estimate:
         batches = every_batch("train", train, state.step)
         z, rule = inner_state(state), None if self.update is None else as_update_rule(self.update)
-        if rule is not None and backend.flatten(rule.init(backend, z.params))[0]:
-            raise ArgumentError(
-                f"Implicit: update = {self.update!r} carries a state, of which a fixed point knows nothing: "
-                "give the rule without momentum, whose fixed points are the same"
-            )
-        if self.mixed is None:
-            at = exact(backend, problem, z, hparams, batches, rule)
-        else:
-            at = by_differences(backend, problem, z, hparams, batches, self.mixed)
-        seen = observe(backend, at.value, at.residual, (), state.step)
-        batch = one_batch("val", val, state.step)
-        validation = validate(backend, problem, z.params, hparams, batch, z.aux)
-        curved = at.product
+        symmetric = problem.symmetric and rule is None
+        self._check_fits(backend, problem, z, rule, symmetric)
+        at = stationary(backend, problem, z, hparams, batches, rule, self.mixed)
+        seen = Seen(at.value, float("nan"))
+        if at.residual is not None:
+            seen = observe(backend, at.value, at.residual, (), state.step)
+        val_batch = one_batch("val", val, state.step)
+        validation = problem.validation(backend, z.params, hparams, val_batch, z.aux)
+
+        curved: Callable[[Tree, Any], Tree] = lambda p, k: at.product(p)  # noqa: E731
         if self.curvature is not None:
-            curved = self.curvature.products(backend, z.params, hparams, batches)
-
-        def product(p: Tree, k: Any) -> Tree:
-            return backend.axpy(self.damping, p, curved(p))
-
-        v, symmetric = validation.v, rule is None
-        if not self._warm:
-            system = System.at_rest(backend, product, v, symmetric)
-        elif isinstance(self.solver, Amortised):
-            system = System(product, v, self._start(backend, state), v, symmetric)
-        else:
-            system = System.begun(backend, product, v, self._start(backend, state), symmetric)
-        solution = self.solver.solve(backend, system)
-        # One pull-back along x gives (∂_θ G)ᵀ x and (∂_λ G)ᵀ x together.
-        hx, mixed, error = at.both(solution.x)
-        hx = backend.axpy(self.damping, solution.x, hx if self.curvature is None else curved(solution.x))
-        r = vectors.subtract(backend, backend.detach(v), backend.detach(hx))
-        x = backend.detach(solution.x)
-        solution = judged(backend, self.solver, system, solution, r)
-        if self._warm:
-            state = state._replace(memory=Warm(self.solver.remembered(backend, x, r)))
+            approximate = self.curvature.products(backend, z.params, hparams, batches)
+            curved = lambda p, k: approximate(p)  # noqa: E731
+        elif self.fresh:
+            curved = self._fresh(backend, problem, z, hparams, train, state.step, rule)
+        system = AdjointSystem(
+            backend, at, validation, self.solver, symmetric, curved,
+            exact=self.curvature is None, varies=self.fresh, accuracy=self.accuracy,
+        )  # fmt: skip
+        carried = state.memory if isinstance(state.memory, Carried) else Carried()
+        begun = self._warm and not _is_empty(carried.x)
+        found = system.solve(self.damping, carried.x if begun else None, carried.damping)
+        if self._warm or self._searches:
+            kept = self.solver.remembered(backend, found.x, found.r) if self._warm else ()
+            state = state._replace(memory=Carried(kept, found.later))
+        largest = float("nan")
+        if self.bound:
+            largest = self._bound(
+                backend, problem, z, hparams, batches, rule, val_batch, at, validation, found
+            )
+        solution = found.solution
         return assemble(
             backend,
             validation,
-            vectors.scale(backend, -1.0, mixed),
+            vectors.scale(backend, -1.0, found.mixed),
             at.responds(),
             seen,
             state,
             None if self.allow_unused else inner_reaches(backend, problem, z, hparams, lambda: batches[0]),
-            difference_error=error,
+            difference_error=found.difference_error,
             **at.spent(solution.products),
             residual=backend.detach(solution.residual),
             iterations=solution.iterations,
             curvature=backend.detach(solution.curvature),
             failure=solution.failure,
+            damping=found.damping,
+            error=backend.detach(found.error),
+            error_bound=backend.detach(largest),
         )
+
+    def _check_fits(
+        self, backend: Backend, problem: Problem, z: Inner, rule: UpdateRule | None, symmetric: bool
+    ) -> None:
+        check_symmetry(self.solver, symmetric)
+        if rule is not None and backend.flatten(rule.init(backend, z.params))[0]:
+            raise ArgumentError(
+                f"Implicit: update = {self.update!r} carries a state, of which a fixed point knows nothing: "
+                "give the rule without momentum, whose fixed points are the same"
+            )
+        losses = isinstance(problem, Bilevel)
+        for name in ("mixed", "curvature", "update"):
+            if getattr(self, name) is not None and not losses:
+                raise ArgumentError(
+                    f"Implicit: {name}= is of a training loss, and {type(problem).__name__} has none that a "
+                    "framework differentiates: leave it out"
+                )
+
+    def _fresh(
+        self,
+        backend: Backend,
+        problem: Problem,
+        z: Inner,
+        hparams: Tree,
+        train: Batches,
+        step: Any,
+        rule: UpdateRule | None,
+    ) -> Callable[[Tree, Any], Tree]:
+        """Products with the Hessian of batch after batch."""
+        if isinstance(train, Iterator) and backend.compiles:
+            raise ArgumentError(
+                "Implicit: with fresh=True a compiled program takes its batches from a function t -> batch "
+                "or a list, and not from an iterator"
+            )
+        z, hparams = backend.opaque((z, hparams), "Implicit(fresh=True)")
+        source = stream(backend, "train", train)
+
+        def product(p: Tree, k: Any) -> Tree:
+            return stationary(backend, problem, z, hparams, [source(step + k)], rule).product(p)
+
+        return product
+
+    def _bound(
+        self,
+        backend: Backend,
+        problem: Problem,
+        z: Inner,
+        hparams: Tree,
+        batches: list[Tree],
+        rule: UpdateRule | None,
+        val: Tree,
+        at: Stationary,
+        validation: Validation,
+        found: Adjoint,
+    ) -> Scalar:
+        """HOAG's bound: see `hypergrad.accuracy.bound`."""
+        if at.residual is None:
+            raise ArgumentError("Implicit: bound= needs ‖∇C̃1‖: give Derivatives(inner_grad=…)")
+        xp, norm = backend.xp, lambda tree: vectors.norm(backend, tree)
+        residual, x, theta = backend.detach(at.residual), found.x, backend.detach(z.params)
+        slope, stretch = norm(residual), norm(found.ax) / norm(x)
+        smallest = xp.where(found.solution.smallest < stretch, found.solution.smallest, stretch)
+        flat, unravel = backend.ravel(theta)
+        probes = [
+            norm(at.both(unravel(backend.normal(0, k, tuple(flat.shape), flat)))[1]) for k in range(_PROBES)
+        ]
+        coupling = xp.maximum(xp.sqrt(sum(p * p for p in probes) / _PROBES), norm(found.mixed) / norm(x))
+        # As far as a gradient step would go, and far enough to be seen.
+        seen = float(xp.finfo(slope.dtype).eps) ** 0.5 * (1.0 + norm(theta))
+        distance = xp.maximum(slope / xp.maximum(found.solution.curvature, stretch), seen)
+        some = xp.where(slope > 0, slope, xp.ones_like(slope))
+        there = z._replace(params=backend.axpy(-distance / some, residual, theta))
+        moved = stationary(backend, problem, there, hparams, batches, rule, self.mixed)
+        judged_there = problem.validation(backend, there.params, hparams, val, there.aux)
+        hx, mixed, _ = moved.both(x)
+        hx = backend.axpy(found.damping, x, hx)
+
+        def sensitivity(validation: Validation, ax: Tree, mixed: Tree) -> Sensitivity:
+            return Sensitivity(
+                vectors.subtract(backend, validation.direct, mixed),
+                vectors.subtract(backend, validation.v, ax),
+            )
+
+        # With another matrix in the solve, its residual there is not comparable with H's here.
+        here = sensitivity(validation, found.ax, found.mixed)
+        away = sensitivity(judged_there, hx, mixed)
+        return bound(backend, here, away, distance, slope, coupling, smallest)
 
     @property
     def _warm(self) -> bool:
         return self.warm_start or isinstance(self.solver, Amortised)
 
-    def _memory(self, backend: Backend, state: State, hparams: Tree) -> Tree:
-        return Warm(backend.zeros(state.params)) if self._warm else state.memory
+    @property
+    def _searches(self) -> bool:
+        return isinstance(self.damping, LevenbergMarquardt)
 
-    @staticmethod
-    def _start(backend: Backend, state: State) -> Tree:
-        """The last x; zeros if the state is another estimator's."""
-        return state.memory.x if isinstance(state.memory, Warm) else backend.zeros(state.params)
+    def _memory(self, backend: Backend, state: State, hparams: Tree) -> Tree:
+        if not (self._warm or self._searches):
+            return state.memory
+        damping: Tree = ()
+        if isinstance(self.damping, LevenbergMarquardt):
+            damping = self.damping.initial + 0.0 * vectors.norm(backend, state.params)
+        return Carried(backend.zeros(state.params) if self._warm else (), damping)
 
     def _check(self, backend: Backend, out: Estimate) -> None:
+        report = out.report
         if self.mixed is not None:
-            self.mixed.check(out.report.difference_error)
-        failure = Failure(int(out.report.failure))
+            self.mixed.check(report.difference_error)
+        failure, away = Failure(int(report.failure)), float(report.inner_gradient_norm)
         if failure is not Failure.NONE:
-            message = self._explain(failure, out)
+            steps, relative = int(report.iterations), float(report.residual)
+            message = diagnosis(failure, self.solver, steps, relative, away, float(report.curvature))
             if self.on_failure == "raise":
-                raise SolveError(message, failure, int(out.report.iterations), float(out.report.residual))
+                raise SolveError(message, failure, steps, relative)
             warnings.warn(message, SolveWarning, stacklevel=4)
-        away = float(out.report.inner_gradient_norm)
         if away > self.tolerance:
             if self.strict:
                 raise InnerNotConvergedError(away, self.tolerance)
@@ -207,53 +338,31 @@ class Implicit(HypergradientEstimator):
         sound = self.mixed is None or self.mixed.accepts(report.difference_error)
         if self.on_failure == "raise":
             sound = (report.failure == Failure.NONE) & sound
-        return (report.inner_gradient_norm <= self.tolerance) & sound if self.strict else sound
+        return ~(report.inner_gradient_norm > self.tolerance) & sound if self.strict else sound
 
-    def _explain(self, failure: Failure, out: Estimate) -> str:
-        report, name = out.report, type(self.solver).__name__
-        steps, relative = int(report.iterations), float(report.residual)
-        slope, curvature = float(report.inner_gradient_norm), float(report.curvature)
-        far = (
-            f"the parameters are far from the inner optimum (‖∇C̃1‖ = {slope:.1e}): train longer, or use "
-            "Unrolled"
-        )
-        conditioned = "the Hessian is ill-conditioned: set damping > 0"
-        accept = 'accept the bias with on_failure="warn"'
-        bias = "The hypergradient would carry an error of that order."
-        match failure:
-            case Failure.SINGULAR:
-                return explain(
-                    f"the Hessian is singular: {name} met a direction without curvature after {steps} steps, "
-                    f"at relative residual {relative:.1e}",
-                    "H x = v has no solution, and the hypergradient is not defined by it.",
-                    ("a parameter is free: set damping > 0, or give it a penalty", far, accept),
-                )
-            case Failure.NEGATIVE_CURVATURE:
-                return explain(
-                    f"the Hessian is not positive definite: {name} met negative curvature at step {steps}",
-                    "θ is no minimum of C̃1, so the implicit function theorem does not hold there.",
-                    (far, f"set damping > 0 to make H + δI definite (‖H‖ ≈ {curvature:.1e})", accept),
-                )
-            case Failure.DIVERGED:
-                return explain(
-                    f"the series of {name} diverged after {steps} terms, at relative residual {relative:.1e}",
-                    bias,
-                    (
-                        f"the step is too large: step_size < {2 / curvature:.1e} is stable here",
-                        "the Hessian is not positive definite: set damping > 0, or train longer",
-                        accept,
-                    ),
-                )
-            case Failure.BREAKDOWN:
-                return explain(
-                    f"{name} broke down after {steps} steps, at relative residual {relative:.1e}",
-                    bias,
-                    ("take hg.GMRES, which does not", conditioned, accept),
-                )
-            case _:
-                return explain(
-                    f"the inverse-Hessian solve stopped at relative residual {relative:.1e} > rtol "
-                    f"{self.solver.rtol or self.solver.atol:.1e} after {steps} steps of {name}",
-                    bias,
-                    (far, conditioned, f"too few steps: raise max_steps, or {accept}"),
-                )
+
+def adjoint(
+    problem: Problem,
+    params: Tree,
+    hparams: Tree,
+    train: Batches,
+    val: Batches,
+    solver: Solver | None = None,
+    *,
+    backend: Backend | str | None = None,
+) -> Tree:
+    """X of the implicit function theorem, (∂_θ G)ᵀ x = ∂_θ C2: a tree like the parameters.
+
+    For the level above a bilevel problem, see `hypergrad.Level`, and for those who want to look at it.
+
+    Raises:
+        As `Implicit`, by whose solve it is found; ``solver`` is `CG` with ``rtol=1e-10`` if it is not given.
+    """
+    implicit = Implicit(solver or CG(1000, rtol=1e-10), warm_start=True, allow_unused=True)
+    state = implicit.init(problem, params, hparams, backend=backend)
+    return implicit.estimate(problem, state, hparams, train, val, backend=backend).state.memory.x
+
+
+def _is_empty(tree: Tree) -> bool:
+    """Is this the () that stands for nothing? No tree of parameters is."""
+    return isinstance(tree, tuple) and not tree

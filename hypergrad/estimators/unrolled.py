@@ -21,9 +21,8 @@ from hypergrad.estimators.base import (
     inner_state,
     starting,
     state_after,
-    validate,
 )
-from hypergrad.problem import Bilevel
+from hypergrad.problem import Problem
 from hypergrad.tapes import Full, Tape, Trajectory
 from hypergrad.tapes.reversible import LOG_IS_FULL
 from hypergrad.training import Inner, Training
@@ -90,7 +89,7 @@ class Unrolled(HypergradientEstimator):
         return State(params, as_update_rule(self.update).init(backend, params))
 
     def _estimate(
-        self, backend: Backend, problem: Bilevel, state: State, hparams: Tree, train: Batches, val: Batches
+        self, backend: Backend, problem: Problem, state: State, hparams: Tree, train: Batches, val: Batches
     ) -> Estimate:
         path = self._path(Training(backend, problem, as_update_rule(self.update)), state, train)
         begin, pull_start = self._begin(backend, state, hparams)
@@ -100,7 +99,7 @@ class Unrolled(HypergradientEstimator):
             path if path.length is None else path.part(skipped, path.length - skipped), z, hparams
         )
         end, final = state.step + skipped + recording.length, recording.z
-        validation = validate(backend, problem, final.params, hparams, one_batch("val", val, end), final.aux)
+        validation = problem.validation(backend, final.params, hparams, one_batch("val", val, end), final.aux)
         pulled = recording.pull(Inner(validation.v, backend.zeros(final.opt_state), backend.zeros(final.aux)))
         if pull_start is not None and skipped == 0:
             (term,) = pull_start(pulled.start)

@@ -42,9 +42,10 @@ class System(NamedTuple):
 class Solution(NamedTuple):
     """What a solver found, and what it saw on the way.
 
-    ``curvature`` is its estimate of the largest |eigenvalue| of A, NaN if it made none; 2 / curvature is the
-    largest stable step of gradient descent. ``failure`` is a code of `Failure`. ``residual`` is the true
-    ‖Ax − v‖/‖v‖, measured by whoever asked for the solution, and never by the solver.
+    ``curvature`` is its estimate of the largest |eigenvalue| of A, and ``smallest`` that of the smallest, NaN
+    if it made none; 2 / curvature is the largest stable step of gradient descent. ``failure`` is a code of
+    `Failure`. ``residual`` is the true ‖Ax − v‖/‖v‖, measured by whoever asked for the solution, and never by
+    the solver.
     """
 
     x: Tree
@@ -52,6 +53,7 @@ class Solution(NamedTuple):
     products: Any
     failure: Any = Failure.NONE
     curvature: Scalar = float("nan")
+    smallest: Scalar = float("nan")
     residual: Scalar = float("nan")
 
 

@@ -95,3 +95,10 @@ def judged(backend: Backend, solver: Solver, system: System, solution: Solution,
         )
         failure = xp.where(short & null, int(Failure.SINGULAR), failure)
     return solution._replace(failure=failure)
+
+
+def spoiled(backend: Backend, solution: Solution) -> Solution:
+    """The solution, or NaN where it failed: for where nobody can be told."""
+    bad = solution.failure != Failure.NONE
+    nan = backend.xp.where(bad, float("nan"), 0.0 * solution.residual)
+    return solution._replace(x=backend.axpy(nan, backend.map(backend.xp.ones_like, solution.x), solution.x))

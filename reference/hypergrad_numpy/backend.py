@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, final
 
 import autograd.numpy as anp
@@ -13,7 +13,7 @@ from autograd.tracer import getval, isbox
 from hypergrad import eager
 from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree
 from hypergrad.errors import no_outer_derivative
-from hypergrad_numpy.tracing import pushforward, trace
+from hypergrad_numpy.tracing import pulled_by, pushforward, trace
 
 _KINDS: dict[str, Kind] = {
     "f": "float",
@@ -101,6 +101,9 @@ class NumpyBackend:
     def jvp(self, f: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tuple[Tree, ...]) -> Any:
         return pushforward(f, primals, tangents, self._is_float)
 
+    def linear_solve(self, *args: Any) -> tuple[Tree, Tree]:
+        return eager.linear_solve(self, isbox, pulled_by, *args)
+
     def detach(self, tree: Tree) -> Tree:
         return self.map(getval, tree)
 
@@ -111,6 +114,9 @@ class NumpyBackend:
 
     def copy(self, tree: Tree) -> Tree:
         return self.map(lambda x: x if isbox(x) else np.array(x), tree)
+
+    def watched(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def adopt(self, tree: Tree) -> Tree:
         return tree

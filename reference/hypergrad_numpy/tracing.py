@@ -15,8 +15,8 @@ from typing import Any, final
 
 import numpy as np
 import optree
-from autograd.core import JVPNode, VJPNode, add_outgrads, vspace
-from autograd.tracer import isbox, new_box, notrace_primitives, trace_stack
+from autograd.core import JVPNode, VJPNode, add_outgrads, defvjp, vspace
+from autograd.tracer import isbox, new_box, notrace_primitives, primitive, trace_stack
 from autograd.util import toposort
 
 Tree = Any
@@ -161,6 +161,17 @@ def pushforward(
         for out, value in zip(outputs, values, strict=True)
     ]
     return rebuild(values), rebuild(derivatives)
+
+
+def pulled_by(y: Any, pull: Callable[[Any], Any]) -> Any:
+    """Zeros like y, whose cotangent ``pull`` takes to one of y."""
+
+    @primitive  # type: ignore[untyped-decorator]
+    def zeros(y: Any) -> Any:
+        return np.zeros(np.shape(y), y.dtype)
+
+    defvjp(zeros, lambda value, y: pull)
+    return zeros(y)
 
 
 def _flatten(tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:

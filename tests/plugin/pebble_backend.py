@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, final
 
 import numpy as np
@@ -172,6 +172,9 @@ class PebbleBackend:
     copy = staticmethod(lambda tree: eager.map(lambda x: x, tree))
     to_host = from_host = staticmethod(lambda tree: tree)
     cast = staticmethod(lambda array, dtype: array.astype(dtype))
+    # Derivatives go through the solver's own steps.
+    linear_solve = staticmethod(lambda matvec, v, solve, again, symmetric: solve(matvec, v))
+    watched = staticmethod(nullcontext)
     linearize = eager.linearize
     normal = eager.normal
     compile = staticmethod(eager.compile)

@@ -34,6 +34,7 @@ class _Part(NamedTuple):
     products: Any
     failure: Any
     curvature: Scalar
+    direction: Tree
 
 
 def until_accurate(
@@ -44,12 +45,15 @@ def until_accurate(
     The residual is taken down by tenths. After each, the hypergradient ĝ_j = ∂_λ C2 − (∂_λ G)ᵀ x_j is
     compared with the one before, d_j = ‖ĝ_j − ĝ_{j−1}‖. If what is left to come shrinks by ρ each time,
 
-        ‖ĝ_j − ĝ‖ ≈ ρ/(1 − ρ) d_j,    ρ = max(‖r_j‖/‖r_{j−1}‖, d_j/d_{j−1})
+        ‖ĝ_j − ĝ‖ ≲ max(1, ρ/(1 − ρ)) d_j,    ρ = max(‖r_j‖/‖r_{j−1}‖, d_j/d_{j−1})
 
-    The true residual comes with each comparison, so the solver begins again from the truth. Returns the
+    where the 1 keeps a lucky step from being believed.
+
+    The true residual comes with each comparison, so the solver goes on from the truth. Returns the
     solution, and that error relative to ‖ĝ_j‖.
     """
     xp = backend.xp
+    solver, prepared = solver.prepared(backend, system)
     scale = vectors.norm(backend, system.v)
     floor = 10 * rounding(backend, scale) * scale
 
@@ -59,7 +63,7 @@ def until_accurate(
 
     def body(it: _Part) -> _Part:
         goal = xp.maximum(_BLOCK * it.size, floor)
-        found = solver.solve(backend, system._replace(x=it.x, r=it.r, goal=goal))
+        found = solver.solve(backend, system._replace(x=it.x, r=it.r, goal=goal, direction=it.direction))
         ax, mixed = respond(found.x)
         r = vectors.subtract(backend, system.v, ax)
         size = vectors.norm(backend, r)
@@ -77,18 +81,30 @@ def until_accurate(
             size,
             mixed,
             change,
-            rho / (1 - rho) * change,
+            xp.maximum(rho / (1 - rho), 1.0 + 0.0 * rho) * change,
             it.k + 1,
             it.iterations + found.iterations,
             it.products + found.products + 1,
             failure,
             xp.where(xp.isfinite(found.curvature), found.curvature, it.curvature),
+            it.direction if isinstance(found.direction, tuple) and not found.direction else found.direction,
         )
 
     size = vectors.norm(backend, system.r)
     nothing, first = 0.0 * size, respond(system.x)[1]
     start = _Part(
-        system.x, system.r, size, first, nothing, float("inf") + nothing, 0, 0, 1, int(Failure.NONE), nothing
+        system.x,
+        system.r,
+        size,
+        first,
+        nothing,
+        float("inf") + nothing,
+        0,
+        0,
+        1 + prepared,
+        int(Failure.NONE),
+        nothing,
+        backend.zeros(system.v),
     )
     end = backend.while_loop(going, body, start, _BLOCKS)
     whole = vectors.norm(backend, vectors.subtract(backend, direct, end.mixed))

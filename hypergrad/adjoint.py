@@ -55,6 +55,7 @@ class AdjointSystem:
     validation: Validation
     solver: Solver
     symmetric: bool
+    definite: bool
     curved: Curved
     exact: bool = True
     varies: bool = False
@@ -96,14 +97,12 @@ class AdjointSystem:
             return solution.x, (_bare(solution), error)
 
         def again(matvec: Callable[[Tree], Tree], v: Tree) -> tuple[Tree, tuple[Solution, Scalar]]:
-            system = System.at_rest(backend, lambda p, k: matvec(p), v, self.symmetric)
+            system = System.at_rest(backend, lambda p, k: matvec(p), v, self.symmetric, self.definite)
             solution = self.solver.solve(backend, system)
             solution = judged(backend, self.solver, system, solution, _left(backend, system, solution.x))
             return spoiled(backend, solution).x, (_bare(solution), float("nan"))
 
         if self.varies or isinstance(self.solver, Amortised):
-            # What moves on with each estimate, or with each product, has no derivative of its own.
-            v = backend.opaque(v, type(self.solver).__name__)
             made = self.solver.solve(backend, self._system(self._product(delta), v, start))
             x, solution, error = backend.detach(made.x), made, float("nan")
         else:
@@ -115,7 +114,7 @@ class AdjointSystem:
         x, ax = backend.detach(x), backend.detach(ax)
         r = vectors.subtract(backend, backend.detach(v), ax)
         goal = None if self.accuracy is None else float("inf") + 0.0 * vectors.norm(backend, r)
-        system = System(self._product(delta), backend.detach(v), x, r, self.symmetric, goal)
+        system = System(self._product(delta), backend.detach(v), x, r, self.symmetric, self.definite, goal)
         solution = judged(backend, self.solver, system, solution._replace(x=x), r)
         return Adjoint(x, ax, r, mixed, solution, delta, (), error, difference_error)
 
@@ -129,10 +128,17 @@ class AdjointSystem:
 
     def _system(self, product: Curved, v: Tree, start: Tree | None) -> System:
         if isinstance(self.solver, Amortised):
-            return System(product, v, self.backend.zeros(v) if start is None else start, v, self.symmetric)
+            return System(
+                product,
+                v,
+                self.backend.zeros(v) if start is None else start,
+                v,
+                self.symmetric,
+                self.definite,
+            )
         if start is None:
-            return System.at_rest(self.backend, product, v, self.symmetric)
-        return System.begun(self.backend, product, v, start, self.symmetric)
+            return System.at_rest(self.backend, product, v, self.symmetric, self.definite)
+        return System.begun(self.backend, product, v, start, self.symmetric, self.definite)
 
     def _product(self, delta: Scalar) -> Curved:
         return lambda p, k: self.backend.axpy(delta, p, self.curved(p, k))

@@ -33,6 +33,8 @@ class Problem(ABC):
 
     symmetric: ClassVar[bool] = True
     """Is ∂_θ G, as a Hessian is?"""
+    definite: bool = True
+    """Is ∂_θ G positive definite at a solution, as the Hessian is at a minimum?"""
     by_hand: ClassVar[bool] = False
     """Are its derivatives given, so that no framework takes them?"""
     has_aux: bool = False
@@ -108,6 +110,11 @@ class Bilevel(Problem):
                 raise ArgumentError(f"Bilevel: {name} must be a function (params, hparams, batch) -> scalar")
         if isinstance(self.inner, Bilevel) and (self.has_aux or self.inner.has_aux):
             raise ArgumentError("Bilevel: an auxiliary state goes through two levels, and not through three")
+
+    @property
+    def definite(self) -> bool:  # type: ignore[override]
+        """A Lagrangian has a saddle at its solution."""
+        return not isinstance(self.inner, Bilevel)
 
     def training_loss(self, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> tuple[Scalar, Tree]:
         """C̃1 and the next auxiliary state.

@@ -166,7 +166,9 @@ def residual(
     rule: UpdateRule | None = None,
 ) -> tuple[Scalar, Tree]:
     """C̃1 and G, averaged over the batches given; the auxiliary state stays as it is."""
-    return vectors.mean(backend, [_one(backend, problem, z, hparams, batch, rule) for batch in batches])
+    found = [_one(backend, problem, z, hparams, batch, rule) for batch in batches]
+    value, g = vectors.mean(backend, found)
+    return value, g
 
 
 def _one(

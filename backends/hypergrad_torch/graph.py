@@ -159,7 +159,7 @@ def pulled_by(y: Tensor, pull: Callable[[Tensor], Tensor]) -> Tensor:
 
     zeros = y - y.detach()
     if zeros.requires_grad:
-        zeros.register_hook(hook)
+        zeros.register_hook(hook)  # type: ignore[no-untyped-call]
     return zeros
 
 

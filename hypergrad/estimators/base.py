@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -290,14 +291,18 @@ def hypergradient(
     estimator: HypergradientEstimator,
     *,
     aux: Tree = (),
+    differentiable: bool = False,
     backend: Backend | str | None = None,
 ) -> Tree:
     """dC2/dλ from these parameters, in one call: ``estimator.init``, then ``estimator.estimate``.
 
-    Arguments and errors as for these.
+    Arguments and errors as for these. With ``differentiable`` the result stays attached to the arrays given,
+    where a framework has to be told (torch's ``create_graph``): for derivatives of the hypergradient.
     """
-    state = estimator.init(problem, params, hparams, aux=aux, backend=backend)
-    return estimator.estimate(problem, state, hparams, train, val, backend=backend).hypergradient
+    found = find_backend(params, hparams, backend=backend)
+    with found.watched() if differentiable else nullcontext():
+        state = estimator.init(problem, params, hparams, aux=aux, backend=found)
+        return estimator.estimate(problem, state, hparams, train, val, backend=found).hypergradient
 
 
 def assemble(

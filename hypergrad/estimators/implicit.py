@@ -166,6 +166,9 @@ class Implicit(HypergradientEstimator):
         z, rule = inner_state(state), None if self.update is None else as_update_rule(self.update)
         symmetric = problem.symmetric and rule is None
         self._check_fits(backend, problem, z, rule, symmetric)
+        if self.fresh or isinstance(self.solver, Amortised):
+            # What moves on with each product, or with each estimate, has no derivative of its own.
+            z, hparams = backend.opaque((z, hparams), type(self.solver).__name__)
         at = stationary(backend, problem, z, hparams, batches, rule, self.mixed)
         seen = Seen(at.value, float("nan"))
         if at.residual is not None:
@@ -180,7 +183,7 @@ class Implicit(HypergradientEstimator):
         elif self.fresh:
             curved = self._fresh(backend, problem, z, hparams, train, state.step, rule)
         system = AdjointSystem(
-            backend, at, validation, self.solver, symmetric, curved,
+            backend, at, validation, self.solver, symmetric, problem.definite, curved,
             exact=self.curvature is None, varies=self.fresh, accuracy=self.accuracy,
         )  # fmt: skip
         carried = state.memory if isinstance(state.memory, Carried) else Carried()
@@ -247,7 +250,6 @@ class Implicit(HypergradientEstimator):
                 "Implicit: with fresh=True a compiled program takes its batches from a function t -> batch "
                 "or a list, and not from an iterator"
             )
-        z, hparams = backend.opaque((z, hparams), "Implicit(fresh=True)")
         source = stream(backend, "train", train)
 
         def product(p: Tree, k: Any) -> Tree:
@@ -271,7 +273,11 @@ class Implicit(HypergradientEstimator):
         """HOAG's bound: see `hypergrad.accuracy.bound`."""
         if at.residual is None:
             raise ArgumentError("Implicit: bound= needs ‖∇C̃1‖: give Derivatives(inner_grad=…)")
-        xp, norm = backend.xp, lambda tree: vectors.norm(backend, tree)
+        xp = backend.xp
+
+        def norm(tree: Tree) -> Scalar:
+            return vectors.norm(backend, tree)
+
         residual, x, theta = backend.detach(at.residual), found.x, backend.detach(z.params)
         slope, stretch = norm(residual), norm(found.ax) / norm(x)
         smallest = xp.where(found.solution.smallest < stretch, found.solution.smallest, stretch)

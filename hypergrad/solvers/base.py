@@ -18,7 +18,9 @@ Product = Callable[[Tree, Any], Tree]
 class System(NamedTuple):
     """A x = v, of which a solver sees products alone, and where it begins: x, and r = v − A x there.
 
-    ``goal`` is the ‖Ax − v‖ to reach, where that is not the solver's own to say.
+    ``definite`` says that a symmetric A should be so, and negative curvature a fault. ``goal`` is the
+    ‖Ax − v‖ to reach, where that is not the solver's own to say, and ``direction`` the search direction in
+    which a solve goes on that was interrupted, zeros if it was not.
     """
 
     product: Product
@@ -26,17 +28,29 @@ class System(NamedTuple):
     x: Tree
     r: Tree
     symmetric: bool = True
+    definite: bool = True
     goal: Scalar | None = None
+    direction: Tree | None = None
 
     @classmethod
-    def at_rest(cls, backend: Backend, product: Product, v: Tree, symmetric: bool = True) -> System:
+    def at_rest(
+        cls, backend: Backend, product: Product, v: Tree, symmetric: bool = True, definite: bool = True
+    ) -> System:
         """From x = 0, where the residual costs nothing."""
-        return cls(product, v, backend.zeros(v), v, symmetric)
+        return cls(product, v, backend.zeros(v), v, symmetric, definite)
 
     @classmethod
-    def begun(cls, backend: Backend, product: Product, v: Tree, x: Tree, symmetric: bool = True) -> System:
+    def begun(
+        cls,
+        backend: Backend,
+        product: Product,
+        v: Tree,
+        x: Tree,
+        symmetric: bool = True,
+        definite: bool = True,
+    ) -> System:
         """From an x that is near the solution: one product."""
-        return cls(product, v, x, vectors.subtract(backend, v, product(x, 0)), symmetric)
+        return cls(product, v, x, vectors.subtract(backend, v, product(x, 0)), symmetric, definite)
 
 
 class Solution(NamedTuple):
@@ -45,7 +59,7 @@ class Solution(NamedTuple):
     ``curvature`` is its estimate of the largest |eigenvalue| of A, and ``smallest`` that of the smallest, NaN
     if it made none; 2 / curvature is the largest stable step of gradient descent. ``failure`` is a code of
     `Failure`. ``residual`` is the true ‖Ax − v‖/‖v‖, measured by whoever asked for the solution, and never by
-    the solver.
+    the solver. ``direction`` is where the solver would go next, if that helps it to go on.
     """
 
     x: Tree
@@ -55,6 +69,7 @@ class Solution(NamedTuple):
     curvature: Scalar = float("nan")
     smallest: Scalar = float("nan")
     residual: Scalar = float("nan")
+    direction: Tree = ()
 
 
 class Solver(ABC):
@@ -78,6 +93,10 @@ class Solver(ABC):
             return system.goal
         size = vectors.norm(backend, system.v)
         return backend.xp.maximum((self.rtol or 0.0) * size, self.atol + 0.0 * size)
+
+    def prepared(self, backend: Backend, system: System) -> tuple[Solver, Any]:
+        """This solver, having looked at the system once for several solves, and the products that took."""
+        return self, 0
 
     def remembered(self, backend: Backend, x: Tree, r: Tree) -> Tree:
         """Where the next solve begins if it begins warm, from this x and its residual."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, final
 
 from hypergrad.backend import Backend, Scalar, Tree
@@ -63,6 +63,10 @@ class CG(Solver):
         check_tolerance("CG", self.rtol, self.atol)
         check_preconditioner("CG", self.preconditioner)
 
+    def prepared(self, backend: Backend, system: System) -> tuple[Solver, Any]:
+        made = prepare(self.preconditioner, backend, system)
+        return (replace(self, preconditioner=made.apply) if self.preconditioner else self), made.products
+
     def solve(self, backend: Backend, system: System) -> Solution:
         xp, inner = backend.xp, backend.inner
         made = prepare(self.preconditioner, backend, system)
@@ -97,9 +101,14 @@ class CG(Solver):
         r, z = system.r, made.apply(system.r)
         rr = inner(r, r)
         rz = rr if z is r else inner(r, z)
-        start = _Iterate(system.x, r, z, rz, rr, 0, int(Failure.NONE), 0.0 * rr)
+        p = z
+        if system.direction is not None:
+            none = inner(system.direction, system.direction) == 0
+            p = backend.map(lambda fresh, old: xp.where(none, fresh, old), z, system.direction)
+        start = _Iterate(system.x, r, p, rz, rr, 0, int(Failure.NONE), 0.0 * rr)
         end = backend.while_loop(going, body, start, self.max_steps)
         failure = xp.where(
             (end.failure == Failure.NONE) & (end.rr > target), int(Failure.MAX_STEPS), end.failure
         )
-        return Solution(end.x, end.k, end.k + made.products, failure, end.curvature)
+        spent = end.k + made.products
+        return Solution(end.x, end.k, spent, failure, end.curvature, direction=end.p)

@@ -67,7 +67,7 @@ class Direct(Solver):
         failure = xp.where(
             xp.any(lost),
             int(Failure.SINGULAR),
-            xp.where(smallest < 0, int(Failure.NEGATIVE_CURVATURE), int(Failure.NONE)),
+            xp.where((smallest < 0) & system.definite, int(Failure.NEGATIVE_CURVATURE), int(Failure.NONE)),
         )
         inverse = xp.where(lost, 0.0 * values, 1.0 / xp.where(lost, largest + 1.0, values))
         x = vectors.add(backend, system.x, unravel(right @ (inverse * (left @ flat))))

@@ -14,6 +14,7 @@ from hypergrad import vectors
 from hypergrad.accuracy import until_accurate
 from hypergrad.backend import Backend, Scalar, Tree
 from hypergrad.damping import LevenbergMarquardt
+from hypergrad.errors import Failure
 from hypergrad.problem import Validation
 from hypergrad.solvers import Amortised, Solution, Solver, System
 from hypergrad.solvers.solve import judged, spoiled
@@ -72,13 +73,15 @@ class AdjointSystem:
         nothing = backend.zeros(self.validation.v) if start is None else start
         tried = damping.search(backend, lambda delta: self._try(delta, start), first, nothing)
         made = self._solve(tried.damping, tried.x)
-        spent = made.solution
-        return made._replace(
-            solution=spent._replace(
-                products=spent.products + tried.products, iterations=spent.iterations + tried.iterations
-            ),
-            later=damping.after(backend, tried.damping, spent.failure),
+        last, fine = made.solution, int(Failure.NONE)
+        # What failed with this δ is not believed if it goes well from another start.
+        failure = backend.xp.where(tried.failure == fine, last.failure, tried.failure)
+        solution = last._replace(
+            products=last.products + tried.products,
+            iterations=last.iterations + tried.iterations,
+            failure=failure,
         )
+        return made._replace(solution=solution, later=damping.after(backend, tried.damping, failure))
 
     def _solve(self, delta: Scalar, start: Tree | None) -> Adjoint:
         backend, v = self.backend, self.validation.v
@@ -158,4 +161,6 @@ def _left(backend: Backend, system: System, x: Tree) -> Tree:
 def _bare(solution: Solution) -> Solution:
     """A solution without its x, in numbers that a compiled program can return."""
     failure = solution.failure
-    return solution._replace(x=(), failure=int(failure) if isinstance(failure, int) else failure)
+    return solution._replace(
+        x=(), direction=(), failure=int(failure) if isinstance(failure, int) else failure
+    )

@@ -10,7 +10,7 @@ import numpy as np
 
 from hypergrad import vectors
 from hypergrad.arguments import check_variables
-from hypergrad.backend import Backend, Tree, find_backend
+from hypergrad.backend import Backend, Scalar, Tree, find_backend
 from hypergrad.batches import Batches, batch_series, every_batch, one_batch
 from hypergrad.differences import ridders
 from hypergrad.errors import ArgumentError
@@ -198,20 +198,28 @@ def _optimum(backend: Backend, problem: Problem, params: Tree, aux: Tree, train:
     batches = every_batch("train", train, 0)
     solver = Direct()
 
+    @backend.compile
+    def newton(theta: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
+        """‖G‖, and θ − (∂_θ G)⁻¹ G."""
+
+        def condition(theta: Tree) -> Tree:
+            return residual(backend, problem, Inner(theta, (), aux), hparams, batches)[1]
+
+        if problem.symmetric:
+            g, pullback = backend.vjp(condition, theta)
+            push = pullback.onto(0)
+        else:
+            g, push = backend.linearize(condition, theta)
+        system = System.at_rest(backend, lambda p, _: push(p), g, problem.symmetric)
+        return vectors.norm(backend, g), vectors.subtract(backend, theta, solver.solve(backend, system).x)
+
     def real(hparams: Tree) -> Inner:
         theta, size = params, float("inf")
         for _ in range(50):
-            g, pullback = backend.vjp(
-                lambda theta: residual(backend, problem, Inner(theta, (), aux), hparams, batches)[1],
-                theta,
-            )
-            new = float(vectors.norm(backend, g))
-            if not new < size:
+            new, after = newton(theta, hparams)
+            if not float(new) < size:
                 break  # rounding is reached: the last step did not help
-            size, best = new, theta
-            pull = pullback.onto(0)
-            system = System.at_rest(backend, lambda p, _, pull=pull: pull(p), g)  # type: ignore[misc]
-            theta = vectors.subtract(backend, theta, solver.solve(backend, system).x)
+            size, best, theta = float(new), theta, after
         return Inner(best, (), aux)
 
     def exact(hparams: Tree, val: Batches) -> Tree:

@@ -13,10 +13,11 @@ from hypergrad.solvers import Solution
 
 
 class Damped(NamedTuple):
-    """The δ with which a solve succeeds, or the last that was tried; its x, and what the trials cost."""
+    """The δ with which a solve succeeds, or the last that was tried; x, its failure, and what trials cost."""
 
     damping: Scalar
     x: Tree
+    failure: Any
     products: Any
     iterations: Any
 
@@ -63,7 +64,7 @@ class LevenbergMarquardt:
         xp = backend.xp
 
         def going(carry: tuple[Any, ...]) -> Any:
-            return carry[1] != int(Failure.NONE)
+            return (carry[1] != int(Failure.NONE)) & (carry[5] < self.attempts)
 
         def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
             damping, _, _, products, iterations, tried = carry
@@ -75,7 +76,8 @@ class LevenbergMarquardt:
 
         start = damping, int(Failure.MAX_STEPS), x, 0, 0, 0
         end = backend.while_loop(going, body, start, self.attempts)
-        return Damped(end[0], end[2], end[3], end[4])
+        damping, failure, x, products, iterations, _ = end
+        return Damped(damping, x, failure, products, iterations)
 
     def after(self, backend: Backend, damping: Scalar, failure: Any) -> Scalar:
         """δ of the next estimate, after one that ended with this failure."""

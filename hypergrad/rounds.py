@@ -258,7 +258,9 @@ def _checked(tuner: Tuner, backend: Backend, state: TunerState, done: Step) -> t
     """Raise what can be read of a step's faults."""
     done = whole(state, done)
     if backend.readable(done.inner_value):
-        tuner.check(state, done, backend=backend)
+        # Where nothing compiles the estimate has been checked as it was made, warnings and all.
+        fresh = done if backend.compiles else done._replace(updated=False)
+        tuner.check(state, fresh, backend=backend)
     return state, done
 
 

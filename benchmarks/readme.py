@@ -2,8 +2,8 @@
 
     python benchmarks/readme.py [README.md docs/implicit.md …]
 
-A complete program is a Python block that begins with an import and is followed by its output. One that imports
-what is not installed is passed over, with a word.
+A complete program is a Python block that begins with an import and is followed by its output. One that
+imports what is not installed is passed over, with a word.
 """
 
 import re
@@ -30,9 +30,7 @@ def main() -> None:
                 print(f"passed over, for want of {missing[0]}: {first} …")
                 continue
             assert len(program.splitlines()) <= longest, f"more than {longest} lines: {first} …"
-            done = subprocess.run(
-                [sys.executable, "-W", "ignore", "-c", program], check=True, capture_output=True, text=True
-            )
+            done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
             print(done.stdout, end="")
             if LOOSE.sub("#", done.stdout).split() != LOOSE.sub("#", printed).split():
                 sys.exit(f"{path.name} prints something else:\n{printed}")

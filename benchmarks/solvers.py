@@ -1,13 +1,13 @@
-"""How wrong is an implicit hypergradient after so many products? Each solver, cold, warm, damped, preconditioned.
+"""How wrong is an implicit hypergradient after so many products?
 
     python benchmarks/solvers.py [--preset smoke|small] [--unknowns 200] [--seed 0] [--plot FILE] [--out FILE]
 
-A quadratic inner problem ½ θᵀHθ − bᵀθ with a penalty for each unknown, whose H has a spectrum of condition
-number κ: spread evenly on a logarithmic scale, the hardest for a Krylov method, or ten large eigenvalues above
-a bulk, as the Hessians of trained nets and of data with a few strong directions have. The error is that of the
-whole hypergradient, relative to the closed form; products are those of the solve and the two of its check
-and its mixed term, preconditioners included, as `out.report.products` counts them. Each point is a solve of
-its own, with ``max_steps`` set to its budget and ``on_failure="warn"``.
+Each solver, cold, warm, damped and preconditioned, on a quadratic inner problem ½ θᵀHθ − bᵀθ with a penalty
+for each unknown. H has a spectrum of condition number κ: spread evenly on a logarithmic scale, the hardest
+for a Krylov method, or ten large eigenvalues above a bulk, as the Hessians of trained nets and of data with a
+few strong directions have. The error is that of the hypergradient, relative to the closed form; products are
+those of the solve and the one of its check and mixed term, preconditioners included, as `out.report.products`
+counts them. Each point is a solve of its own, with ``max_steps`` set to its budget and ``on_failure="warn"``.
 
 *Warm* solves begin with the solution for hyperparameters that were 1 % away, as online tuning does. *Damped*
 ones solve (H + δI) x = v, which is soon done and stays wrong. The *normal equations* HᵀH x = Hᵀv by conjugate

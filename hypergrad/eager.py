@@ -14,6 +14,7 @@ import numpy as np
 import optree
 
 from hypergrad.backend import Backend, Tree
+from hypergrad.errors import UnsupportedOpError
 
 
 def flatten(tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Tree]]:
@@ -139,7 +140,7 @@ def linearize(backend: Backend, f: Callable[..., Any], *primals: Tree, has_aux: 
 
 def linear_solve(
     backend: Backend,
-    attached: Callable[[Any], bool],
+    depth: Callable[[Any], int],
     pulled_by: Callable[[Any, Callable[[Any], Any]], Any],
     matvec: Callable[[Tree], Tree],
     v: Tree,
@@ -147,31 +148,46 @@ def linear_solve(
     again: Callable[..., tuple[Tree, Tree]],
     symmetric: bool,
 ) -> tuple[Tree, Tree]:
-    """The solution as a constant x̂, plus A⁻¹(v − A x̂): that is 0, and its derivative by v and A is x's.
+    """The solution as a constant x̂, and x ← x + A⁻¹(v − A x) for each derivative that is being taken.
 
-    ``attached`` says of a leaf whether an outer derivative passes through it, and ``pulled_by(y, pull)`` is
-    zero, with the pullback ``pull``.
+    Such a step adds 0 to x and makes one more of its derivatives right, if A⁻¹ is taken as a constant whose
+    transpose is a solve. ``depth`` says of a leaf how many derivatives pass through it, and
+    ``pulled_by(y, pull)`` is zero, with the pullback ``pull``.
     """
-    seen = [attached(leaf) for leaf in backend.flatten(v)[0]]
 
-    def product(p: Tree) -> Tree:
-        image = matvec(p)
-        seen.extend(attached(leaf) for leaf in backend.flatten(image)[0][:1])
-        return backend.detach(image)
+    def solution(
+        matvec: Callable[[Tree], Tree], v: Tree, solve: Callable[..., Any], orders: int | None
+    ) -> tuple[Tree, Tree]:
+        seen = [depth(leaf) for leaf in backend.flatten(v)[0]]
 
-    x, found = solve(product, backend.detach(v))
-    if not any(seen):
-        return x, found
-    flat, unravel = backend.ravel(backend.axpy(-1.0, matvec(backend.detach(x)), v))
+        def product(p: Tree) -> Tree:
+            image = matvec(p)
+            seen.extend(depth(leaf) for leaf in backend.flatten(image)[0][:1])
+            return backend.detach(image)
 
-    def transposed(p: Tree) -> Tree:
-        return matvec(p) if symmetric else backend.vjp(matvec, backend.zeros(x))[1](p)[0]
+        x, found = solve(product, backend.detach(v))
+        deepest = max(seen)
+        if deepest == 0:
+            return x, found
+        x, orders = backend.detach(x), deepest if orders is None else orders
 
-    def pull(g: Any) -> Any:
-        w, _ = linear_solve(backend, attached, pulled_by, transposed, unravel(g), again, again, symmetric)
-        return backend.ravel(w)[0]
+        def transposed(p: Tree) -> Tree:
+            return matvec(p) if symmetric else backend.vjp(matvec, backend.zeros(v))[1](p)[0]
 
-    return backend.axpy(1.0, unravel(pulled_by(flat, pull)), backend.detach(x)), backend.detach(found)
+        def pull(g: Any) -> Any:
+            if orders == 0:
+                raise UnsupportedOpError(
+                    "a derivative of a linear solve was asked for that is of a higher order than those being "
+                    "taken when it was solved: hypergradient(differentiable=True) is good for one more"
+                )
+            return backend.ravel(solution(transposed, unravel(g), again, orders - 1)[0])[0]
+
+        for _ in range(max(orders, 1)):
+            flat, unravel = backend.ravel(backend.axpy(-1.0, matvec(x), v))
+            x = backend.axpy(1.0, unravel(pulled_by(flat, pull)), x)
+        return x, backend.detach(found)
+
+    return solution(matvec, v, solve, None)
 
 
 def normal(backend: Backend, seed: int, count: int, shape: tuple[int, ...], like: Any) -> Any:

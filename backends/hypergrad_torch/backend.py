@@ -16,7 +16,7 @@ from torch._subclasses import FakeTensor
 from hypergrad import eager
 from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree
 from hypergrad.errors import no_outer_derivative
-from hypergrad_torch.graph import detach, is_attached, is_float, linearise, nested, one_deeper, pulled_by
+from hypergrad_torch.graph import depth, detach, is_float, linearise, nested, one_deeper, pulled_by
 from hypergrad_torch.optimizers import TorchOptimizer
 from hypergrad_torch.randomness import generator, replay, restore
 
@@ -124,7 +124,7 @@ class TorchBackend:
         return value, tangent
 
     def linear_solve(self, *args: Any) -> tuple[Tree, Tree]:
-        return eager.linear_solve(self, is_attached, pulled_by, *args)
+        return eager.linear_solve(self, depth, pulled_by, *args)
 
     watched = staticmethod(one_deeper)
     detach = staticmethod(detach)

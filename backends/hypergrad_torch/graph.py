@@ -144,9 +144,9 @@ def detach(tree: Tree) -> Tree:
     return eager.map(lambda x: x.detach() if isinstance(x, Tensor) else x, tree)
 
 
-def is_attached(leaf: Any) -> bool:
-    """Does an outer derivative pass through this leaf?"""
-    return nested() and isinstance(leaf, Tensor) and leaf.requires_grad
+def depth(leaf: Any) -> int:
+    """How many derivatives, at most, pass through this leaf?"""
+    return max(_nesting.depth, 1) if isinstance(leaf, Tensor) and leaf.requires_grad else 0
 
 
 def pulled_by(y: Tensor, pull: Callable[[Tensor], Tensor]) -> Tensor:

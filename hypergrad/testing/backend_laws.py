@@ -146,6 +146,36 @@ def outer_derivatives_reach_inside(backend: Backend) -> None:
     close(backend, pullback(xp.ones_like(x))[0], 2.0 * xp.exp(lam) * x)
 
 
+def linear_solves_have_the_derivatives_of_the_inverse(backend: Backend) -> None:
+    """With x = A(s)⁻¹v, dx = A⁻¹(dv − dA x), to second order, however x was found."""
+    base, slope = np.random.default_rng(0).normal(size=(2, 3, 3)) * 0.15
+    k, m = backend.asarray(np.eye(3) + base), backend.asarray(slope)
+    u, v, s = vector(backend, 0, 3), vector(backend, 5, 3), backend.asarray(0.7)
+
+    def solve(matvec: Any, v: Any) -> Any:
+        def step(x: Any, _: Any, __: Any) -> tuple[Any, None]:
+            return backend.axpy(1.0, backend.axpy(-1.0, matvec(x), v), x), None
+
+        return backend.scan(step, backend.zeros(v), 80)[0], 3
+
+    def along(s: Any, v: Any) -> Any:
+        x, seen = backend.linear_solve(lambda p: (k + s * m) @ p, v, solve, solve, False)
+        assert not backend.readable(seen) or int(seen) == 3
+        return backend.inner(u, x)
+
+    a, (u_, v_) = np.eye(3) + base + 0.7 * slope, (backend.to_numpy(x) for x in (u, v))
+    x, w = np.linalg.solve(a, v_), np.linalg.solve(a.T, u_)
+    value, pullback = backend.vjp(along, s, v)
+    np.testing.assert_allclose(backend.to_numpy(value), u_ @ x, rtol=1e-10)
+    by_s, by_v = (backend.to_numpy(g) for g in pullback(backend.xp.ones_like(value)))
+    np.testing.assert_allclose(by_s, -w @ slope @ x, rtol=1e-8)
+    np.testing.assert_allclose(by_v, w, rtol=1e-8)
+    _, second = backend.value_and_grad(lambda s: backend.value_and_grad(lambda s: along(s, v), s)[1], s)
+    np.testing.assert_allclose(
+        backend.to_numpy(second), 2 * w @ slope @ np.linalg.solve(a, slope @ x), rtol=1e-8
+    )
+
+
 def graphs_say_what_they_reach(backend: Backend) -> None:
     """``reached`` goes by the graph, not by a value, and what is not reached gets zeros."""
     x = {"used": vector(backend, 0, 2), "times_zero": vector(backend, 1, 2), "unused": vector(backend, 2, 2)}
@@ -288,6 +318,7 @@ BACKEND_LAWS: tuple[Callable[[Backend], None], ...] = (
     pullbacks_come_apart,
     derivatives_nest,
     outer_derivatives_reach_inside,
+    linear_solves_have_the_derivatives_of_the_inverse,
     graphs_say_what_they_reach,
     detached_values_are_constant,
     integers_are_carried_along,

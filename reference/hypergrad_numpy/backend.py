@@ -13,7 +13,7 @@ from autograd.tracer import getval, isbox
 from hypergrad import eager
 from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree
 from hypergrad.errors import no_outer_derivative
-from hypergrad_numpy.tracing import pulled_by, pushforward, trace
+from hypergrad_numpy.tracing import depth, pulled_by, pushforward, trace
 
 _KINDS: dict[str, Kind] = {
     "f": "float",
@@ -102,7 +102,7 @@ class NumpyBackend:
         return pushforward(f, primals, tangents, self._is_float)
 
     def linear_solve(self, *args: Any) -> tuple[Tree, Tree]:
-        return eager.linear_solve(self, isbox, pulled_by, *args)
+        return eager.linear_solve(self, depth, pulled_by, *args)
 
     def detach(self, tree: Tree) -> Tree:
         return self.map(getval, tree)

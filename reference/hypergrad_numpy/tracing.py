@@ -19,6 +19,8 @@ from autograd.core import JVPNode, VJPNode, add_outgrads, defvjp, vspace
 from autograd.tracer import isbox, new_box, notrace_primitives, primitive, trace_stack
 from autograd.util import toposort
 
+from hypergrad.errors import UnsupportedOpError
+
 Tree = Any
 
 _lock = threading.Lock()
@@ -163,15 +165,45 @@ def pushforward(
     return rebuild(values), rebuild(derivatives)
 
 
+def depth(x: Any) -> int:
+    """How many derivatives pass through this value?"""
+    return len(_levels(x))
+
+
 def pulled_by(y: Any, pull: Callable[[Any], Any]) -> Any:
-    """Zeros like y, whose cotangent ``pull`` takes to one of y."""
+    """Zeros like y, whose cotangent ``pull`` takes to one of y.
+
+    The pullback may use values that it found where y was made. At the level that is being pulled back, and at
+    those above that are done with, these are still traced, and their results are cut off again.
+    """
+    levels = _levels(y)
 
     @primitive  # type: ignore[untyped-decorator]
     def zeros(y: Any) -> Any:
         return np.zeros(np.shape(y), y.dtype)
 
-    defvjp(zeros, lambda value, y: pull)
+    def pullback(value: Any, y: Any) -> Callable[[Any], Any]:
+        level = levels[-1 - len(_levels(y))]
+
+        def at_level(g: Any) -> Any:
+            found, live = pull(g), _levels(g)
+            while isbox(found) and found._trace >= level and found._trace not in live:
+                found = found._value
+            if any(trace >= level and trace not in live for trace in _levels(found)):
+                raise UnsupportedOpError(
+                    "forward mode through a linear solve has no formula in NumPy: take reverse mode, or JAX"
+                )
+            return found
+
+        return at_level
+
+    defvjp(zeros, pullback)
     return zeros(y)
+
+
+def _levels(x: Any) -> list[int]:
+    """The levels at which a value is traced, from the highest down."""
+    return [x._trace, *_levels(x._value)] if isbox(x) else []
 
 
 def _flatten(tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:

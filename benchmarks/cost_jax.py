@@ -156,15 +156,17 @@ def rows(width: int, size: int, compiled: bool) -> list[Row]:
     strengths = {n: jnp.full(shape, -6.0) for n, shape in shapes.items()}
     many = {n: estimate(with_many, params, h, greedy, train, val) for n, h in strengths.items()}
 
-    def implicit(solver, count=lambda once: once):
-        return estimate(
-            with_noise, params, noise, hg.Implicit(solver, tolerance=float("inf")), train, val, count
-        )
+    def implicit(solver, count=lambda once: once, curvature=None):
+        estimator = hg.Implicit(solver, tolerance=float("inf"), curvature=curvature)
+        return estimate(with_noise, params, noise, estimator, train, val, count)
 
-    alone = implicit(hg.Identity())  # no product but the last, which gives the mixed term too
-    neumann = implicit(
-        hg.Neumann(PRODUCTS - 1, step_size=1e-3),
-        lambda seen: alone.flops + (PRODUCTS - 1) * (seen - alone.flops),
+    def terms(curvature=None):
+        alone = implicit(hg.Identity(), curvature=curvature)  # no product but those after the solve
+        count = lambda seen: alone.flops + (PRODUCTS - 1) * (seen - alone.flops)  # noqa: E731
+        return implicit(hg.Neumann(PRODUCTS - 1, step_size=1e-3), count, curvature)
+
+    gauss_newton = hg.GaussNewton(
+        lambda p, h, b: logits(p, b["x"], h, b["key"]), lambda f, h, b: cross_entropy(f, b["y"])
     )
     full, states = (unrolled(params, noise, UNROLL, tape, train, val) for tape in (hg.Full(), hg.States()))
     plain = plain_unroll(params, noise, UNROLL, train, val)
@@ -211,9 +213,16 @@ def rows(width: int, size: int, compiled: bool) -> list[Row]:
         Row("  the same by hand", Compiled(by_hand, (params,)), trained, counted=False),
         Row(
             f"Implicit, K = {PRODUCTS} products, per 2 + 2.1 K",
-            neumann,
+            terms(),
             g_noise,
             per=2 + 2.1 * PRODUCTS,
+            flops=1.0,
+        ),
+        Row(
+            f"Implicit, Gauss-Newton, K = {PRODUCTS}, and its mixed term, per 4.1 + 1.75 K",
+            terms(gauss_newton),
+            g_noise,
+            per=4.1 + 1.75 * PRODUCTS,
             flops=1.0,
         ),
         Row(f"Unrolled, Full, T = {UNROLL}, a step", full, g_noise, UNROLL, 1, flops=3.0),

@@ -1,5 +1,6 @@
 """The rows of ``cost.py`` for PyTorch."""
 
+from dataclasses import replace
 from typing import Any
 
 import hypergrad_torch
@@ -156,6 +157,12 @@ def rows(width: int, size: int, compiled: bool) -> list[Row]:
     strengths = {n: torch.full(shape, -6.0) for n, shape in shapes.items()}
     many = {n: estimate(with_many, h, greedy) for n, h in strengths.items()}
     neumann = hg.Implicit(hg.Neumann(PRODUCTS - 1, step_size=1e-3), tolerance=float("inf"))
+    gauss_newton = replace(
+        neumann,
+        curvature=hg.GaussNewton(
+            lambda p, h, b: logits(p, b[0], h), lambda f, h, b: nn.functional.cross_entropy(f, b[1])
+        ),
+    )
     batches = [train] * UNROLL
     full = estimate(with_noise, noise, hg.Unrolled(hg.SGD(0.01), UNROLL), batches)
     states = estimate(with_noise, noise, hg.Unrolled(hg.SGD(0.01), UNROLL, tape=hg.States()), batches)
@@ -212,6 +219,13 @@ def rows(width: int, size: int, compiled: bool) -> list[Row]:
             estimate(with_noise, noise, neumann),
             g_noise,
             per=2 + 1.9 * PRODUCTS,
+            flops=1.0,
+        ),
+        Row(
+            f"Implicit, Gauss-Newton, K = {PRODUCTS}, and its mixed term, per 3.9 + 1.75 K",
+            estimate(with_noise, noise, gauss_newton),
+            g_noise,
+            per=3.9 + 1.75 * PRODUCTS,
             flops=1.0,
         ),
         Row(f"Unrolled, Full, T = {UNROLL}, a step", full, g_noise, UNROLL, 1, flops=3.0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from hypergrad import vectors
 from hypergrad.arguments import check_scalar
@@ -42,11 +42,14 @@ class GaussNewton:
                 raise ArgumentError(f"GaussNewton: {name} = {getattr(self, name)!r}; it is a function")
 
     def products(
-        self, backend: Backend, params: Tree, hparams: Tree, batches: list[Tree]
+        self, backend: Backend, params: Tree, hparams: Tree, batches: list[Tree], draws: Any = None
     ) -> Callable[[Tree], Tree]:
-        """Linearise once: p -> Jᵀ (∂²ℓ) J p, the mean over the batches."""
-        parts = [self._product(backend, params, hparams, batch) for batch in batches]
+        """Linearise once: p -> Jᵀ (∂²ℓ) J p, the mean over the batches.
 
+        ``draws`` is the state of the framework's generator with which the training gradient began.
+        """
+        with backend.replay(backend.generator() if draws is None else draws):
+            parts = [self._product(backend, params, hparams, batch) for batch in batches]
         return lambda p: vectors.mean(backend, [part(p) for part in parts])
 
     def _product(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree) -> Callable[[Tree], Tree]:
@@ -58,7 +61,9 @@ class GaussNewton:
             check_scalar(backend, "GaussNewton's loss", value)
             return pull(backend.xp.ones_like(value))[0]
 
+        draws = backend.generator()
         outputs, push = backend.linearize(model, params)
-        _, pull = backend.vjp(model, params)
+        with backend.replay(draws):
+            _, pull = backend.vjp(model, params)
         _, bend = backend.vjp(slope, outputs)
         return lambda p: pull(bend(push(p))[0])[0]

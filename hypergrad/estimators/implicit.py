@@ -169,6 +169,7 @@ class Implicit(HypergradientEstimator):
         if self.fresh or isinstance(self.solver, Amortised):
             # What moves on with each product, or with each estimate, has no derivative of its own.
             z, hparams = backend.opaque((z, hparams), type(self.solver).__name__)
+        draws = backend.generator()
         at = stationary(backend, problem, z, hparams, batches, rule, self.mixed)
         seen = Seen(at.value, float("nan"))
         if at.residual is not None:
@@ -178,7 +179,7 @@ class Implicit(HypergradientEstimator):
 
         curved: Callable[[Tree, Any], Tree] = lambda p, k: at.product(p)  # noqa: E731
         if self.curvature is not None:
-            approximate = self.curvature.products(backend, z.params, hparams, batches)
+            approximate = self.curvature.products(backend, z.params, hparams, batches, draws)
             curved = lambda p, k: approximate(p)  # noqa: E731
         elif self.fresh:
             curved = self._fresh(backend, problem, z, hparams, train, state.step, rule)

@@ -133,8 +133,8 @@ def bound(
 
     for D = ∂_λ C2 − (∂_λ G)ᵀ x and r = ∂_θ C2 − (∂_θ G)ᵀ x, which has no damping in it and no curvature but
     G's own. M ≈ ‖∂_λ G‖ is seen in random directions, μ is the smallest curvature met, and L_D, L_r are how
-    fast D and r change with θ along −G, which ``elsewhere`` tells. Where G is smooth and these are the largest
-    around θ it is a bound; as they are seen in one direction each, it is an estimate of one.
+    fast D and r change with θ along −G, which ``elsewhere`` tells. Where G is smooth and these are the
+    largest around θ it is a bound; as they are seen in one direction each, it is an estimate of one.
 
     Cost: 2 gradients and 6 products.
 

@@ -222,6 +222,15 @@ class Backend(Protocol):
     def take(self, items: Any, k: Any) -> Tree:
         """The k-th of what `stack` or `put` was given; a `scan` may hand out k."""
 
+    def elementwise(
+        self, f: Callable[..., tuple[Sequence[Array], Any]], used: Sequence[Array], given: Sequence[Array]
+    ) -> tuple[list[Array], Any]:
+        """``f(*used, *given)`` for arrays of one shape, with little memory for what f makes on its way.
+
+        f works element by element, and returns new values, which may be written over those that are used up and
+        have their dtypes, and a tuple of sums. Where it is done in parts, the sums of all are added.
+        """
+
     # Randomness.
     def generator(self, seed: int | None = None) -> Any:
         """State of the framework's own generator, as it is now or as the seed makes it; else None."""

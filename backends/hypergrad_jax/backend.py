@@ -167,6 +167,12 @@ class JaxBackend:
     def take(self, items: Tree, k: Any) -> Tree:
         return self.map(lambda leaf: leaf[k], items)
 
+    def elementwise(
+        self, f: Callable[..., tuple[Sequence[Array], Any]], used: Sequence[Array], given: Sequence[Array]
+    ) -> tuple[list[Array], Any]:
+        new, sums = f(*used, *given)
+        return list(new), sums
+
     def dense(self, rows: Tree) -> Tree:
         return rows
 

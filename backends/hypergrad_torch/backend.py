@@ -146,6 +146,7 @@ class TorchBackend:
     room = staticmethod(eager.room)
     put = staticmethod(eager.put)
     take = staticmethod(eager.take)
+    elementwise = staticmethod(eager.elementwise)
     dense = eager.dense
     collect = eager.collect
     linearize = eager.linearize

@@ -166,6 +166,7 @@ class PebbleBackend:
     room = staticmethod(eager.room)
     put = staticmethod(eager.put)
     take = staticmethod(eager.take)
+    elementwise = staticmethod(lambda f, used, given: f(*used, *given))  # arrays cannot be written to
     dense = eager.dense
     collect = eager.collect
     opaque = staticmethod(lambda tree, what: tree)

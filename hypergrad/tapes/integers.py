@@ -1,0 +1,238 @@
+"""A step of momentum SGD in integers, there and back, one leaf after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from hypergrad.backend import Array, Backend, Scalar, Tree
+from hypergrad.tapes.fixedpoint import FixedPoint, Ratio, pooled
+from hypergrad.updates.base import is_off, resolve
+from hypergrad.updates.sgd import SGD
+
+Leaves = list[Array]
+
+
+class Integers(NamedTuple):
+    """θ, b and the pool in integers, leaf by leaf, and the most that the pool may hold.
+
+    On the way θ is in two parts: the floats at which the loss is taken, and the few bits by which they are not
+    it, ``rest``. So there are no integers beside the floats.
+    """
+
+    params: Leaves
+    rest: Leaves
+    velocity: Leaves
+    pool: Leaves
+    top: Any
+
+
+class Rates(NamedTuple):
+    """The numbers of a step: b ← μ b + s (g + w θ), θ ← θ − η b, with s = 1 − δ."""
+
+    lr: Scalar
+    momentum: Scalar
+    decay: Scalar = 0.0
+    share: Scalar = 1.0
+
+    @classmethod
+    def of(cls, rule: SGD, backend: Backend, hparams: Tree, t: Any, like: Array) -> Rates:
+        """Those of a rule at step t."""
+        share: Any = 1.0
+        if not is_off(rule.dampening):
+            share = rule.damped(backend, backend.asarray(1.0, like=like), hparams, t)
+        decay = resolve(backend, "weight_decay", rule.weight_decay, hparams, t)
+        momentum = resolve(backend, "momentum", rule.momentum, hparams, t)
+        return cls(resolve(backend, "lr", rule.lr, hparams, t), momentum, decay, share)
+
+
+class Steps(NamedTuple):
+    """The steps in these integers; ``kinds`` are the floats in which each leaf is counted.
+
+    Lists that are given are written to, and gradients let go of, leaf by leaf: no more than one leaf is ever
+    held twice. The parameters alone are not written to where they lie: the loss may have kept them.
+    """
+
+    backend: Backend
+    form: FixedPoint
+    kinds: Sequence[str]
+
+    def begin(self, params: Sequence[Array], velocity: Sequence[Array]) -> tuple[Integers, Any]:
+        """The integers of a state, and the first leaf that does not fit."""
+        backend, form = self.backend, self.form
+        none = backend.cast(backend.asarray(0), form.dtype) if backend.compiles else 0
+        pairs = zip(params, velocity, strict=True)
+        fault = self.first([form.misfits(x) + form.misfits(b) for x, b in pairs])
+        integers, pool = [form.fixed(b) for b in velocity], [form.empty(b) for b in velocity]
+        return self.split(Integers([form.fixed(x) for x in params], [], integers, pool, none)), fault
+
+    def split(self, at: Integers) -> Integers:
+        """With θ in two parts."""
+        for k, kind in enumerate(self.kinds):
+            at.params[k], rest = self.form.split(at.params[k], kind)
+            at.rest.append(rest)
+        return at
+
+    def joined(self, at: Integers) -> Integers:
+        """With θ in one, in lists of its own."""
+        params = [self.form.joined(x, rest) for x, rest in zip(at.params, at.rest, strict=True)]
+        return at._replace(params=params, rest=[])
+
+    def is_at(self, at: Integers, params: Sequence[Array], velocity: Sequence[Array]) -> Any:
+        """Are these the integers of a state, bit for bit?"""
+        given = [at.params, at.rest, at.velocity, params, velocity]
+        differ = self._over(_Leaf.differ, Rates(0.0, 0.0), None, [], given)
+        return sum(count for (count,) in differ) == 0
+
+    def advance(self, at: Integers, g: Leaves, rates: Rates, ratio: Ratio) -> tuple[Integers, Any]:
+        """One step, and the first leaf in which it does not fit."""
+        at = self._unshared(at)
+        used = [at.params, at.rest, at.velocity, at.pool]
+        misfits = self._over(_Leaf.advance, rates, ratio, used, [g], last=g)
+        return at._replace(top=pooled(at.top, ratio)), self.first([count for (count,) in misfits])
+
+    def before(self, at: Integers, rates: Rates) -> Integers:
+        """The parameters before the step: θ ← θ + η b."""
+        at = self._unshared(at)
+        self._over(_Leaf.before, rates, None, [at.params, at.rest], [at.velocity])
+        return at
+
+    def withdraw(
+        self, at: Integers, v: Leaves, v_b: Leaves, g: Leaves, rates: Rates, ratio: Ratio, wanted: bool
+    ) -> Rates | None:
+        r"""The velocity before, b ← (b − s (g + w θ)) / μ, and what comes back to it, and to the rates if wanted.
+
+            c = v_b − η v,    ∂η = −⟨v, b_{t+1}⟩,  ∂μ = ⟨c, b_t⟩,  ∂w = s ⟨c, θ⟩,  ∂s = ⟨c, g + w θ⟩
+
+        c takes the place of v_b.
+        """
+        used, given = [at.velocity, at.pool, v_b], [g, at.params, v]
+        method = _Leaf.withdraw_and_sum if wanted else _Leaf.withdraw
+        sums = self._over(method, rates, ratio, used, given, last=g)
+        return Rates(*map(sum, zip(*sums, strict=True))) if wanted else None
+
+    def pull(self, v: Leaves, c: Leaves, more: Leaves, rates: Rates) -> None:
+        """Let v ← v + s w c + (∂g/∂θ)ᵀ s c, of which the last is given, and then c become v_b = μ c."""
+        self._over(_Leaf.pull, rates, None, [v], [c, more], last=more)
+        self._over(_Leaf.shrink, rates, None, [c], [])
+
+    def shared(self, c: Leaves, rates: Rates) -> Leaves:
+        """Return s c, what comes back to the gradient."""
+        if _is(rates.share, 1.0):
+            return c
+        return [self._leaf(kind, rates, None).shared(x) for kind, x in zip(self.kinds, c, strict=True)]
+
+    def first(self, misfits: Sequence[Any]) -> Any:
+        """The first leaf in which something does not fit; −1 says that all is well."""
+        found: Any = -1
+        for k, count in reversed(list(enumerate(misfits))):
+            found = self.backend.xp.where(count == 0, found, k)
+        return found
+
+    def _unshared(self, at: Integers) -> Integers:
+        """With parameters that nobody else holds."""
+        for k, x in enumerate(at.params):
+            at.params[k] = self.backend.copy(x)
+        return at
+
+    def _leaf(self, kind: str, rates: Rates, ratio: Any) -> _Leaf:
+        of = [x if type(x) in (int, float) else self.backend.cast(x, kind) for x in rates]
+        return _Leaf(self.backend, self.form, kind, Rates(*of), ratio)
+
+    def _over(
+        self,
+        method: Callable[..., Any],
+        rates: Rates,
+        ratio: Any,
+        used: Sequence[Leaves],
+        given: Sequence[Sequence[Array]],
+        last: Leaves | None = None,
+    ) -> list[tuple[Any, ...]]:
+        """Do it to each leaf, let go of those in ``last``, and return the sums of each."""
+        rows = []
+        for k, kind in enumerate(self.kinds):
+            f = partial(method, self._leaf(kind, rates, ratio))
+            new, sums = self.backend.elementwise(f, [x[k] for x in used], [x[k] for x in given])
+            for leaves, leaf in zip(used, new, strict=True):
+                leaves[k] = leaf
+            if last is not None:
+                last[k] = None
+            rows.append(sums)
+        return rows
+
+
+class _Leaf(NamedTuple):
+    """What happens to a leaf, element by element: new values, and sums."""
+
+    backend: Backend
+    form: FixedPoint
+    kind: str
+    rates: Rates
+    ratio: Any
+
+    def differ(self, near: Array, rest: Array, b: Array, x: Array, y: Array) -> Any:
+        xp, form = self.backend.xp, self.form
+        moved = (form.joined(near, rest) != form.fixed(x)) | (b != form.fixed(y))
+        return (), (xp.sum(xp.where(moved, 1, 0)),)
+
+    def advance(self, near: Array, rest: Array, b: Array, pool: Array, g: Array) -> Any:
+        form, kind = self.form, self.kind
+        b, pool = form.shrink(b, pool, self.ratio)
+        kept, fresh = form.number(b, kind), self._fresh(g, near)
+        b = b + form.fixed(fresh)
+        change = self._change(b)
+        misfits = form.misfits(kept, fresh) + form.misfits(near, change)
+        return (*form.split(form.joined(near, rest) - form.fixed(change), kind), b, pool), (misfits,)
+
+    def before(self, near: Array, rest: Array, b: Array) -> Any:
+        form = self.form
+        return form.split(form.joined(near, rest) + form.fixed(self._change(b)), self.kind), ()
+
+    def withdraw(self, b: Array, pool: Array, v_b: Array, g: Array, near: Array, v: Array) -> Any:
+        form = self.form
+        b, pool = form.grow(b - form.fixed(self._fresh(g, near)), pool, self.ratio)
+        return (b, pool, self._like(v_b, self._wide(v_b) - self.rates.lr * self._wide(v))), ()
+
+    def withdraw_and_sum(self, b: Array, pool: Array, v_b: Array, g: Array, near: Array, v: Array) -> Any:
+        inner, number = self.backend.inner, partial(self.form.number, dtype=self.kind)
+        new, _ = self.withdraw(b, pool, v_b, g, near, v)
+        c = self._wide(new[2])
+        lr, momentum = -inner(self._wide(v), number(b)), inner(c, number(new[0]))
+        return new, (lr, momentum, self.rates.share * inner(c, near), inner(c, self._decayed(g, near)))
+
+    def pull(self, v: Array, c: Array, more: Array) -> Any:
+        found = self._wide(v) + self._wide(more)
+        if not _is(self.rates.decay, 0.0):
+            found = found + self.rates.share * self.rates.decay * self._wide(c)
+        return (self._like(v, found),), ()
+
+    def shrink(self, c: Array) -> Any:
+        return (self._like(c, self.rates.momentum * self._wide(c)),), ()
+
+    def shared(self, c: Array) -> Array:
+        return self._like(c, self.rates.share * self._wide(c))
+
+    def _change(self, b: Array) -> Array:
+        """η b."""
+        return self.rates.lr * self.form.number(b, self.kind)
+
+    def _fresh(self, g: Array, near: Array) -> Array:
+        """S (g + w θ)."""
+        decayed = self._decayed(g, near)
+        return decayed if _is(self.rates.share, 1.0) else self.rates.share * decayed
+
+    def _decayed(self, g: Array, near: Array) -> Array:
+        """G + w θ."""
+        return self._wide(g) if _is(self.rates.decay, 0.0) else self._wide(g) + self.rates.decay * near
+
+    def _wide(self, x: Array) -> Array:
+        return self.backend.cast(x, self.kind)
+
+    def _like(self, x: Array, value: Array) -> Array:
+        return self.backend.cast(value, self.backend.describe(x).dtype)
+
+
+def _is(rate: Scalar, value: float) -> bool:
+    """Is it this number for good?"""
+    return isinstance(rate, float | int) and rate == value

@@ -120,7 +120,12 @@ def take(items: Sequence[Tree], k: int) -> Tree:
 
 
 BLOCK, BLOCKS = 2**15, 64
-"""Elements that are enough for a block, and blocks that are enough for a leaf."""
+"""Elements that are enough for a block, and blocks that are enough for an array."""
+
+
+def blocks(shape: Sequence[int]) -> int:
+    """Into how many blocks of rows an array is cut."""
+    return max(1, min(BLOCKS, int(np.prod(shape)) // BLOCK, shape[0] if len(shape) else 1))
 
 
 def elementwise(
@@ -129,11 +134,10 @@ def elementwise(
     """In place and block by block, so that what f makes on its way has the size of a block."""
     arrays = [*used, *given]
     shape = tuple(arrays[0].shape)
-    blocks = min(BLOCKS, int(np.prod(shape)) // BLOCK, shape[0] if shape else 1)
-    if blocks <= 1:
+    if (count := blocks(shape)) == 1:
         new, sums = f(*arrays)
         return list(new), sums
-    rows, totals = -(-shape[0] // blocks), None
+    rows, totals = -(-shape[0] // count), None
     for first in range(0, shape[0], rows):
         part = slice(first, first + rows)
         new, sums = f(*(x[part] for x in arrays))

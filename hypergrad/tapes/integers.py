@@ -99,29 +99,38 @@ class Steps(NamedTuple):
         return at
 
     def withdraw(
-        self, at: Integers, v: Leaves, v_b: Leaves, g: Leaves, rates: Rates, ratio: Ratio, wanted: bool
-    ) -> Rates | None:
+        self,
+        at: Integers,
+        v: Leaves,
+        c: Leaves,
+        after: Scalar,
+        g: Leaves,
+        rates: Rates,
+        ratio: Ratio,
+        wanted: bool,
+    ) -> Rates:
         r"""The velocity before, b ← (b − s (g + w θ)) / μ, and what comes back to it, and to the rates if wanted.
 
-            c = v_b − η v,    ∂η = −⟨v, b_{t+1}⟩,  ∂μ = ⟨c, b_t⟩,  ∂w = s ⟨c, θ⟩,  ∂s = ⟨c, g + w θ⟩
+            c ← μ' c − η v,    ∂η = −⟨v, b_{t+1}⟩,  ∂μ = ⟨c, b_t⟩,  ∂w = s ⟨c, θ⟩,  ∂s = ⟨c, g + w θ⟩
 
-        c takes the place of v_b.
+        c is what comes back to b_{t+1} in all, and μ' the momentum of the step after, in ``after``.
         """
-        used, given = [at.velocity, at.pool, v_b], [g, at.params, v]
-        method = _Leaf.withdraw_and_sum if wanted else _Leaf.withdraw
+        used, given = [at.velocity, at.pool, c], [g, at.params, v]
+        method = partial(_Leaf.withdraw, after=after, wanted=wanted)
         sums = self._over(method, rates, ratio, used, given, last=g)
-        return Rates(*map(sum, zip(*sums, strict=True))) if wanted else None
+        return Rates(*map(sum, zip(*sums, strict=True))) if wanted else rates
 
     def pull(self, v: Leaves, c: Leaves, more: Leaves, rates: Rates) -> None:
-        """Let v ← v + s w c + (∂g/∂θ)ᵀ s c, of which the last is given, and then c become v_b = μ c."""
+        """Let v ← v + s w c + (∂g/∂θ)ᵀ s c, of which the last is given."""
         self._over(_Leaf.pull, rates, None, [v], [c, more], last=more)
-        self._over(_Leaf.shrink, rates, None, [c], [])
+
+    def scaled(self, a: Scalar, c: Leaves) -> Leaves:
+        """A c."""
+        return [self._leaf(kind, Rates(a, a), None).scaled(x) for kind, x in zip(self.kinds, c, strict=True)]
 
     def shared(self, c: Leaves, rates: Rates) -> Leaves:
         """Return s c, what comes back to the gradient."""
-        if _is(rates.share, 1.0):
-            return c
-        return [self._leaf(kind, rates, None).shared(x) for kind, x in zip(self.kinds, c, strict=True)]
+        return c if _is(rates.share, 1.0) else self.scaled(rates.share, c)
 
     def first(self, misfits: Sequence[Any]) -> Any:
         """The first leaf in which something does not fit; −1 says that all is well."""
@@ -137,8 +146,8 @@ class Steps(NamedTuple):
         return at
 
     def _leaf(self, kind: str, rates: Rates, ratio: Any) -> _Leaf:
-        of = [x if type(x) in (int, float) else self.backend.cast(x, kind) for x in rates]
-        return _Leaf(self.backend, self.form, kind, Rates(*of), ratio)
+        leaf = _Leaf(self.backend, self.form, kind, rates, ratio)
+        return leaf._replace(rates=Rates(*map(leaf._number, rates)))
 
     def _over(
         self,
@@ -189,17 +198,26 @@ class _Leaf(NamedTuple):
         form = self.form
         return form.split(form.joined(near, rest) + form.fixed(self._change(b)), self.kind), ()
 
-    def withdraw(self, b: Array, pool: Array, v_b: Array, g: Array, near: Array, v: Array) -> Any:
-        form = self.form
-        b, pool = form.grow(b - form.fixed(self._fresh(g, near)), pool, self.ratio)
-        return (b, pool, self._like(v_b, self._wide(v_b) - self.rates.lr * self._wide(v))), ()
-
-    def withdraw_and_sum(self, b: Array, pool: Array, v_b: Array, g: Array, near: Array, v: Array) -> Any:
-        inner, number = self.backend.inner, partial(self.form.number, dtype=self.kind)
-        new, _ = self.withdraw(b, pool, v_b, g, near, v)
-        c = self._wide(new[2])
-        lr, momentum = -inner(self._wide(v), number(b)), inner(c, number(new[0]))
-        return new, (lr, momentum, self.rates.share * inner(c, near), inner(c, self._decayed(g, near)))
+    def withdraw(
+        self,
+        b: Array,
+        pool: Array,
+        c: Array,
+        g: Array,
+        near: Array,
+        v: Array,
+        after: Scalar,
+        wanted: bool,
+    ) -> Any:
+        form, rates, inner = self.form, self.rates, self.backend.inner
+        wide, fresh, later = self._wide(v), self._fresh(g, near), b
+        b, pool = form.grow(b - form.fixed(fresh), pool, self.ratio)
+        found = self._number(after) * self._wide(c) - rates.lr * wide
+        new = b, pool, self._like(c, found)
+        if not wanted:
+            return new, ()
+        lr, momentum = -inner(wide, form.number(later, self.kind)), inner(found, form.number(b, self.kind))
+        return new, (lr, momentum, rates.share * inner(found, near), inner(found, self._decayed(g, near)))
 
     def pull(self, v: Array, c: Array, more: Array) -> Any:
         found = self._wide(v) + self._wide(more)
@@ -207,11 +225,8 @@ class _Leaf(NamedTuple):
             found = found + self.rates.share * self.rates.decay * self._wide(c)
         return (self._like(v, found),), ()
 
-    def shrink(self, c: Array) -> Any:
-        return (self._like(c, self.rates.momentum * self._wide(c)),), ()
-
-    def shared(self, c: Array) -> Array:
-        return self._like(c, self.rates.share * self._wide(c))
+    def scaled(self, c: Array) -> Array:
+        return self._like(c, self.rates.lr * self._wide(c))
 
     def _change(self, b: Array) -> Array:
         """η b."""
@@ -225,6 +240,9 @@ class _Leaf(NamedTuple):
     def _decayed(self, g: Array, near: Array) -> Array:
         """G + w θ."""
         return self._wide(g) if _is(self.rates.decay, 0.0) else self._wide(g) + self.rates.decay * near
+
+    def _number(self, rate: Scalar) -> Scalar:
+        return rate if type(rate) in (int, float) else self._wide(rate)
 
     def _wide(self, x: Array) -> Array:
         return self.backend.cast(x, self.kind)

@@ -156,7 +156,7 @@ class _Run(NamedTuple):
         unflatten = backend.flatten(like)[1]
 
         def backward(carry: Any, k: Any, kept: Any) -> tuple[Any, None]:
-            at, log, ((v, v_b), total) = carry
+            at, log, (v, c, after), total = carry
             (aux, draws, spilled), t = kept, path.start + k
             rates, pull_rates = self._rates(self.hparams, t, like), self._learned(t, like)
             at = steps.before(at, rates)
@@ -172,9 +172,9 @@ class _Run(NamedTuple):
             ratio = Ratio.of(backend, rates.momentum, self.form.dtype)
             leaves = backend.flatten(g)[0]
             del g
-            sums = steps.withdraw(at, v, v_b, leaves, rates, ratio, pull_rates is not None)
+            sums = steps.withdraw(at, v, c, after, leaves, rates, ratio, pull_rates is not None)
             at, log = log.give_back(backend, self.form, at, spilled)
-            more, term = pull_slope(unflatten(steps.shared(v_b, rates)))
+            more, term = pull_slope(unflatten(steps.shared(c, rates)))
             del pull_slope
             if pull_rates is not None:
                 by_rates, found = pull_rates(sums)
@@ -182,19 +182,21 @@ class _Run(NamedTuple):
                 reached = backend.map(or_, reached, found)
             leaves = backend.flatten(more)[0]
             del more
-            # Before v_b is written to: what came back may be a part of it.
+            steps.pull(v, c, leaves, rates)
             _, total = sweep.add(total, Pulled(term, reached, z))
-            steps.pull(v, v_b, leaves, rates)
-            return (at, log, ((v, v_b), total)), None
+            return (at, log, (v, c, number(rates.momentum)), total), None
 
-        v, v_b = (backend.flatten(x)[0] for x in _parts(handed.pop()))
+        def number(rate: Any) -> Any:
+            return backend.cast(rate, steps.kinds[0]) if backend.compiles else rate
+
+        v, c = (backend.flatten(x)[0] for x in _parts(handed.pop()))
         for k in range(len(v)):
-            v[k], v_b[k] = backend.copy(v[k]), backend.copy(v_b[k])
-        begin = steps.split(at), log, ((v, v_b), sweep.begin(z)[1])
-        (at, log, ((v, v_b), total)), _ = backend.scan(backward, begin, path.length, xs=kept, reverse=True)
+            v[k], c[k] = backend.copy(v[k]), backend.copy(c[k])
+        begin = steps.split(at), log, (v, c, number(1.0)), sweep.begin(z)[1]
+        (at, log, (v, c, after), total), _ = backend.scan(backward, begin, path.length, xs=kept, reverse=True)
         back = steps.is_at(at, *_leaves(backend, z))
         lost = backend.xp.where(back, -1, DID_NOT_COME_BACK)
-        start = Inner(unflatten(v), Momentum(unflatten(v_b)), backend.zeros(z.aux))
+        start = Inner(unflatten(v), Momentum(unflatten(steps.scaled(after, c))), backend.zeros(z.aux))
         return sweep.end((start, total))._replace(fault=self._first(fault, lost))
 
     def _steps(self, like: Tree) -> Steps:

@@ -55,6 +55,9 @@ class Pullback(Protocol):
     def onto(self, k: int) -> Callable[[Tree], Tree]:
         """The part for the k-th primal alone, which may be cheaper."""
 
+    def last(self, cotangent: Tree) -> tuple[Tree, ...]:
+        """The same as a call, after which there will be none: what was kept may go as it is used."""
+
     @property
     def reached(self) -> tuple[Tree, ...]:
         """For each primal a tree of booleans: does f depend on this leaf? Read off the graph."""

@@ -66,11 +66,14 @@ class Pullback:
     def __call__(self, cotangent: Tree) -> tuple[Tree, ...]:
         return self._unflatten(self._pull(cotangent, self._inputs))
 
+    def last(self, cotangent: Tree) -> tuple[Tree, ...]:
+        return self._unflatten(self._pull(cotangent, self._inputs, keep=nested()))
+
     def onto(self, k: int) -> Callable[[Tree], Tree]:
         leaves, unflatten = eager.flatten(self._unflatten(self._inputs)[k])
         return lambda cotangent: unflatten(self._pull(cotangent, leaves))
 
-    def _pull(self, cotangent: Tree, inputs: list[Any]) -> list[Any]:
+    def _pull(self, cotangent: Tree, inputs: list[Any], keep: bool = True) -> list[Any]:
         """The engine visits no node from which none of the inputs can be reached."""
         pairs = [
             (output, g.to(output.dtype).expand_as(output))
@@ -83,7 +86,7 @@ class Pullback:
             outputs, weights = zip(*pairs, strict=True)
             with translated():
                 gradients = torch.autograd.grad(
-                    outputs, variables, weights, retain_graph=True, create_graph=nested(), allow_unused=True
+                    outputs, variables, weights, retain_graph=keep, create_graph=nested(), allow_unused=True
                 )
         each = iter(gradients)
         return [_or_zeros(next(each), x) if is_float(x) else _zeros(x) for x in inputs]

@@ -103,12 +103,16 @@ class Estimate(NamedTuple):
 
 
 class Validation(NamedTuple):
-    """C2 and its derivatives at one point: the value, v = ∂_θ C2, ∂_λ C2, and which λ it reaches."""
+    """C2 and its derivatives at one point: the value, v = ∂_θ C2, ∂_λ C2, and which λ it reaches.
+
+    ``bad_leaf`` is the first leaf of v that is not finite, −1 if there is none.
+    """
 
     value: Scalar
     v: Tree
     direct: Tree
     reached: Tree
+    bad_leaf: Any
 
 
 @dataclass(frozen=True)
@@ -302,7 +306,8 @@ def validate(
 
     value, pullback, _ = evaluate(backend, "outer", loss, val, params, hparams)
     v, direct = pullback(backend.xp.ones_like(value))
-    return Validation(value, v, direct, pullback.reached[1])
+    bad_leaf = first_nonfinite(backend, backend.detach(v))
+    return Validation(value, v, direct, pullback.reached[1], bad_leaf)
 
 
 def assemble(
@@ -327,7 +332,7 @@ def assemble(
         _check_connected(backend, validation.reached, responds, unused)
     if (held := report.get("bytes_held")) is not None and isinstance(held, int) and held >= 2**31:
         report["bytes_held"] = float(held)  # an integer of 32 bits, where that is what a program has
-    detached = backend.detach((validation.direct, response, validation.v))
+    detached = backend.detach((validation.direct, response))
     return Estimate(
         vectors.add(backend, validation.direct, response),
         state,
@@ -340,7 +345,7 @@ def assemble(
             responds=responds,
             bad_step=seen.bad_step,
             bad_leaf=seen.bad_leaf,
-            bad_outer_leaf=first_nonfinite(backend, detached[2]),
+            bad_outer_leaf=validation.bad_leaf,
             **report,
         ),
     )

@@ -92,33 +92,31 @@ class Steps(NamedTuple):
         misfits = self._over(_Leaf.advance, rates, ratio, used, [g], last=g)
         return at._replace(top=pooled(at.top, ratio)), self.first([count for (count,) in misfits])
 
-    def before(self, at: Integers, rates: Rates) -> Integers:
-        """The parameters before the step: θ ← θ + η b."""
+    def before(
+        self, at: Integers, v: Leaves, c: Leaves, after: Scalar, rates: Rates, wanted: bool
+    ) -> tuple[Integers, Scalar]:
+        r"""The parameters before the step, θ ← θ + η b, and what comes back to b_{t+1}:
+
+            c ← μ' c − η v,    ∂η = −⟨v, b_{t+1}⟩
+
+        μ' is the momentum of the step after, ``after``. The slope in η is found if it is wanted.
+        """
         at = self._unshared(at)
-        self._over(_Leaf.before, rates, None, [at.params, at.rest], [at.velocity])
-        return at
+        method = partial(_Leaf.before, after=after, wanted=wanted)
+        sums = self._over(method, rates, None, [at.params, at.rest, c], [at.velocity, v])
+        return at, sum(slope for (slope,) in sums)
 
     def withdraw(
-        self,
-        at: Integers,
-        v: Leaves,
-        c: Leaves,
-        after: Scalar,
-        g: Leaves,
-        rates: Rates,
-        ratio: Ratio,
-        wanted: bool,
-    ) -> Rates:
-        r"""The velocity before, b ← (b − s (g + w θ)) / μ, and what comes back to it, and to the rates if wanted.
+        self, at: Integers, c: Leaves, g: Leaves, rates: Rates, ratio: Ratio, wanted: bool
+    ) -> tuple[Scalar, Scalar, Scalar]:
+        r"""The velocity before the step, b ← (b − s (g + w θ)) / μ, and the other slopes, if they are wanted:
 
-            c ← μ' c − η v,    ∂η = −⟨v, b_{t+1}⟩,  ∂μ = ⟨c, b_t⟩,  ∂w = s ⟨c, θ⟩,  ∂s = ⟨c, g + w θ⟩
-
-        c is what comes back to b_{t+1} in all, and μ' the momentum of the step after, in ``after``.
+        ∂μ = ⟨c, b_t⟩,    ∂w = s ⟨c, θ⟩,    ∂s = ⟨c, g + w θ⟩
         """
-        used, given = [at.velocity, at.pool, c], [g, at.params, v]
-        method = partial(_Leaf.withdraw, after=after, wanted=wanted)
-        sums = self._over(method, rates, ratio, used, given, last=g)
-        return Rates(*map(sum, zip(*sums, strict=True))) if wanted else rates
+        method = partial(_Leaf.withdraw, wanted=wanted)
+        sums = self._over(method, rates, ratio, [at.velocity, at.pool], [c, g, at.params], last=g)
+        momentum, decay, share = map(sum, zip(*sums, strict=True))
+        return momentum, decay, share
 
     def pull(self, v: Leaves, c: Leaves, more: Leaves, rates: Rates) -> None:
         """Let v ← v + s w c + (∂g/∂θ)ᵀ s c, of which the last is given."""
@@ -194,30 +192,23 @@ class _Leaf(NamedTuple):
         misfits = form.misfits(kept, fresh) + form.misfits(near, change)
         return (*form.split(form.joined(near, rest) - form.fixed(change), kind), b, pool), (misfits,)
 
-    def before(self, near: Array, rest: Array, b: Array) -> Any:
-        form = self.form
-        return form.split(form.joined(near, rest) + form.fixed(self._change(b)), self.kind), ()
-
-    def withdraw(
-        self,
-        b: Array,
-        pool: Array,
-        c: Array,
-        g: Array,
-        near: Array,
-        v: Array,
-        after: Scalar,
-        wanted: bool,
+    def before(
+        self, near: Array, rest: Array, c: Array, b: Array, v: Array, after: Scalar, wanted: bool
     ) -> Any:
-        form, rates, inner = self.form, self.rates, self.backend.inner
-        wide, fresh, later = self._wide(v), self._fresh(g, near), b
-        b, pool = form.grow(b - form.fixed(fresh), pool, self.ratio)
-        found = self._number(after) * self._wide(c) - rates.lr * wide
-        new = b, pool, self._like(c, found)
+        form, wide = self.form, self._wide(v)
+        slope = -self.backend.inner(wide, form.number(b, self.kind)) if wanted else 0.0
+        near, rest = form.split(form.joined(near, rest) + form.fixed(self._change(b)), self.kind)
+        return (near, rest, self._like(c, self._number(after) * self._wide(c) - self.rates.lr * wide)), (
+            slope,
+        )
+
+    def withdraw(self, b: Array, pool: Array, c: Array, g: Array, near: Array, wanted: bool) -> Any:
+        form, inner, wide = self.form, self.backend.inner, self._wide(c)
+        b, pool = form.grow(b - form.fixed(self._fresh(g, near)), pool, self.ratio)
         if not wanted:
-            return new, ()
-        lr, momentum = -inner(wide, form.number(later, self.kind)), inner(found, form.number(b, self.kind))
-        return new, (lr, momentum, rates.share * inner(found, near), inner(found, self._decayed(g, near)))
+            return (b, pool), (0.0, 0.0, 0.0)
+        momentum, decay = inner(wide, form.number(b, self.kind)), self.rates.share * inner(wide, near)
+        return (b, pool), (momentum, decay, inner(wide, self._decayed(g, near)))
 
     def pull(self, v: Array, c: Array, more: Array) -> Any:
         found = self._wide(v) + self._wide(more)

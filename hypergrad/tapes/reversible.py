@@ -159,7 +159,8 @@ class _Run(NamedTuple):
             at, log, (v, c, after), total = carry
             (aux, draws, spilled), t = kept, path.start + k
             rates, pull_rates = self._rates(self.hparams, t, like), self._learned(t, like)
-            at = steps.before(at, rates)
+            wanted = pull_rates is not None
+            at, slope_in_lr = steps.before(at, v, c, after, rates, wanted)
             params = self._params(at, like)
 
             def slope(params: Tree, hparams: Tree) -> Tree:
@@ -172,12 +173,12 @@ class _Run(NamedTuple):
             ratio = Ratio.of(backend, rates.momentum, self.form.dtype)
             leaves = backend.flatten(g)[0]
             del g
-            sums = steps.withdraw(at, v, c, after, leaves, rates, ratio, pull_rates is not None)
+            slopes = Rates(slope_in_lr, *steps.withdraw(at, c, leaves, rates, ratio, wanted))
             at, log = log.give_back(backend, self.form, at, spilled)
-            more, term = pull_slope(unflatten(steps.shared(c, rates)))
+            more, term = pull_slope.last(unflatten(steps.shared(c, rates)))
             del pull_slope
             if pull_rates is not None:
-                by_rates, found = pull_rates(sums)
+                by_rates, found = pull_rates(slopes)
                 term = vectors.add(backend, term, by_rates)
                 reached = backend.map(or_, reached, found)
             leaves = backend.flatten(more)[0]
@@ -230,8 +231,8 @@ class _Run(NamedTuple):
         if not any(backend.flatten(reached)[0]):
             return None
 
-        def back(sums: Rates) -> tuple[Tree, Tree]:
-            pairs = zip(those(sums), values, strict=True)
+        def back(slopes: Rates) -> tuple[Tree, Tree]:
+            pairs = zip(those(slopes), values, strict=True)
             return pull([backend.cast(x, backend.describe(value).dtype) for x, value in pairs])[0], reached
 
         return back

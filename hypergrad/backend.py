@@ -228,10 +228,10 @@ class Backend(Protocol):
     def elementwise(
         self, f: Callable[..., tuple[Sequence[Array], Any]], used: Sequence[Array], given: Sequence[Array]
     ) -> tuple[list[Array], Any]:
-        """``f(*used, *given)`` for arrays of one shape, with little memory for what f makes on its way.
+        """``f(*used, *given)`` of arrays of one shape, with little memory for what f makes on its way.
 
-        f works element by element, and returns new values, which may be written over those that are used up and
-        have their dtypes, and a tuple of sums. Where it is done in parts, the sums of all are added.
+        f works element by element. It returns new values, in the dtypes of those that are used up and may be
+        written over, and a tuple of sums; where it is done in parts, those of all are added.
         """
 
     # Randomness.

@@ -13,12 +13,15 @@ from hypergrad.updates.sgd import SGD
 
 Leaves = list[Array]
 
+MULTIPLIERS = 1597334677, 1103515245
+"""Odd numbers, one for each of two ways to scramble integers."""
+
 
 class Integers(NamedTuple):
     """θ, b and the pool in integers, leaf by leaf, and the most that the pool may hold.
 
-    On the way θ is in two parts: the floats at which the loss is taken, and the few bits by which they are not
-    it, ``rest``. So there are no integers beside the floats.
+    On the way θ is in two parts: the floats at which the loss is taken, and ``rest``, the few bits by which
+    they are not it. So there are no integers beside the floats.
     """
 
     params: Leaves
@@ -84,6 +87,22 @@ class Steps(NamedTuple):
         given = [at.params, at.rest, at.velocity, params, velocity]
         differ = self._over(_Leaf.differ, Rates(0.0, 0.0), None, [], given)
         return sum(count for (count,) in differ) == 0
+
+    def digest(self, at: Integers) -> list[tuple[Any, ...]]:
+        """Two sums of scrambled integers for each array, which are others where a single bit is another.
+
+        That holds but for one case in 2^60, and nobody has to keep what is compared.
+        """
+        given = [at.params, at.rest, at.velocity]
+        return self._over(_Leaf.scrambled, Rates(0.0, 0.0), None, [], given)
+
+    def agree(self, x: list[tuple[Any, ...]], y: list[tuple[Any, ...]]) -> Any:
+        """Are two digests the same?"""
+        found: Any = True
+        for one, other in zip(x, y, strict=True):
+            for a, b in zip(one, other, strict=True):
+                found = (a == b) & found
+        return found
 
     def advance(self, at: Integers, g: Leaves, rates: Rates, ratio: Ratio) -> tuple[Integers, Any]:
         """One step, and the first leaf in which it does not fit."""
@@ -183,6 +202,10 @@ class _Leaf(NamedTuple):
         moved = (form.joined(near, rest) != form.fixed(x)) | (b != form.fixed(y))
         return (), (xp.sum(xp.where(moved, 1, 0)),)
 
+    def scrambled(self, near: Array, rest: Array, b: Array) -> Any:
+        integers = self.form.joined(near, rest), b
+        return (), tuple(self.backend.xp.sum(_scrambled(x, k)) for x in integers for k in MULTIPLIERS)
+
     def advance(self, near: Array, rest: Array, b: Array, pool: Array, g: Array) -> Any:
         form, kind = self.form, self.kind
         b, pool = form.shrink(b, pool, self.ratio)
@@ -240,6 +263,14 @@ class _Leaf(NamedTuple):
 
     def _like(self, x: Array, value: Array) -> Array:
         return self.backend.cast(value, self.backend.describe(x).dtype)
+
+
+def _scrambled(x: Array, k: int) -> Array:
+    """A permutation of the integers, in arithmetic that wraps around, that leaves no pattern."""
+    for multiplier, shift in ((k, 15), (739982445, 12), (695872825, 15)):
+        x = x * multiplier
+        x = x ^ (x >> shift)
+    return x
 
 
 def _is(rate: Scalar, value: float) -> bool:

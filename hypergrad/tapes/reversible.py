@@ -35,8 +35,10 @@ class Reversible(Tape):
     their schedules may be hyperparameters.
 
     Cost: 4 T gradients. Memory: parameters and velocity, a pool of 16 bits for each parameter, and log2(1/μ)
-    bits for each parameter and step, 0.15 for μ = 0.9; the auxiliary state and the generator's are kept for each step, if there are such.
-    What comes back is compared with what was given. The momentum is read, if it lies on a device.
+    bits for each parameter and step, 0.15 for μ = 0.9; the auxiliary state and the generator's are kept for
+    each step, if there are such. What comes back is compared with what was given; in a compiled program by a
+    digest, so that one may hand over the state, as in ``jax.jit(…, donate_argnums=…)``, and hold two copies
+    less. The momentum is read, if it lies on a device.
 
     Args:
         fraction: F, the bits after the point; 48 of 64 for float64 and 24 of 32 for narrower parameters, in
@@ -104,6 +106,8 @@ class _Run(NamedTuple):
         generator, like = Generator(backend), z.params
         steps = self._steps(like)
         at, fault = steps.begin(*_leaves(backend, z))
+        # Who keeps nothing but the digest lets a program put its results where it was given the state.
+        digest = steps.digest(at) if backend.compiles else None
         capacity = self._capacity(log_bits)
         log = Log.begin(backend, at, capacity)
 
@@ -145,11 +149,13 @@ class _Run(NamedTuple):
         def pull(v: Inner) -> Pulled:
             handed = [v]
             del v
-            return self._back(at, log, kept, handed, z, fault)
+            return self._back(at, log, kept, handed, z, digest, fault)
 
         return Recording(end, seen, length, pull, held, 2 * length, length)
 
-    def _back(self, at: Integers, log: Log, kept: Any, handed: list[Inner], z: Inner, fault: Any) -> Pulled:
+    def _back(
+        self, at: Integers, log: Log, kept: Any, handed: list[Inner], z: Inner, digest: Any, fault: Any
+    ) -> Pulled:
         """Take the steps back from where the run ended, and pull back through each."""
         backend, path, like = self.path.backend, self.path, z.params
         steps, sweep = self._steps(like), Sweep(path, self.hparams)
@@ -195,7 +201,7 @@ class _Run(NamedTuple):
             v[k], c[k] = backend.copy(v[k]), backend.copy(c[k])
         begin = steps.split(at), log, (v, c, number(1.0)), sweep.begin(z)[1]
         (at, log, (v, c, after), total), _ = backend.scan(backward, begin, path.length, xs=kept, reverse=True)
-        back = steps.is_at(at, *_leaves(backend, z))
+        back = steps.agree(steps.digest(at), digest) if digest else steps.is_at(at, *_leaves(backend, z))
         lost = backend.xp.where(back, -1, DID_NOT_COME_BACK)
         start = Inner(unflatten(v), Momentum(unflatten(steps.scaled(after, c))), backend.zeros(z.aux))
         return sweep.end((start, total))._replace(fault=self._first(fault, lost))
@@ -216,7 +222,7 @@ class _Run(NamedTuple):
         return Rates.of(self.rule, backend, hparams, t, backend.flatten(like)[0][0])
 
     def _learned(self, t: Any, like: Tree) -> Callable[[Rates], tuple[Tree, Tree]] | None:
-        """What takes cotangents of the rates to the hyperparameters, and says which these are; or nothing does."""
+        """What takes slopes in the rates to hyperparameters, and says to which; or nothing does."""
         backend, rule = self.path.backend, self.rule
         given = rule.lr, rule.momentum, rule.weight_decay, rule.dampening
         learned = [not isinstance(rate, float | int) for rate in given]

@@ -123,18 +123,21 @@ BLOCK, BLOCKS = 2**15, 64
 """Elements that are enough for a block, and blocks that are enough for an array."""
 
 
-def blocks(shape: Sequence[int]) -> int:
+def blocks(shape: Sequence[int], block: int = BLOCK) -> int:
     """Into how many blocks of rows an array is cut."""
-    return max(1, min(BLOCKS, int(np.prod(shape)) // BLOCK, shape[0] if len(shape) else 1))
+    return max(1, min(BLOCKS, int(np.prod(shape)) // block, shape[0] if len(shape) else 1))
 
 
 def elementwise(
-    f: Callable[..., tuple[Sequence[Any], Any]], used: Sequence[Any], given: Sequence[Any]
+    f: Callable[..., tuple[Sequence[Any], Any]],
+    used: Sequence[Any],
+    given: Sequence[Any],
+    block: int = BLOCK,
 ) -> tuple[list[Any], Any]:
     """In place and block by block, so that what f makes on its way has the size of a block."""
     arrays = [*used, *given]
     shape = tuple(arrays[0].shape)
-    if (count := blocks(shape)) == 1:
+    if (count := blocks(shape, block)) == 1:
         new, sums = f(*arrays)
         return list(new), sums
     rows, totals = -(-shape[0] // count), None

@@ -8,7 +8,8 @@ An MLP 784-3×width-10 with ReLU, one L2 strength for each layer, momentum SGD; 
 set, found anew by t -> batch. Memory is in copies of θ, 32-bit in torch and JAX, 64-bit in NumPy:
 
     torch   the peak of the resident set, each run in a fresh process
-    JAX     arguments, results and temporary memory of the compiled estimate, as XLA plans it
+    JAX     arguments, results and temporary memory of the compiled estimate, as XLA plans it; with --donate
+            the state is handed over, and results may take its place
     NumPy   the peak of what tracemalloc sees
 
 "In all" counts the parameters, the optimiser's state and one batch's activations too: in torch it is what
@@ -33,6 +34,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,6 +71,7 @@ class Case:
     seconds: float
     counted: bool = True
     max_bytes: int | None = None
+    donate: bool = False
 
     @property
     def estimator(self) -> Any:
@@ -264,11 +267,13 @@ def compiled(case: Case, net: Net) -> Seen:
 
     def planned(program: Any) -> int:
         sizes = program.memory_analysis()
-        return sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+        given = sizes.argument_size_in_bytes - sizes.alias_size_in_bytes
+        return given + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
 
-    plain = planned(jax.jit(net.step).lower(params, velocity).compile())
+    step = jax.jit(net.step, donate_argnums=(0, 1) if case.donate else ())
+    plain = planned(step.lower(params, velocity).compile())
 
-    @jax.jit
+    @partial(jax.jit, donate_argnums=(0,) if case.donate else ())
     def whole(state, hparams, val):
         return run(net.problem, state, hparams, net.train, val)
 
@@ -283,7 +288,7 @@ def compiled(case: Case, net: Net) -> Seen:
     return timed(
         seen,
         lambda: jax.block_until_ready([gradient(params) for params in block][-1]),
-        lambda: jax.block_until_ready(program(*args)),
+        lambda: jax.block_until_ready(program(jax.tree.map(jax.numpy.copy, state), *args[1:])),
     )
 
 
@@ -380,6 +385,7 @@ def sweep(options: argparse.Namespace, directory: str) -> Iterator[Seen]:
                     options.limit * GB,
                     options.seconds,
                     counted=tape != "Offload",  # as States
+                    donate=options.donate,
                 )
                 if options.backend != "jax" and (most := expected(before, length)) > case.limit:
                     print(f"{LABELS.get(tape, tape):28}{length:7} would take {most / GB:.1f} GB", flush=True)
@@ -497,6 +503,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=6.0, help="GB that a run may take")
     parser.add_argument("--seconds", type=float, default=4.0, help="time for the clock, each")
     parser.add_argument("--directory", help="for the files of Offload; a temporary one by default")
+    parser.add_argument("--donate", action="store_true", help="hand the state over, in JAX")
     parser.add_argument("--long", action="store_true", help="the long run of a large torch net, instead")
     parser.add_argument("--steps", type=int, default=LONG, help="of the long run")
     parser.add_argument("--out", type=Path)

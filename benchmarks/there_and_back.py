@@ -5,7 +5,7 @@
 An MLP 64-320-260-10 with tanh (106,000 weights in float32) is trained on digits by `hg.SGD` with momentum,
 and its hypergradient by an L2 strength for each layer is taken with the tape `hg.Reversible`, which compares
 what comes back with what was given, bit for bit. Shown are the bits in the log for each weight and step as a
-ratio to the log2(1/μ) that cannot be avoided, and the same with the pool, which takes 32 more for each weight
+ratio to the log2(1/μ) that cannot be avoided, and the same with the pool, which takes 16 more for each weight
 whatever the number of steps.
 """
 
@@ -24,7 +24,7 @@ from hypergrad.demo import network
 SIZES = (64, 320, 260, 10)
 BATCH = 10
 RATE = 0.01
-POOL = 32
+POOL = 16
 
 
 def parameters(backend, like):

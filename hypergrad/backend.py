@@ -55,6 +55,9 @@ class Pullback(Protocol):
     def onto(self, k: int) -> Callable[[Tree], Tree]:
         """The part for the k-th primal alone, which may be cheaper."""
 
+    def last(self, cotangent: Tree) -> tuple[Tree, ...]:
+        """The same as a call, after which there will be none: what was kept may go as it is used."""
+
     @property
     def reached(self) -> tuple[Tree, ...]:
         """For each primal a tree of booleans: does f depend on this leaf? Read off the graph."""
@@ -238,6 +241,15 @@ class Backend(Protocol):
 
     def take(self, items: Any, k: Any) -> Tree:
         """The k-th of what `stack` or `put` was given; a `scan` may hand out k."""
+
+    def elementwise(
+        self, f: Callable[..., tuple[Sequence[Array], Any]], used: Sequence[Array], given: Sequence[Array]
+    ) -> tuple[list[Array], Any]:
+        """``f(*used, *given)`` of arrays of one shape, with little memory for what f makes on its way.
+
+        f works element by element. It returns new values, in the dtypes of those that are used up and may be
+        written over, and a tuple of sums; where it is done in parts, those of all are added.
+        """
 
     # Randomness.
     def generator(self, seed: int | None = None) -> Any:

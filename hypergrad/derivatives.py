@@ -13,6 +13,7 @@ from hypergrad.arguments import check_same, check_variables
 from hypergrad.backend import Backend, Scalar, Tree, find_backend
 from hypergrad.differences import ridders
 from hypergrad.errors import ArgumentError
+from hypergrad.finite import first_nonfinite
 from hypergrad.problem import Problem, Validation
 
 
@@ -84,7 +85,8 @@ class Derivatives(Problem):
         if found[1] is not None:
             direct = self._like(backend, "outer_grads", found[1], "hparams", hparams)
         reached = backend.map(lambda _: found[1] is not None, hparams)
-        return Validation(self._value(backend, self.outer, params, hparams, batch), v, direct, reached)
+        value = self._value(backend, self.outer, params, hparams, batch)
+        return Validation(value, v, direct, reached, first_nonfinite(backend, v))
 
     def products(
         self, backend: Backend, params: Tree, hparams: Tree, batch: Tree

@@ -120,6 +120,37 @@ def take(items: Sequence[Tree], k: int) -> Tree:
     return items[k]
 
 
+BLOCK, BLOCKS = 2**15, 64
+"""Elements that are enough for a block, and blocks that are enough for an array."""
+
+
+def blocks(shape: Sequence[int], block: int = BLOCK) -> int:
+    """Into how many blocks of rows an array is cut."""
+    return max(1, min(BLOCKS, int(np.prod(shape)) // block, shape[0] if len(shape) else 1))
+
+
+def elementwise(
+    f: Callable[..., tuple[Sequence[Any], Any]],
+    used: Sequence[Any],
+    given: Sequence[Any],
+    block: int = BLOCK,
+) -> tuple[list[Any], Any]:
+    """In place and block by block, so that what f makes on its way has the size of a block."""
+    arrays = [*used, *given]
+    shape = tuple(arrays[0].shape)
+    if (count := blocks(shape, block)) == 1:
+        new, sums = f(*arrays)
+        return list(new), sums
+    rows, totals = -(-shape[0] // count), None
+    for first in range(0, shape[0], rows):
+        part = slice(first, first + rows)
+        new, sums = f(*(x[part] for x in arrays))
+        for x, value in zip(used, new, strict=True):
+            x[part] = value
+        totals = sums if totals is None else tuple(a + b for a, b in zip(totals, sums, strict=True))
+    return list(used), totals
+
+
 @dataclass(frozen=True)
 class Push:
     """ẋ ↦ ∂f ẋ at one linearisation: the pullback is linear in its cotangent, and this is its transpose."""

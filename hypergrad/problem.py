@@ -10,18 +10,23 @@ from typing import Any, ClassVar, NamedTuple, final
 from hypergrad.arguments import check_same
 from hypergrad.backend import Backend, Scalar, Tree, find_backend
 from hypergrad.errors import ArgumentError
+from hypergrad.finite import first_nonfinite
 from hypergrad.losses import evaluate
 
 Loss = Callable[..., Any]
 
 
 class Validation(NamedTuple):
-    """C2 and its derivatives at one point: the value, v = ∂_θ C2, ∂_λ C2, and which λ it reaches."""
+    """C2 and its derivatives at one point: the value, v = ∂_θ C2, ∂_λ C2, and which λ it reaches.
+
+    ``bad_leaf`` is the first leaf of v that is not finite, −1 if there is none.
+    """
 
     value: Scalar
     v: Tree
     direct: Tree
     reached: Tree
+    bad_leaf: Any
 
 
 class Problem(ABC):
@@ -61,7 +66,8 @@ class Problem(ABC):
 
         value, pullback, _ = evaluate(backend, "outer", loss, batch, params, hparams)
         v, direct = pullback(backend.xp.ones_like(value))
-        return Validation(value, v, direct, pullback.reached[1])
+        bad_leaf = first_nonfinite(backend, backend.detach(v))
+        return Validation(value, v, direct, pullback.reached[1], bad_leaf)
 
 
 @final

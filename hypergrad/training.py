@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, final
 from hypergrad import vectors
 from hypergrad.arguments import check_same
 from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.finite import first_nonfinite, search_nonfinite
 from hypergrad.problem import Problem
 from hypergrad.updates import UpdateRule
 
@@ -123,33 +124,9 @@ def observe(
     # be read, one look at the parameters costs least: a pass over the gradient is a tenth of taking it in a
     # small net, and a branch in the program half of it.
     sound = bool(backend.xp.isfinite(size)) if backend.readable(size) else leafwise
-    slope = -1 if sound else _search(backend, gradient)
+    slope = -1 if sound else search_nonfinite(backend, gradient)
     after = first_nonfinite(backend, moved)
     leaf = where(slope < 0, after, slope)
     fine = backend.xp.isfinite(value)
     bad_step = where(fine, where(leaf < 0, -1, t), t)
     return Seen(value, size, bad_step, where(fine, leaf, -1))
-
-
-def first_nonfinite(backend: Backend, tree: Tree) -> Any:
-    """The number of the first leaf that holds a NaN or an infinity, −1 if all are finite.
-
-    A finite sum shows that all is well, at the price of one look; if it is not, it may have overflowed.
-    """
-    xp, leaves = backend.xp, backend.flatten(tree)[0]
-    if leaves and backend.readable(*leaves) and bool(xp.isfinite(sum(xp.sum(leaf) for leaf in leaves))):
-        return -1
-    return _search(backend, tree)
-
-
-def _search(backend: Backend, tree: Tree) -> Any:
-    """The same without a look.
-
-    A leaf whose sum overflows counts as one with an infinity, except in half precision, where that is soon
-    done: 0 · x is 0 where x is finite and NaN elsewhere, but XLA makes a pass of its own for it.
-    """
-    xp, found = backend.xp, -1
-    for i, leaf in reversed(list(enumerate(backend.flatten(tree)[0]))):
-        leaf = leaf if backend.describe(leaf).itemsize >= 4 else 0.0 * leaf
-        found = xp.where(xp.isfinite(xp.sum(leaf)), found, i)
-    return found

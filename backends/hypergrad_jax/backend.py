@@ -19,7 +19,7 @@ from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree
 from hypergrad.errors import ArgumentError, no_outer_derivative
 from hypergrad_jax.leaves import is_float, is_key, zeros
 from hypergrad_jax.linear import linearise, linearised, pushforward
-from hypergrad_jax.loops import either, repeat
+from hypergrad_jax.loops import either, elementwise, repeat
 from hypergrad_jax.optimizers import as_optax
 
 
@@ -177,6 +177,8 @@ class JaxBackend:
 
     def take(self, items: Tree, k: Any) -> Tree:
         return self.map(lambda leaf: leaf[k], items)
+
+    elementwise = staticmethod(elementwise)
 
     def dense(self, rows: Tree) -> Tree:
         return rows

@@ -35,6 +35,8 @@ class Pullback:
             found = iter(self._pull([jnp.asarray(g, x.dtype) for g, x in given if is_float(x)]))
         return self._unflatten([next(found) if is_float(x) else zeros(x) for x in self._inputs])
 
+    last = __call__
+
     def onto(self, k: int) -> Callable[[Tree], Tree]:
         """What is not asked for is not computed, once it is compiled."""
         return lambda cotangent: self(cotangent)[k]

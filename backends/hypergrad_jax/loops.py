@@ -1,8 +1,8 @@
-"""Compiled loops that keep rows and may stop early, and choices between two ends."""
+"""Compiled loops that keep rows and may stop early, or take little memory, and choices between two ends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
 from hypergrad.backend import Tree
+from hypergrad.eager import blocks
 
 
 def repeat(
@@ -41,6 +42,35 @@ def repeat(
     start = (carry, rows, jax.tree_util.tree_map(blank, last), jnp.asarray(0), jnp.asarray(True))
     carry, rows, last, count, _ = lax.while_loop(going, step, start)
     return carry, rows, last, count
+
+
+def elementwise(
+    f: Callable[..., tuple[Sequence[Any], Any]], used: Sequence[Any], given: Sequence[Any]
+) -> tuple[list[Any], Any]:
+    """In blocks on the CPU, where XLA fuses no two results, and keeps whole arrays of what they share.
+
+    Elsewhere it does; and arrays that lie on many devices are not to be cut.
+    """
+    shape = [*used, *given][0].shape
+    count = blocks(shape) if jax.default_backend() == "cpu" and jax.device_count() == 1 else 1
+    count = next(n for n in range(count, 0, -1) if n == 1 or shape[0] % n == 0)
+    if count == 1:
+        new, sums = f(*used, *given)
+        return list(new), sums
+    rows = shape[0] // count
+
+    def part(k: Any, x: jax.Array) -> jax.Array:
+        return lax.dynamic_slice_in_dim(x, k * rows, rows)
+
+    def step(carry: Any, k: Any) -> tuple[Any, None]:
+        used, totals = carry
+        new, sums = f(*(part(k, x) for x in (*used, *given)))
+        used = [lax.dynamic_update_slice_in_dim(x, y, k * rows, 0) for x, y in zip(used, new, strict=True)]
+        return (used, jax.tree_util.tree_map(jnp.add, totals, sums)), None
+
+    shapes = jax.eval_shape(lambda *xs: f(*xs)[1], *(part(0, x) for x in (*used, *given)))
+    begin = [*used], jax.tree_util.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return lax.scan(step, begin, jnp.arange(count))[0]
 
 
 def either(pred: Any, yes: Callable[[], Tree], no: Callable[[], Tree]) -> Tree:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, final
@@ -19,6 +19,9 @@ from hypergrad.errors import no_outer_derivative
 from hypergrad_torch.graph import depth, detach, is_float, linearise, nested, one_deeper, pulled_by
 from hypergrad_torch.optimizers import TorchOptimizer
 from hypergrad_torch.randomness import generator, replay, restore
+
+LAUNCHED = 2**20
+"""Elements of a block on a device, where one of fewer takes no less time."""
 
 
 def _where(condition: Any, x: Any, y: Any) -> Any:
@@ -170,6 +173,12 @@ class TorchBackend:
                 # To read the flag would be to wait for the device: go on, and hold what is done.
                 carry = self.map(lambda new, old, on=on: _where(on, new, old), body(carry), carry)
         return carry
+
+    def elementwise(
+        self, f: Callable[..., tuple[Sequence[Array], Any]], used: Sequence[Array], given: Sequence[Array]
+    ) -> tuple[list[Array], Any]:
+        on_host = [*used, *given][0].device.type == "cpu"
+        return eager.elementwise(f, used, given, eager.BLOCK if on_host else LAUNCHED)
 
     # Randomness: torch's default generators.
 

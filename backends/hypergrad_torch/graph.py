@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache, cached_property
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from hypergrad_torch.unsupported import refuse_undifferentiable, translated
 
 Tree = Any
 Node = Any
+
+_EDGES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 6)
+"""Does ``torch.autograd.grad`` begin at edges, too?"""
 
 
 class _Nesting(threading.local):
@@ -55,6 +58,24 @@ def is_float(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
+class _End(NamedTuple):
+    """Where a graph ends: the tensor, or its place in the graph alone, which does not keep the values."""
+
+    root: Any
+    node: Node
+    dtype: torch.dtype
+    shape: torch.Size
+
+
+def _end(x: Any) -> _End | None:
+    """What to pull back from, if there is anything."""
+    if not (is_float(x) and x.requires_grad):
+        return None
+    keep = nested() or x.grad_fn is None or not _EDGES or torch.compiler.is_compiling()
+    root = x if keep else torch.autograd.graph.get_gradient_edge(x)
+    return _End(root, _node(x), x.dtype, x.shape)
+
+
 @final
 class Pullback:
     """u ↦ uᵀ ∂f/∂primals at one linearisation; see `hypergrad.backend.Pullback`."""
@@ -62,36 +83,39 @@ class Pullback:
     def __init__(
         self, inputs: list[Any], outputs: list[Any], unflatten: Callable[[Sequence[Any]], tuple[Tree, ...]]
     ) -> None:
-        self._inputs, self._outputs, self._unflatten = inputs, outputs, unflatten
+        self._inputs, self._outputs, self._unflatten = inputs, [_end(x) for x in outputs], unflatten
 
     def __call__(self, cotangent: Tree) -> tuple[Tree, ...]:
         return self._unflatten(self._pull(cotangent, self._inputs))
+
+    def last(self, cotangent: Tree) -> tuple[Tree, ...]:
+        return self._unflatten(self._pull(cotangent, self._inputs, keep=nested()))
 
     def onto(self, k: int) -> Callable[[Tree], Tree]:
         leaves, unflatten = eager.flatten(self._unflatten(self._inputs)[k])
         return lambda cotangent: unflatten(self._pull(cotangent, leaves))
 
-    def _pull(self, cotangent: Tree, inputs: list[Any]) -> list[Any]:
+    def _pull(self, cotangent: Tree, inputs: list[Any], keep: bool = True) -> list[Any]:
         """The engine visits no node from which none of the inputs can be reached."""
         pairs = [
-            (output, g.to(output.dtype).expand_as(output))
-            for output, g in zip(self._outputs, eager.flatten(cotangent)[0], strict=True)
-            if is_float(output) and output.requires_grad
+            (end.root, g.to(end.dtype).expand(end.shape))
+            for end, g in zip(self._outputs, eager.flatten(cotangent)[0], strict=True)
+            if end is not None
         ]
         variables = [leaf for leaf in inputs if is_float(leaf)]
         gradients: Sequence[Tensor | None] = [None] * len(variables)
         if pairs and variables:
-            outputs, weights = zip(*pairs, strict=True)
+            roots, weights = zip(*pairs, strict=True)
             with translated():
                 gradients = torch.autograd.grad(
-                    outputs, variables, weights, retain_graph=True, create_graph=nested(), allow_unused=True
+                    roots, variables, weights, retain_graph=keep, create_graph=nested(), allow_unused=True
                 )
         each = iter(gradients)
         return [_or_zeros(next(each), x) if is_float(x) else _zeros(x) for x in inputs]
 
     @cached_property
     def _nodes(self) -> set[Node]:
-        return history(self._outputs)
+        return _before([end.node for end in self._outputs if end is not None])
 
     @cached_property
     def reached(self) -> tuple[Tree, ...]:
@@ -109,7 +133,10 @@ class Pullback:
 
 def history(outputs: Sequence[Any]) -> set[Node]:
     """Every node of the graph from some outputs back to where it begins."""
-    todo = [_node(x) for x in outputs if is_float(x) and x.requires_grad]
+    return _before([_node(x) for x in outputs if is_float(x) and x.requires_grad])
+
+
+def _before(todo: list[Node]) -> set[Node]:
     seen = set(todo)
     while todo:
         for parent, _ in todo.pop().next_functions:

@@ -22,8 +22,9 @@ from hypergrad.arguments import check_same, check_variables
 from hypergrad.backend import Backend, Scalar, Tree, find_backend, undo_draws
 from hypergrad.batches import Batches
 from hypergrad.errors import ArgumentError, DisconnectedError, Failure, NonFiniteError, explain
+from hypergrad.finite import first_nonfinite
 from hypergrad.problem import Problem, Validation
-from hypergrad.training import Inner, Seen, first_nonfinite
+from hypergrad.training import Inner, Seen
 from hypergrad.updates import UpdateRule
 
 
@@ -327,7 +328,7 @@ def assemble(
         _check_connected(backend, validation.reached, responds, unused)
     if (held := report.get("bytes_held")) is not None and isinstance(held, int) and held >= 2**31:
         report["bytes_held"] = float(held)  # an integer of 32 bits, where that is what a program has
-    detached = backend.detach((validation.direct, response, validation.v))
+    detached = backend.detach((validation.direct, response))
     return Estimate(
         vectors.add(backend, validation.direct, response),
         state,
@@ -340,7 +341,7 @@ def assemble(
             responds=responds,
             bad_step=seen.bad_step,
             bad_leaf=seen.bad_leaf,
-            bad_outer_leaf=first_nonfinite(backend, detached[2]),
+            bad_outer_leaf=validation.bad_leaf,
             **report,
         ),
     )

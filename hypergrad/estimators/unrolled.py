@@ -100,7 +100,8 @@ class Unrolled(HypergradientEstimator):
         )
         end, final = state.step + skipped + recording.length, recording.z
         validation = problem.validation(backend, final.params, hparams, one_batch("val", val, end), final.aux)
-        pulled = recording.pull(Inner(validation.v, backend.zeros(final.opt_state), backend.zeros(final.aux)))
+        v, validation = [validation.v], validation._replace(v=None)  # which the tape may let go of
+        pulled = recording.pull(Inner(v.pop(), backend.zeros(final.opt_state), backend.zeros(final.aux)))
         if pull_start is not None and skipped == 0:
             (term,) = pull_start(pulled.start)
             pulled = pulled._replace(

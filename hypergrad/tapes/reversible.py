@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import or_
 from typing import Any, NamedTuple, final
@@ -11,9 +11,11 @@ from hypergrad import vectors
 from hypergrad.backend import Backend, Tree
 from hypergrad.errors import ArgumentError
 from hypergrad.tapes.base import Generator, Pulled, Recording, Sweep, Tape, Trajectory
-from hypergrad.tapes.fixedpoint import FixedPoint, Ratio, pooled
+from hypergrad.tapes.fixedpoint import SPILLS, WORD, FixedPoint, Ratio, digits
+from hypergrad.tapes.integers import Integers, Leaves, Rates, Steps
+from hypergrad.tapes.log import EACH, Log
 from hypergrad.training import Inner, Seen, inner_gradient, observe
-from hypergrad.updates.base import is_off, resolve
+from hypergrad.updates.base import is_off
 from hypergrad.updates.sgd import SGD, Momentum
 
 DID_NOT_COME_BACK, LOG_IS_FULL = -2, -3
@@ -32,9 +34,11 @@ class Reversible(Tape):
     of `hypergrad.SGD` to the rounding of fixed point, 2^−F, and so is the hypergradient. Rates, momentum and
     their schedules may be hyperparameters.
 
-    Cost: 4 T gradients. Memory: parameters, velocity and pool, and log2(1/μ) bits for each parameter and
-    step, 0.15 for μ = 0.9; the auxiliary state and the generator's are kept for each step, if there are such.
-    What comes back is compared with what was given. The momentum is read, if it lies on a device.
+    Cost: 4 T gradients. Memory: parameters and velocity, a pool of 16 bits for each parameter, and log2(1/μ)
+    bits for each parameter and step, 0.15 for μ = 0.9; the auxiliary state and the generator's are kept for
+    each step, if there are such. What comes back is compared with what was given; in a compiled program by a
+    digest, so that one may hand over the state, as in ``jax.jit(…, donate_argnums=…)``, and hold two copies
+    less. The momentum is read, if it lies on a device.
 
     Args:
         fraction: F, the bits after the point; 48 of 64 for float64 and 24 of 32 for narrower parameters, in
@@ -91,22 +95,6 @@ def _momentum_sgd(rule: Any) -> SGD:
     return rule
 
 
-class Integers(NamedTuple):
-    """θ, b and the pool in integers, and the most that the pool may hold."""
-
-    params: Tree
-    velocity: Tree
-    pool: Tree
-    top: Any
-
-
-class Log(NamedTuple):
-    """What the pools gave away: words, and how many there are."""
-
-    words: Any
-    count: Any
-
-
 class _Run(NamedTuple):
     path: Trajectory
     hparams: Tree
@@ -114,58 +102,72 @@ class _Run(NamedTuple):
     rule: SGD
 
     def record(self, z: Inner, log_bits: int | None) -> Recording:
-        backend, path, form, length = self.path.backend, self.path, self.form, self.path.length
-        start = self._integers(z)
+        backend, path, length = self.path.backend, self.path, self.path.length
         generator, like = Generator(backend), z.params
+        steps = self._steps(like)
+        at, fault = steps.begin(*_leaves(backend, z))
+        # Who keeps nothing but the digest lets a program put its results where it was given the state.
+        digest = steps.digest(at) if backend.compiles else None
         capacity = self._capacity(log_bits)
-        log = Log(backend.room(backend.map(lambda i: form.spill(i)[1], start.pool), capacity), self._none())
-        fault = self._first(form.overflows(x, backend.zeros(x)) for x in (z.params, z.opt_state.velocity))
+        log = Log.begin(backend, at, capacity)
 
         def forward(carry: Any, k: Any, _: Any) -> tuple[Any, Any]:
             at, log, aux, seen, fault = carry
+            del carry
             draws, t = generator.state(), path.start + k
-            params = self._numbers(at.params, like)
             value, g, later = inner_gradient(
-                backend, path.training.problem, Inner(params, (), aux), self.hparams, path.batch(k)
+                backend,
+                path.training.problem,
+                Inner(self._params(at, like), (), aux),
+                self.hparams,
+                path.batch(k),
             )
-            ratio, before = self._ratio(t), log.count
-            at, log = self._spilled(at, log, ratio)
-            at, over = self._advance(at, params, g, ratio, t)
-            seen = seen.then(backend, observe(backend, value, g, self._numbers(at.params, like), t))
-            return (at, log, later, seen, self._first((fault, over))), (aux, draws, log.count - before)
+            rates, before = self._rates(self.hparams, t, like), log.count
+            ratio = Ratio.of(backend, rates.momentum, self.form.dtype)
+            at, log = log.take_in(backend, self.form, at, ratio)
+            at, over = steps.advance(at, list(backend.flatten(g)[0]), rates, ratio)
+            seen = seen.then(backend, observe(backend, value, g, self._params(at, like), t))
+            return (at, log, later, seen, self._first(fault, over)), (aux, draws, log.count - before)
 
-        begin = start, log, z.aux, Seen.nothing(backend, z.params), fault
+        begin = at, log, z.aux, Seen.nothing(backend, z.params), fault
         (at, log, aux, seen, fault), kept = backend.scan(forward, begin, path.length)
-        fault = self._first((fault, backend.xp.where(log.count <= capacity, -1, LOG_IS_FULL)))
-        end = Inner(self._numbers(at.params, like), Momentum(self._numbers(at.velocity, like)), aux)
-        words = sum(backend.describe(leaf).nbytes for leaf in backend.flatten(start.pool)[0]) // 2
-        held = 3 * vectors.nbytes(backend, start.params) + length * vectors.nbytes(backend, z.aux)
-        held = held + words * (capacity if backend.compiles else log.count)
-        rest = [at, log]
-        del at, log, start, begin
-        return Recording(
-            end,
-            seen,
-            path.length,
-            lambda v: self._back(rest, kept, v, z, fault),
-            held,
-            2 * path.length,
-            path.length,
+        fault = self._first(fault, backend.xp.where(log.length <= capacity, -1, LOG_IS_FULL))
+        flat, unflatten = backend.flatten(like)
+        velocity = [
+            backend.cast(self.form.number(b, kind), backend.describe(x).dtype)
+            for b, kind, x in zip(at.velocity, steps.kinds, flat, strict=True)
+        ]
+        end = Inner(self._params(at, like), Momentum(unflatten(velocity)), aux)
+        del velocity, begin
+        at = steps.joined(at)
+        held = vectors.nbytes(backend, (at.params, at.velocity, at.pool)) + length * vectors.nbytes(
+            backend, z.aux
         )
+        words = capacity if backend.compiles else log.length
+        held = held + words * vectors.size(backend, at.pool)
 
-    def _back(self, rest: list[Any], kept: Any, v: Inner, z: Inner, fault: Any) -> Pulled:
-        """Take the steps back from what is left of the run, and pull back through each."""
+        def pull(v: Inner) -> Pulled:
+            handed = [v]
+            del v
+            return self._back(at, log, kept, handed, z, digest, fault)
+
+        return Recording(end, seen, length, pull, held, 2 * length, length)
+
+    def _back(
+        self, at: Integers, log: Log, kept: Any, handed: list[Inner], z: Inner, digest: Any, fault: Any
+    ) -> Pulled:
+        """Take the steps back from where the run ended, and pull back through each."""
         backend, path, like = self.path.backend, self.path, z.params
-        sweep = Sweep(path, self.hparams)
+        steps, sweep = self._steps(like), Sweep(path, self.hparams)
+        unflatten = backend.flatten(like)[1]
 
         def backward(carry: Any, k: Any, kept: Any) -> tuple[Any, None]:
-            # Where nothing compiles, what is not needed any more is let go of at once: it has the size of θ.
-            at, log, (v, total) = carry
-            del carry
+            at, log, (v, c, after), total = carry
             (aux, draws, spilled), t = kept, path.start + k
-            ratio, lr = self._ratio(t), resolve(backend, "lr", self.rule.lr, self.hparams, t)
-            at = at._replace(params=self._before(at, lr, like))
-            params = self._numbers(at.params, like)
+            rates, pull_rates = self._rates(self.hparams, t, like), self._learned(t, like)
+            wanted = pull_rates is not None
+            at, slope_in_lr = steps.before(at, v, c, after, rates, wanted)
+            params = self._params(at, like)
 
             def slope(params: Tree, hparams: Tree) -> Tree:
                 z = Inner(params, (), aux)
@@ -173,159 +175,94 @@ class _Run(NamedTuple):
 
             with backend.replay(draws):
                 g, pull_slope = backend.vjp(slope, params, self.hparams)
-            at = self._withdrawn(at, params, g, ratio, t)
-            at, log = self._unspilled(at, log, ratio, spilled)
+            reached = pull_slope.reached[1]
+            ratio = Ratio.of(backend, rates.momentum, self.form.dtype)
+            leaves = backend.flatten(g)[0]
+            del g
+            slopes = Rates(slope_in_lr, *steps.withdraw(at, c, leaves, rates, ratio, wanted))
+            at, log = log.give_back(backend, self.form, at, spilled)
+            more, term = pull_slope.last(unflatten(steps.shared(c, rates)))
+            del pull_slope
+            if pull_rates is not None:
+                by_rates, found = pull_rates(slopes)
+                term = vectors.add(backend, term, by_rates)
+                reached = backend.map(or_, reached, found)
+            leaves = backend.flatten(more)[0]
+            del more
+            steps.pull(v, c, leaves, rates)
+            _, total = sweep.add(total, Pulled(term, reached, z))
+            return (at, log, (v, c, number(rates.momentum)), total), None
 
-            def apply(g: Tree, params: Tree, opt_state: Tree, hparams: Tree) -> Any:
-                return path.training.apply(g, Inner(params, opt_state, aux), hparams, t)[:2]
+        def number(rate: Any) -> Any:
+            return backend.cast(rate, steps.kinds[0]) if backend.compiles else rate
 
-            velocity = Momentum(self._numbers(at.velocity, like))
-            pull_step = backend.vjp(apply, g, params, velocity, self.hparams)[1]
-            u, v_params, v_state, term = pull_step(v[:2])
-            reached = pull_step.reached[3]
-            del v, g, velocity, pull_step
-            more, mixed = pull_slope(u)
-            reached = backend.map(or_, reached, pull_slope.reached[1])
-            del u, pull_slope
-            start = Inner(vectors.add(backend, v_params, more), v_state, backend.zeros(aux))
-            pulled = Pulled(vectors.add(backend, term, mixed), reached, start)
-            return (at, log, sweep.add(total, pulled)), None
-
-        (at, _, carry), _ = backend.scan(
-            backward, (*_handed(rest), sweep.begin(v)), path.length, xs=kept, reverse=True
-        )
-        given = self._integers(z)
-        back = self._equal(at.params, given.params) & self._equal(at.velocity, given.velocity)
+        v, c = (backend.flatten(x)[0] for x in _parts(handed.pop()))
+        for k in range(len(v)):
+            v[k], c[k] = backend.copy(v[k]), backend.copy(c[k])
+        begin = steps.split(at), log, (v, c, number(1.0)), sweep.begin(z)[1]
+        (at, log, (v, c, after), total), _ = backend.scan(backward, begin, path.length, xs=kept, reverse=True)
+        back = steps.agree(steps.digest(at), digest) if digest else steps.is_at(at, *_leaves(backend, z))
         lost = backend.xp.where(back, -1, DID_NOT_COME_BACK)
-        return sweep.end(carry)._replace(fault=self._first((fault, lost)))
+        start = Inner(unflatten(v), Momentum(unflatten(steps.scaled(after, c))), backend.zeros(z.aux))
+        return sweep.end((start, total))._replace(fault=self._first(fault, lost))
 
-    # One step.
+    def _steps(self, like: Tree) -> Steps:
+        leaves = self.path.backend.flatten(like)[0]
+        return Steps(self.path.backend, self.form, tuple(map(self.form.wide, leaves)))
 
-    def _advance(self, at: Integers, params: Tree, g: Tree, ratio: Ratio, t: Any) -> tuple[Integers, Any]:
-        """Step: b ← μ b + fresh, θ ← θ − η b, and the first leaf in which that does not fit."""
-        backend, form = self.path.backend, self.form
-        fresh = self._fresh(g, params, t)
-        pairs = backend.map(lambda b, i: form.shrink(b, i, ratio), at.velocity, at.pool)
-        shrunk, pool = self._unzipped(pairs, at.velocity)
-        sums = backend.map(lambda b, f: b + form.fixed(f), shrunk, fresh)
-        lr = resolve(backend, "lr", self.rule.lr, self.hparams, t)
-        change = backend.map(lambda b, like: lr * form.number(b, like), sums, params)
-        moved = backend.map(lambda p, c: p - form.fixed(c), at.params, change)
-        rest = backend.map(form.number, shrunk, fresh)
-        over = self._first((form.overflows(rest, fresh), form.overflows(params, change)))
-        return Integers(moved, sums, pool, pooled(at.top, ratio)), over
+    def _params(self, at: Integers, like: Tree) -> Tree:
+        """The parameters at which the loss is taken."""
+        backend = self.path.backend
+        leaves, unflatten = backend.flatten(like)
+        pairs = zip(at.params, leaves, strict=True)
+        return unflatten([backend.cast(near, backend.describe(x).dtype) for near, x in pairs])
 
-    def _before(self, at: Integers, lr: Any, like: Tree) -> Tree:
-        """The parameters before the step: θ ← θ + η b."""
+    def _rates(self, hparams: Tree, t: Any, like: Tree) -> Rates:
+        backend = self.path.backend
+        return Rates.of(self.rule, backend, hparams, t, backend.flatten(like)[0][0])
 
-        def leaf(p: Any, b: Any, like: Any) -> Any:
-            return p + self.form.fixed(lr * self.form.number(b, like))
-
-        return self.path.backend.map(leaf, at.params, at.velocity, like)
-
-    def _withdrawn(self, at: Integers, params: Tree, g: Tree, ratio: Ratio, t: Any) -> Integers:
-        """The velocity before: b ← (b − fresh) / μ."""
-        backend, form = self.path.backend, self.form
-        fresh = self._fresh(g, params, t)
-        pairs = backend.map(
-            lambda b, i, f: form.grow(b - form.fixed(f), i, ratio), at.velocity, at.pool, fresh
-        )
-        velocity, pool = self._unzipped(pairs, at.velocity)
-        return at._replace(velocity=velocity, pool=pool)
-
-    def _fresh(self, g: Tree, params: Tree, t: Any) -> Tree:
+    def _learned(self, t: Any, like: Tree) -> Callable[[Rates], tuple[Tree, Tree]] | None:
+        """What takes slopes in the rates to hyperparameters, and says to which; or nothing does."""
         backend, rule = self.path.backend, self.rule
-        return rule.damped(backend, rule.decayed(backend, g, params, self.hparams, t), self.hparams, t)
+        given = rule.lr, rule.momentum, rule.weight_decay, rule.dampening
+        learned = [not isinstance(rate, float | int) for rate in given]
+        if not any(learned):
+            return None
 
-    # The pool and the log.
+        def those(rates: Rates) -> list[Any]:
+            return [rate for rate, on in zip(rates, learned, strict=True) if on]
 
-    def _spilled(self, at: Integers, log: Log, ratio: Ratio) -> tuple[Integers, Log]:
-        """Make room in the pools for one more step."""
-        backend, form = self.path.backend, self.form
+        values, pull = backend.vjp(lambda hparams: those(self._rates(hparams, t, like)), self.hparams)
+        reached = pull.reached[0]
+        if not any(backend.flatten(reached)[0]):
+            return None
 
-        def spill(carry: tuple[Integers, Log]) -> tuple[Integers, Log]:
-            at, log = carry
-            pool, low = self._unzipped(backend.map(form.spill, at.pool), at.pool)
-            words = backend.put(log.words, log.count, low)
-            return at._replace(pool=pool, top=at.top >> form.word), Log(words, log.count + 1)
+        def back(slopes: Rates) -> tuple[Tree, Tree]:
+            pairs = zip(those(slopes), values, strict=True)
+            return pull([backend.cast(x, backend.describe(value).dtype) for x, value in pairs])[0], reached
 
-        full = form.room // ratio.d - 1
-        made: tuple[Integers, Log] = backend.while_loop(
-            lambda carry: carry[0].top >= full, spill, (at, log), 1
-        )
-        return made
-
-    def _unspilled(self, at: Integers, log: Log, ratio: Ratio, spilled: Any) -> tuple[Integers, Log]:
-        backend, form = self.path.backend, self.form
-
-        def refill(carry: tuple[Integers, Log, Any]) -> tuple[Integers, Log, Any]:
-            at, log, left = carry
-            low = backend.take(log.words, log.count - 1)
-            pool = backend.map(form.refill, at.pool, low)
-            return at._replace(pool=pool), Log(log.words, log.count - 1), left - 1
-
-        at, log, _ = backend.while_loop(lambda carry: carry[2] > 0, refill, (at, log, spilled), 1)
-        return at, log
+        return back
 
     def _capacity(self, log_bits: int | None) -> int:
         """Words of log: one a step is more than enough, and costs nothing where lists grow as they must."""
-        length, form = int(self.path.length), self.form
-        if not self.path.backend.compiles:
-            return length
-        momentum = self.rule.momentum
-        if log_bits is not None or not isinstance(momentum, float | int):
-            return max(1, -(-(log_bits or length) // form.word))
-        ratio, top, count = Ratio.of(self.path.backend, momentum, form.dtype), 0, 0
-        for _ in range(length):
-            if top >= form.room // ratio.d - 1:
-                top, count = top >> form.word, count + 1
-            top = pooled(top, ratio)
-        return max(1, count)
+        length, momentum, backend = int(self.path.length), self.rule.momentum, self.path.backend
+        if not backend.compiles:
+            return SPILLS * length
+        if log_bits is None and isinstance(momentum, float | int):
+            count = digits(Ratio.of(backend, momentum, self.form.dtype), length)
+            return max(1, -(-count // EACH))
+        return max(1, -(-(log_bits or length) // WORD))
 
-    # Between integers and floats.
-
-    def _integers(self, z: Inner) -> Integers:
-        backend, form = self.path.backend, self.form
-        params, velocity = (backend.map(form.fixed, x) for x in (z.params, z.opt_state.velocity))
-        return Integers(params, velocity, backend.map(lambda x: 0 * x, velocity), self._none())
-
-    def _none(self) -> Any:
-        """0, which a compiled loop takes for an integer of the kind that it will be."""
-        backend = self.path.backend
-        return backend.cast(backend.asarray(0), self.form.dtype) if backend.compiles else 0
-
-    def _numbers(self, integers: Tree, like: Tree) -> Tree:
-        return self.path.backend.map(self.form.number, integers, like)
-
-    def _ratio(self, t: Any) -> Ratio:
-        backend = self.path.backend
-        momentum = resolve(backend, "momentum", self.rule.momentum, self.hparams, t)
-        return Ratio.of(backend, momentum, self.form.dtype)
-
-    def _unzipped(self, pairs: Tree, like: Tree) -> tuple[Tree, Tree]:
-        """A tree of pairs as a pair of trees."""
-        leaves, unflatten = self.path.backend.flatten(pairs)
-        _, build = self.path.backend.flatten(like)
-        return build(leaves[::2]), build(leaves[1::2])
-
-    def _equal(self, x: Tree, y: Tree) -> Any:
-        backend, xp = self.path.backend, self.path.backend.xp
-        pairs = zip(backend.flatten(x)[0], backend.flatten(y)[0], strict=True)
-        found: Any = True
-        for a, b in pairs:
-            found = xp.all(a == b) & found
-        return found
-
-    def _first(self, faults: Iterable[Any]) -> Any:
-        """The first that is none: −1 says that all is well."""
-        found: Any = -1
-        for fault in reversed(list(faults)):
-            found = self.path.backend.xp.where(fault == -1, found, fault)
-        return found
+    def _first(self, fault: Any, other: Any) -> Any:
+        """The first of two that is none: −1 says that all is well."""
+        return self.path.backend.xp.where(fault == -1, other, fault)
 
 
-def _handed(rest: list[Any]) -> list[Any]:
-    """What a list held, which holds it no more."""
-    items = list(rest)
-    rest.clear()
-    return items
+def _parts(z: Inner) -> tuple[Tree, Tree]:
+    return z.params, z.opt_state.velocity
+
+
+def _leaves(backend: Backend, z: Inner) -> tuple[Leaves, Leaves]:
+    """Those of parameters and velocity, in lists of their own."""
+    params, velocity = _parts(z)
+    return list(backend.flatten(params)[0]), list(backend.flatten(velocity)[0])

@@ -132,6 +132,7 @@ class NumpyBackend:
     room = staticmethod(eager.room)
     put = staticmethod(eager.put)
     take = staticmethod(eager.take)
+    elementwise = staticmethod(eager.elementwise)
     dense = eager.dense
     collect = eager.collect
     linearize = eager.linearize

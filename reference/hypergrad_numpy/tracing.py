@@ -97,6 +97,8 @@ class Pullback:
             ]
         )
 
+    last = __call__
+
     def onto(self, k: int) -> Callable[[Tree], Tree]:
         return lambda cotangent: self(cotangent)[k]
 

@@ -53,6 +53,8 @@ class Pullback:
         pairs = zip(self._roots, self._leaves, strict=True)
         return self._unflatten([found[x] if x in found else pebble.zeros_like(leaf) for x, leaf in pairs])
 
+    last = __call__
+
     def onto(self, k: int) -> Callable[[Tree], Tree]:
         return lambda cotangent: self(cotangent)[k]
 
@@ -166,6 +168,7 @@ class PebbleBackend:
     room = staticmethod(eager.room)
     put = staticmethod(eager.put)
     take = staticmethod(eager.take)
+    elementwise = staticmethod(lambda f, used, given: f(*used, *given))  # arrays cannot be written to
     dense = eager.dense
     collect = eager.collect
     opaque = staticmethod(lambda tree, what: tree)

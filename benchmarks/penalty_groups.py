@@ -261,13 +261,12 @@ def plot(path, tables):
             for size, width in ((row["interval_new_data"], 1), (row["interval"], 3)):
                 paired.errorbar(row["difference"], i, xerr=size, fmt="o", color=f"C{i}", elinewidth=width)
         price.set(title=name, xlabel="gradients spent", ylabel="test log-loss ± s.e.", xscale="log")
-        price.set_yscale("log")
+        price.tick_params(axis="x", which="minor", labelbottom=False)
         price.legend(fontsize=7)
         paired.axvline(0, color="gray", lw=1)
-        paired.set_xscale("symlog", linthresh=0.01)
-        paired.set(
-            yticks=range(len(table)), yticklabels=table, xlabel="test log-loss minus that of one penalty"
-        )
+        if any(row["interval_new_data"] > 0.1 for row in table.values()):
+            paired.set_xscale("symlog", linthresh=0.1)
+        paired.set(yticks=range(len(table)), yticklabels=table, xlabel="difference in test log-loss")
         paired.invert_yaxis()
     figure.savefig(path, dpi=120)
 

@@ -45,13 +45,13 @@ POINTS = 15
 """How often, about, the weights are looked at in a run."""
 
 
-def methods(rate):
+def methods(rate, damping):
     """By name: a tuner's arguments."""
     implicit, inf = hg.Implicit, float("inf")
-    cg, amortised = hg.CG(50, rtol=0.05), hg.Amortised(rate)
+    cg, amortised = {"solver": hg.CG(50, rtol=0.05), "damping": damping}, hg.Amortised(rate)
     sgd = hg.SGD(rate, momentum=0.9)
     return {
-        "implicit": {"estimator": implicit(cg, warm_start=True, tolerance=inf), "every": 5, "update": sgd},
+        "implicit": {"estimator": implicit(**cg, warm_start=True, tolerance=inf), "every": 5, "update": sgd},
         "amortised": {"estimator": implicit(amortised, tolerance=inf), "every": 1, "update": sgd},
         "greedy": {"estimator": hg.Greedy(sgd), "every": 1},
     }
@@ -179,7 +179,7 @@ def compare(options, seed, advance):
     train, val = model.batch(x, y), model.batch(x2, y2)
     both = model.batch(np.concatenate([x, x2]), np.concatenate([y, y2]))
     found = {"all of T1": (np.ones(len(y)), []), "right labels": (right.astype(float), [])}
-    for name, arguments in methods(options["rate"]).items():
+    for name, arguments in methods(options["rate"], options["damping"]).items():
         rates = options["penalty"], options["hyper_rate"]
         found[name] = tune(model, arguments, options, *rates, train, val, right, advance)
         advance(1, name)
@@ -274,6 +274,7 @@ def main() -> None:
         "--hidden", type=int, nargs="*", default=[], help="widths; none is softmax regression"
     )
     parser.add_argument("--penalty", type=float, default=1e-2, help="L2 strength during tuning")
+    parser.add_argument("--damping", type=float, default=0.0, help="of CG; a net is not convex and needs it")
     parser.add_argument("--rate", type=float, default=0.1, help="of training and of the amortised solve")
     parser.add_argument("--hyper-rate", type=float, default=0.1, help="Adam's, on the logits of the weights")
     parser.add_argument("--seeds", type=int, help="how many, instead of the preset's")

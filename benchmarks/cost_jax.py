@@ -157,7 +157,7 @@ def rows(width: int, size: int, compiled: bool) -> list[Row]:
     many = {n: estimate(with_many, params, h, greedy, train, val) for n, h in strengths.items()}
 
     def implicit(solver, count=lambda once: once, curvature=None):
-        estimator = hg.Implicit(solver, tolerance=float("inf"), curvature=curvature)
+        estimator = hg.Implicit(solver, tolerance=None, curvature=curvature)
         return estimate(with_noise, params, noise, estimator, train, val, count)
 
     def terms(curvature=None):

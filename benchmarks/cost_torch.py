@@ -156,7 +156,7 @@ def rows(width: int, size: int, compiled: bool) -> list[Row]:
     shapes = {"1": (), "10³": (width,), "10⁶": (width, width)}
     strengths = {n: torch.full(shape, -6.0) for n, shape in shapes.items()}
     many = {n: estimate(with_many, h, greedy) for n, h in strengths.items()}
-    neumann = hg.Implicit(hg.Neumann(PRODUCTS - 1, step_size=1e-3), tolerance=float("inf"))
+    neumann = hg.Implicit(hg.Neumann(PRODUCTS - 1, step_size=1e-3), tolerance=None)
     gauss_newton = replace(
         neumann,
         curvature=hg.GaussNewton(

@@ -82,7 +82,7 @@ def normal_equations(steps):
 
 def contenders(n, kappa):
     """Name -> (estimator for a budget of products, is it warm?)."""
-    loose = {"on_failure": "warn", "tolerance": float("inf")}
+    loose = {"on_failure": "warn", "tolerance": None}
     tight = 1e-13
 
     def cg(budget, preconditioner=None, **options):
@@ -137,7 +137,7 @@ def needed(points, error=TARGET):
 
 def accurate(case, penalties, error):
     """Products when the hypergradient's own error says when to stop."""
-    estimator = hg.Implicit(hg.CG(100_000), accuracy=error, tolerance=float("inf"))
+    estimator = hg.Implicit(hg.CG(100_000), accuracy=error, tolerance=None)
     state = estimator.init(case.problem, case.optimum(penalties), penalties)
     out = estimator.estimate(case.problem, state, penalties, None, None)
     exact = case.exact(penalties)

@@ -223,7 +223,7 @@ def _optimum(backend: Backend, problem: Problem, params: Tree, aux: Tree, train:
         return Inner(best, (), aux)
 
     def exact(hparams: Tree, val: Batches) -> Tree:
-        implicit = Implicit(solver, tolerance=float("inf"), allow_unused=True)
+        implicit = Implicit(solver, tolerance=None, allow_unused=True)
         at = State(real(hparams).params, aux=aux)
         return implicit.estimate(problem, at, hparams, batches, val, backend=backend).hypergradient
 

@@ -271,6 +271,19 @@ class TestDerivatives:
         exact = told.hypergradient(told.optimum(told.lam), told.lam)
         np.testing.assert_allclose(numbers(backend, out.hypergradient), exact, rtol=1e-9)
         assert np.isnan(float(out.report.inner_gradient_norm))
+        for option in ({"strict": True}, {"bound": True}):
+            with pytest.raises(ArgumentError, match="inner_grad"):
+                hg.hypergradient(
+                    problem, theta, lam, *told.data(backend), hg.Implicit(**option), backend=backend
+                )
+
+    def test_online_nobody_expects_an_optimum(self, backend):
+        told = Logistic()
+        theta, lam = arrays(backend, told.optimum(told.lam) + 1.0, told.lam)
+        given = told.problem(backend), theta, lam, *told.data(backend)
+        hg.hypergradient(*given, hg.Implicit(tolerance=None), backend=backend)  # warnings are errors here
+        with pytest.raises(ArgumentError, match="strict"):
+            hg.Implicit(tolerance=None, strict=True)
 
     def test_training_without_a_gradient_is_refused(self, backend):
         told = Logistic()

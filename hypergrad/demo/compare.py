@@ -121,7 +121,7 @@ def compare(
 class _Arena:
     """One problem, one start, one budget: what the methods have in common."""
 
-    implicit = Implicit(Neumann(max_steps=5, step_size=0.05), tolerance=float("inf"))
+    implicit = Implicit(Neumann(max_steps=5, step_size=0.05), tolerance=None)
 
     def __init__(self, backend: Backend, data: Data, seed: int, budget: int) -> None:
         self.backend, self.data, self.seed, self.budget = backend, data, seed, budget

@@ -71,7 +71,8 @@ class Implicit(HypergradientEstimator):
         solver: how x is found.
         damping: δ ≥ 0, a bias towards x = v/δ that makes the solve well-posed; or `LevenbergMarquardt`, which
             looks for the least δ that does.
-        tolerance: the ‖∇C̃1‖ up to which θ counts as an optimum.
+        tolerance: the ‖∇C̃1‖ up to which θ counts as an optimum, or ``None`` for online use, where θ is on its
+            way and nobody expects one.
         strict: make it an error, not a warning, to be further away than that.
         on_failure: what a failed solve does: ``"raise"``, or ``"warn"`` and accept the bias.
         mixed: how H and ∂²_λθ C̃1 are multiplied: exactly, or by a `FiniteDifference` of gradients where
@@ -102,7 +103,7 @@ class Implicit(HypergradientEstimator):
 
     solver: Solver = field(default_factory=CG)
     damping: float | LevenbergMarquardt = 0.0
-    tolerance: float = 1e-3
+    tolerance: float | None = 1e-3
     strict: bool = False
     on_failure: Literal["raise", "warn"] = "raise"
     mixed: FiniteDifference | None = None
@@ -120,8 +121,10 @@ class Implicit(HypergradientEstimator):
             raise ArgumentError(
                 f"Implicit: damping = {self.damping!r}; it is a number ≥ 0, or hg.LevenbergMarquardt()"
             )
-        if not (is_number(self.tolerance) and self.tolerance > 0):
-            raise ArgumentError(f"Implicit: tolerance = {self.tolerance!r}; it is a positive number")
+        if self.tolerance is not None and not (is_number(self.tolerance) and self.tolerance > 0):
+            raise ArgumentError(f"Implicit: tolerance = {self.tolerance!r}; it is a positive number, or None")
+        if self.strict and self.tolerance is None:
+            raise ArgumentError("Implicit: strict=True asks for an optimum, and tolerance=None for none")
         if self.on_failure not in ("raise", "warn"):
             raise ArgumentError(f"Implicit: on_failure = {self.on_failure!r}; it is 'raise' or 'warn'")
         check_mixed("Implicit", self.mixed)
@@ -169,6 +172,8 @@ class Implicit(HypergradientEstimator):
         draws = backend.generator()
         at = stationary(backend, problem, z, hparams, batches, rule, self.mixed)
         seen = Seen(at.value, float("nan"))
+        if at.residual is None and self.strict:
+            raise ArgumentError("Implicit: strict=True needs ‖∇C̃1‖: give Derivatives(inner_grad=…)")
         if at.residual is not None:
             seen = observe(backend, at.value, at.residual, (), state.step)
         val_batch = one_batch("val", val, state.step)
@@ -289,7 +294,7 @@ class Implicit(HypergradientEstimator):
             if self.on_failure == "raise":
                 raise SolveError(message, failure, steps, relative)
             warnings.warn(message, SolveWarning, stacklevel=4)
-        if away > self.tolerance:
+        if self.tolerance is not None and away > self.tolerance:
             if self.strict:
                 raise InnerNotConvergedError(away, self.tolerance)
             warnings.warn(not_converged(away, self.tolerance), InnerNotConvergedWarning, stacklevel=4)
@@ -299,7 +304,9 @@ class Implicit(HypergradientEstimator):
         sound = self.mixed is None or self.mixed.accepts(report.difference_error)
         if self.on_failure == "raise":
             sound = (report.failure == Failure.NONE) & sound
-        return ~(report.inner_gradient_norm > self.tolerance) & sound if self.strict else sound
+        if self.tolerance is not None and self.strict:
+            sound = (report.inner_gradient_norm <= self.tolerance) & sound
+        return sound
 
 
 def adjoint(

@@ -18,7 +18,8 @@ Product = Callable[[Tree, Any], Tree]
 class System(NamedTuple):
     """A x = v, of which a solver sees products alone, and where it begins: x, and r = v − A x there.
 
-    ``goal`` is the ‖Ax − v‖ to reach, where that is not the solver's own to say.
+    ``goal`` is the ‖Ax − v‖ to reach, where that is not the solver's own to say. ``met`` is a first estimate of
+    ‖A‖ from below, 0 if there is none: near a solution r alone may not show of what size A is.
     """
 
     product: Product
@@ -27,6 +28,7 @@ class System(NamedTuple):
     r: Tree
     symmetric: bool = True
     goal: Scalar | None = None
+    met: Scalar = 0.0
 
     @classmethod
     def at_rest(cls, backend: Backend, product: Product, v: Tree, symmetric: bool = True) -> System:
@@ -35,15 +37,21 @@ class System(NamedTuple):
 
     @classmethod
     def begun(cls, backend: Backend, product: Product, v: Tree, x: Tree, symmetric: bool = True) -> System:
-        """From an x that is near the solution: one product."""
-        return cls(product, v, x, vectors.subtract(backend, v, product(x, 0)), symmetric)
+        """From an x that is near the solution: one product. Where v = 0 the solution is 0, whatever x is."""
+        one = backend.xp.ones_like(vectors.norm(backend, v))
+        x = vectors.scale(backend, backend.xp.where(vectors.norm(backend, v) > 0, one, 0.0 * one), x)
+        ax, size = product(x, 0), vectors.norm(backend, x)
+        met = vectors.norm(backend, ax) / backend.xp.where(size > 0, size, one)
+        return cls(product, v, x, vectors.subtract(backend, v, ax), symmetric, met=met)
 
 
 class Solution(NamedTuple):
     """What a solver found, and what it saw on the way.
 
     ``curvature`` is its estimate of the largest |eigenvalue| of A, NaN if it made none; 2 / curvature is the
-    largest stable step of gradient descent. ``failure`` is a code of `Failure`. ``residual`` is the true
+    largest stable step of gradient descent. ``smallest`` is the smallest ‖Ap‖/‖p‖ that it met, or |pᵀAp|/pᵀp
+    where A is symmetric: a bound from above on the smallest singular value, NaN if it looked for none, so that
+    curvature / smallest says how ill-conditioned A is at least. ``failure`` is a code of `Failure`. ``residual`` is the true
     ‖Ax − v‖/‖v‖, measured by whoever asked for the solution, and never by the solver.
     """
 
@@ -53,6 +61,7 @@ class Solution(NamedTuple):
     failure: Any = Failure.NONE
     curvature: Scalar = float("nan")
     residual: Scalar = float("nan")
+    smallest: Scalar = float("nan")
 
 
 class Solver(ABC):
@@ -171,3 +180,8 @@ def relative(backend: Backend, r: Tree, v: Tree) -> Scalar:
     """‖r‖/‖v‖, and ‖r‖ where v = 0."""
     xp, size = backend.xp, vectors.norm(backend, v)
     return vectors.norm(backend, r) / xp.where(size > 0, size, xp.ones_like(size))
+
+
+def met(backend: Backend, smallest: Scalar) -> Scalar:
+    """A running minimum that began at ∞: NaN if nothing came."""
+    return backend.xp.where(backend.xp.isfinite(smallest), smallest, float("nan"))

@@ -144,8 +144,6 @@ class TorchBackend:
     cond = staticmethod(eager.cond)
     stack = staticmethod(eager.stack)
     room = staticmethod(eager.room)
-    put = staticmethod(eager.put)
-    take = staticmethod(eager.take)
     dense = eager.dense
     collect = eager.collect
     linearize = eager.linearize
@@ -166,6 +164,21 @@ class TorchBackend:
                 # To read the flag would be to wait for the device: go on, and hold what is done.
                 carry = self.map(lambda new, old, on=on: _where(on, new, old), body(carry), carry)
         return carry
+
+    def put(self, items: Any, k: Any, item: Tree) -> Any:
+        if not isinstance(k, Tensor):
+            return eager.put(items, k, item)
+
+        # Which place it is, only the device knows.
+        def here(i: int, kept: Tree) -> Tree:
+            return self.map(lambda new, old: torch.where(k == i, new, old), item, kept)
+
+        return [here(i, kept) for i, kept in enumerate(items)]
+
+    def take(self, items: Any, k: Any) -> Tree:
+        if not isinstance(k, Tensor):
+            return eager.take(items, k)
+        return self.map(lambda *leaves: torch.stack(leaves).index_select(0, k.reshape(1))[0], *items)
 
     # Randomness: torch's default generators.
 

@@ -18,8 +18,8 @@ Product = Callable[[Tree, Any], Tree]
 class System(NamedTuple):
     """A x = v, of which a solver sees products alone, and where it begins: x, and r = v − A x there.
 
-    ``goal`` is the ‖Ax − v‖ to reach, where that is not the solver's own to say. ``met`` is a first estimate of
-    ‖A‖ from below, 0 if there is none: near a solution r alone may not show of what size A is.
+    ``goal`` is the ‖Ax − v‖ to reach, where that is not the solver's own to say. ``met`` is a first estimate
+    of ‖A‖ from below, 0 if there is none: near a solution r alone may not show of what size A is.
     """
 
     product: Product
@@ -49,10 +49,10 @@ class Solution(NamedTuple):
     """What a solver found, and what it saw on the way.
 
     ``curvature`` is its estimate of the largest |eigenvalue| of A, NaN if it made none; 2 / curvature is the
-    largest stable step of gradient descent. ``smallest`` is the smallest ‖Ap‖/‖p‖ that it met, or |pᵀAp|/pᵀp
-    where A is symmetric: a bound from above on the smallest singular value, NaN if it looked for none, so that
-    curvature / smallest says how ill-conditioned A is at least. ``failure`` is a code of `Failure`. ``residual`` is the true
-    ‖Ax − v‖/‖v‖, measured by whoever asked for the solution, and never by the solver.
+    largest stable step of gradient descent. ``smallest`` is the smallest curvature that it met, |pᵀAp|/pᵀp or
+    ‖Ap‖/‖p‖, NaN if it looked for none: never below the smallest singular value of a definite A, so that A is
+    ill-conditioned by curvature / smallest at least. ``failure`` is a code of `Failure`. ``residual`` is the
+    true ‖Ax − v‖/‖v‖, measured by whoever asked for the solution, and never by the solver.
     """
 
     x: Tree

@@ -59,8 +59,8 @@ class MINRES(Solver):
     def solve(self, backend: Backend, system: System) -> Solution:
         xp, axpy, inner = backend.xp, backend.axpy, backend.inner
         target = self.target(backend, system)
-        # ‖Hr‖/(‖H‖‖r‖) is 0 at a least-squares solution, to which rounding lets Lanczos come as near as √ε. Where H
-        # is regular it is above 1/κ, and beyond κ = 1/√ε the error of MINRES, ε κ², has no digit left.
+        # ‖Hr‖/(‖H‖‖r‖) is 0 at a least-squares solution, to which rounding lets Lanczos come as near as √ε.
+        # Where H is regular it is above 1/κ, and beyond κ = 1/√ε an error of ε κ² leaves MINRES no digit.
         eps = rounding(backend, target)
         lost = eps**0.5
         size = vectors.norm(backend, system.r)
@@ -80,6 +80,7 @@ class MINRES(Solver):
             epsilon, delta = it.sin * beta, -it.cos * beta
             slope = xp.sqrt(bar * bar + delta * delta)  # ‖H r‖ / ‖r‖ before this step
             gamma = xp.sqrt(bar * bar + beta * beta)
+            smallest = xp.minimum(it.smallest, xp.minimum(slope, gamma))
             null = slope <= lost * largest
             fine = ~null & (gamma > 0)
             gamma = xp.where(fine, gamma, one)
@@ -106,7 +107,7 @@ class MINRES(Solver):
                 it.k + 1,
                 xp.where(stuck, int(Failure.SINGULAR), int(Failure.NONE)),
                 largest,
-                xp.minimum(it.smallest, slope),
+                smallest,
             )
 
         nothing = backend.zeros(system.v)

@@ -278,7 +278,10 @@ class TestWellPosed:
     def test_everyone_succeeds(self, backend, name):
         a, v, start = definite(9, 3.0)
         a = np.diag(np.diag(a)) if name == "Diagonal" else a
-        judge(solved(backend, of(1e-8)[name], a, v, start), a, v, 1e-8, set())
+        outcome = solved(backend, of(1e-8)[name], a, v, start)
+        judge(outcome, a, v, 1e-8, set())
+        if name in ("CG", "MINRES", "GMRES", "BiCGStab"):
+            assert outcome.steps <= 9  # as many as there are unknowns
 
     @pytest.mark.parametrize("name", ["GMRES", "GMRES-restarted", "BiCGStab", "Direct"])
     def test_without_symmetry(self, backend, name):
@@ -336,6 +339,30 @@ class TestConjugateGradients:
         for x, expected in zip(found, conjugate_gradients(h, v, start, m, n), strict=True):
             # Where there are more and unlike directions, two ways to round go apart, both of them textbooks'.
             assert np.linalg.norm(flat(backend, x) - expected) <= 1e-9 * np.linalg.norm(expected)
+
+
+def stabilised(a, v, steps):
+    """Every iterate of van der Vorst's recurrence, from 0."""
+    x, r, p, ap, rho, alpha, omega, iterates = 0 * v, v, 0 * v, 0 * v, 1.0, 1.0, 1.0, []
+    for _ in range(steps):
+        beta, rho = (v @ r) / rho * alpha / omega, v @ r
+        p = r + beta * (p - omega * ap)
+        ap = a @ p
+        alpha = rho / (v @ ap)
+        s = r - alpha * ap
+        omega = (a @ s) @ s / ((a @ s) @ (a @ s))
+        x, r = x + alpha * p + omega * s, s - omega * a @ s
+        iterates.append(x)
+    return iterates
+
+
+@each_backend
+def test_stabilised_biconjugate_gradients_step_by_step(backend):
+    a, v, _ = definite(9, 3.0)
+    a = a + np.triu(a, 1)
+    for k, expected in enumerate(stabilised(a, v, 4), start=1):
+        outcome = solved(backend, hg.BiCGStab(2 * k, rtol=1e-15), a, v, 0 * v, symmetric=False)
+        np.testing.assert_allclose(outcome.x, expected, rtol=1e-9)
 
 
 class TestNeumann:

@@ -66,7 +66,9 @@ def until_accurate(
 
     def body(it: _Part) -> _Part:
         goal = xp.maximum(_BLOCK * it.size, floor)
-        found = solver.solve(backend, system._replace(x=it.x, r=it.r, goal=goal, direction=it.direction))
+        found = solver.solve(
+            backend, system._replace(x=it.x, r=it.r, goal=goal, direction=it.direction, met=it.curvature)
+        )
         ax, mixed = respond(found.x)
         r = vectors.subtract(backend, system.v, ax)
         size = vectors.norm(backend, r)

@@ -568,6 +568,8 @@ class TestBound:
             error = np.linalg.norm(numbers(backend, out.hypergradient) - exact)
             limit = float(out.report.error_bound)
             assert error <= limit + 1e-12
+            lowest = np.linalg.eigvalsh(told.hessian(theta, told.lam))[0]
+            assert lowest * (1 - 1e-6) <= float(out.report.smallest_curvature)
             # It is no better than its constants: the condition number of H, and of ∂_λ G.
             assert limit <= 1e-6 + 300 * (away + rtol)
 

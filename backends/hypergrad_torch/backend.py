@@ -151,8 +151,6 @@ class TorchBackend:
     cond = staticmethod(eager.cond)
     stack = staticmethod(eager.stack)
     room = staticmethod(eager.room)
-    put = staticmethod(eager.put)
-    take = staticmethod(eager.take)
     dense = eager.dense
     collect = eager.collect
     linearize = eager.linearize
@@ -179,6 +177,21 @@ class TorchBackend:
     ) -> tuple[list[Array], Any]:
         on_host = [*used, *given][0].device.type == "cpu"
         return eager.elementwise(f, used, given, eager.BLOCK if on_host else LAUNCHED)
+
+    def put(self, items: Any, k: Any, item: Tree) -> Any:
+        if not isinstance(k, Tensor):
+            return eager.put(items, k, item)
+
+        # Which place it is, only the device knows.
+        def here(i: int, kept: Tree) -> Tree:
+            return self.map(lambda new, old: torch.where(k == i, new, old), item, kept)
+
+        return [here(i, kept) for i, kept in enumerate(items)]
+
+    def take(self, items: Any, k: Any) -> Tree:
+        if not isinstance(k, Tensor):
+            return eager.take(items, k)
+        return self.map(lambda *leaves: torch.stack(leaves).index_select(0, k.reshape(1))[0], *items)
 
     # Randomness: torch's default generators.
 

@@ -70,6 +70,8 @@ class Report(NamedTuple):
     """Iterations of a linear solve."""
     curvature: Scalar = float("nan")
     """Largest eigenvalue of H that the solver met, by its own estimate."""
+    smallest_curvature: Scalar = float("nan")
+    """Smallest curvature of H that the solver met: an upper estimate of its smallest eigenvalue."""
     failure: Any = Failure.NONE
     """A code of `hypergrad.errors.Failure`."""
     damping: Scalar = float("nan")

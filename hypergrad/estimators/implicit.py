@@ -221,6 +221,7 @@ class Implicit(HypergradientEstimator):
             residual=backend.detach(solution.residual),
             iterations=solution.iterations,
             curvature=backend.detach(solution.curvature),
+            smallest_curvature=backend.detach(solution.smallest),
             failure=solution.failure,
             damping=found.damping,
             error=backend.detach(found.error),

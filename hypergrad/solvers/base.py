@@ -20,7 +20,8 @@ class System(NamedTuple):
 
     ``definite`` says that a symmetric A should be so, and negative curvature a fault. ``goal`` is the
     ‖Ax − v‖ to reach, where that is not the solver's own to say, and ``direction`` the search direction in
-    which a solve goes on that was interrupted, zeros if it was not.
+    which a solve goes on that was interrupted, zeros if it was not. ``met`` is a first estimate of ‖A‖ from
+    below, 0 if there is none: near a solution r alone may not show of what size A is.
     """
 
     product: Product
@@ -31,6 +32,7 @@ class System(NamedTuple):
     definite: bool = True
     goal: Scalar | None = None
     direction: Tree | None = None
+    met: Scalar = 0.0
 
     @classmethod
     def at_rest(
@@ -49,17 +51,23 @@ class System(NamedTuple):
         symmetric: bool = True,
         definite: bool = True,
     ) -> System:
-        """From an x that is near the solution: one product."""
-        return cls(product, v, x, vectors.subtract(backend, v, product(x, 0)), symmetric, definite)
+        """From an x that is near the solution: one product. Where v = 0 the solution is 0, whatever x is."""
+        one = backend.xp.ones_like(vectors.norm(backend, v))
+        x = vectors.scale(backend, backend.xp.where(vectors.norm(backend, v) > 0, one, 0.0 * one), x)
+        ax, size = product(x, 0), vectors.norm(backend, x)
+        met = vectors.norm(backend, ax) / backend.xp.where(size > 0, size, one)
+        return cls(product, v, x, vectors.subtract(backend, v, ax), symmetric, definite, met=met)
 
 
 class Solution(NamedTuple):
     """What a solver found, and what it saw on the way.
 
-    ``curvature`` is its estimate of the largest |eigenvalue| of A, and ``smallest`` that of the smallest, NaN
-    if it made none; 2 / curvature is the largest stable step of gradient descent. ``failure`` is a code of
-    `Failure`. ``residual`` is the true ‖Ax − v‖/‖v‖, measured by whoever asked for the solution, and never by
-    the solver. ``direction`` is where the solver would go next, if that helps it to go on.
+    ``curvature`` is its estimate of the largest |eigenvalue| of A, NaN if it made none; 2 / curvature is the
+    largest stable step of gradient descent. ``smallest`` is the smallest curvature that it met, |pᵀAp|/pᵀp or
+    ‖Ap‖/‖p‖, NaN if it looked for none: never below the smallest singular value of a definite A, so that A is
+    ill-conditioned by curvature / smallest at least. ``failure`` is a code of `Failure`. ``residual`` is the
+    true ‖Ax − v‖/‖v‖, measured by whoever asked for the solution, and never by the solver. ``direction`` is
+    where the solver would go next, if that helps it to go on.
     """
 
     x: Tree
@@ -192,3 +200,8 @@ def relative(backend: Backend, r: Tree, v: Tree) -> Scalar:
     """‖r‖/‖v‖, and ‖r‖ where v = 0."""
     xp, size = backend.xp, vectors.norm(backend, v)
     return vectors.norm(backend, r) / xp.where(size > 0, size, xp.ones_like(size))
+
+
+def met(backend: Backend, smallest: Scalar) -> Scalar:
+    """A running minimum that began at ∞: NaN if nothing came."""
+    return backend.xp.where(backend.xp.isfinite(smallest), smallest, float("nan"))

@@ -87,7 +87,7 @@ class BiCGStab(Solver):
 
         nothing = backend.zeros(system.v)
         start = _Iterate(
-            system.x, system.r, nothing, nothing, one, one, one, size, 0, int(Failure.NONE), zero
+            system.x, system.r, nothing, nothing, one, one, one, size, 0, int(Failure.NONE), zero + system.met
         )
         end = backend.while_loop(going, body, start, max(1, self.max_steps // 2))
         failure = xp.where(

@@ -14,6 +14,7 @@ from hypergrad.solvers.base import (
     check_preconditioner,
     check_steps,
     check_tolerance,
+    met,
     prepare,
     rounding,
 )
@@ -28,6 +29,7 @@ class _Iterate(NamedTuple):
     k: Any
     failure: Any
     curvature: Scalar
+    smallest: Scalar
 
 
 @final
@@ -71,7 +73,7 @@ class CG(Solver):
         xp, inner = backend.xp, backend.inner
         made = prepare(self.preconditioner, backend, system)
         target = self.target(backend, system) ** 2
-        eps = 10 * rounding(backend, target)
+        lost = 10 * rounding(backend, target)
 
         def going(it: _Iterate) -> Any:
             return (it.k < self.max_steps) & (it.rr > target) & (it.failure == Failure.NONE)
@@ -81,9 +83,10 @@ class CG(Solver):
             php, pp = inner(it.p, hp), inner(it.p, it.p)
             stretch, curvature = xp.sqrt(inner(hp, hp) / pp), php / pp
             largest = xp.maximum(it.curvature, stretch)
-            # For a semidefinite H, pᵀHp = 0 means Hp = 0; where it does not, H is indefinite.
-            flat = xp.abs(curvature) <= eps * largest
-            null = flat & (stretch <= eps**0.5 * largest)
+            # For a semidefinite H, ‖Hp‖² ≤ ‖H‖ pᵀHp: where pᵀHp = 0 and Hp ≠ 0, H is indefinite. Of ‖H‖ more
+            # than a tenth is likely to have been met, by directions that a preconditioner may have bent.
+            flat = xp.abs(curvature) <= lost * largest
+            null = flat & (stretch <= 10 * lost**0.5 * largest)
             failure = xp.where(
                 null,
                 int(Failure.SINGULAR),
@@ -96,19 +99,22 @@ class CG(Solver):
             rr = inner(r, r)
             rz = rr if z is r else inner(r, z)
             p = backend.axpy(rz / it.rz, it.p, z)
-            return _Iterate(x, r, p, rz, rr, it.k + 1, failure, largest)
+            smallest = xp.minimum(it.smallest, xp.abs(curvature))
+            return _Iterate(x, r, p, rz, rr, it.k + 1, failure, largest, smallest)
 
         r, z = system.r, made.apply(system.r)
         rr = inner(r, r)
         rz = rr if z is r else inner(r, z)
+        seen, largest = 0.0 * rr + made.curvature, 0.0 * rr + system.met
+        largest = xp.where(seen > largest, seen, largest)
         p = z
         if system.direction is not None:
             none = inner(system.direction, system.direction) == 0
             p = backend.map(lambda fresh, old: xp.where(none, fresh, old), z, system.direction)
-        start = _Iterate(system.x, r, p, rz, rr, 0, int(Failure.NONE), 0.0 * rr)
+        start = _Iterate(system.x, r, p, rz, rr, 0, int(Failure.NONE), largest, 0.0 * rr + float("inf"))
         end = backend.while_loop(going, body, start, self.max_steps)
         failure = xp.where(
             (end.failure == Failure.NONE) & (end.rr > target), int(Failure.MAX_STEPS), end.failure
         )
-        spent = end.k + made.products
-        return Solution(end.x, end.k, spent, failure, end.curvature, direction=end.p)
+        spent, smallest = end.k + made.products, met(backend, end.smallest)
+        return Solution(end.x, end.k, spent, failure, end.curvature, smallest=smallest, direction=end.p)

@@ -58,17 +58,17 @@ class Direct(Solver):
         matrix = xp.where(xp.isfinite(matrix), matrix, 0.0 * identity)
         if system.symmetric:
             values, q = xp.linalg.eigh(0.5 * (matrix + matrix.T))
-            left, right, smallest = q.T, q, xp.min(values)
+            left, right, lowest = q.T, q, xp.min(values)
         else:
             u, values, right = xp.linalg.svd(matrix)
-            left, right, smallest = u.T, right.T, 0.0 * values[0]
+            left, right, lowest = u.T, right.T, 0.0 * values[0]
         largest = xp.max(xp.abs(values))
         lost = xp.abs(values) <= n * rounding(backend, flat) * largest
         failure = xp.where(
             xp.any(lost),
             int(Failure.SINGULAR),
-            xp.where((smallest < 0) & system.definite, int(Failure.NEGATIVE_CURVATURE), int(Failure.NONE)),
+            xp.where((lowest < 0) & system.definite, int(Failure.NEGATIVE_CURVATURE), int(Failure.NONE)),
         )
         inverse = xp.where(lost, 0.0 * values, 1.0 / xp.where(lost, largest + 1.0, values))
         x = vectors.add(backend, system.x, unravel(right @ (inverse * (left @ flat))))
-        return Solution(x, n, n, failure, largest)
+        return Solution(x, n, n, failure, largest, smallest=xp.min(xp.abs(values)))

@@ -10,18 +10,19 @@ import numpy as np
 from hypergrad import vectors
 from hypergrad.backend import Backend, Scalar, Tree
 from hypergrad.errors import Failure
-from hypergrad.solvers.base import Solution, Solver, System, check_steps, check_tolerance, rounding
+from hypergrad.solvers.base import Solution, Solver, System, check_steps, check_tolerance, met, rounding
 
 
 class _Cycle(NamedTuple):
-    """Arnoldi's basis Q, the Hessenberg matrix H̄ with A Q_j = Q_{j+1} H̄_j, and the best y so far."""
+    """Arnoldi's basis Q, the Hessenberg matrix H̄ with A Q_j = Q_{j+1} H̄_j, and ψ with ψᵀH̄ = 0, ψ_0 = 1."""
 
     basis: Any
     hessenberg: Any
-    y: Any
+    psi: Any
     size: Scalar
     j: Any
     closed: Any
+    curvature: Scalar
 
 
 class _Iterate(NamedTuple):
@@ -29,8 +30,10 @@ class _Iterate(NamedTuple):
     r: Tree
     size: Scalar
     k: Any
+    cycles: Any
     failure: Any
     curvature: Scalar
+    smallest: Scalar
 
 
 @final
@@ -42,8 +45,8 @@ class GMRES(Solver):
 
     The residual never grows, at the price of a basis of ``restart + 1`` vectors, from which the method begins
     again when it is full. It is for systems that are not symmetric, as those of fixed points are; for
-    symmetric ones `CG` and `MINRES` do the same with three vectors. A basis that closes with a residual left
-    shows that A is ``singular``.
+    symmetric ones `CG` and `MINRES` do the same with three vectors. A basis that closes around a singular H̄
+    with a residual left shows that A is ``singular``.
 
     Args:
         max_steps: products at most.
@@ -65,33 +68,48 @@ class GMRES(Solver):
     def solve(self, backend: Backend, system: System) -> Solution:
         xp, target = backend.xp, self.target(backend, system)
         size, places = vectors.norm(backend, system.r), min(self.restart, self.max_steps)
-        eye = backend.asarray(np.eye(places + 1), like=size)
-        first, embed = eye[0], eye[:, :places]
+        limit, eye = -(-self.max_steps // places), backend.asarray(np.eye(places + 1), like=size)
 
         def going(it: _Iterate) -> Any:
-            return (it.k < self.max_steps) & (it.size > target) & (it.failure == Failure.NONE)
+            room = (it.k < self.max_steps) & (it.cycles < limit)
+            return room & (it.size > target) & (it.failure == Failure.NONE)
 
         def body(it: _Iterate) -> _Iterate:
             cycle = self._cycle(backend, system, it, target, eye)
-            steps, left = embed @ cycle.y, it.size * first - cycle.hessenberg @ cycle.y
+            y, values, regular = _least_squares(backend, cycle, it.size, eye)
+            steps, left = eye[:, :places] @ y, it.size * eye[0] - cycle.hessenberg @ y
 
             def add(carry: tuple[Tree, Tree], i: Any, q: Tree) -> tuple[tuple[Tree, Tree], None]:
                 x, r = carry
                 return (backend.axpy(steps[i], q, x), backend.axpy(left[i], q, r)), None
 
-            begin = it.x, backend.zeros(it.r)
-            (x, r), _ = backend.scan(add, begin, places + 1, xs=cycle.basis)
-            stuck = cycle.closed & ~(cycle.size <= target)
-            failure = xp.where(stuck, int(Failure.SINGULAR), int(Failure.NONE))
-            largest = xp.max(xp.linalg.svd(cycle.hessenberg, full_matrices=False)[1])
-            return _Iterate(x, r, cycle.size, it.k + cycle.j, failure, xp.maximum(it.curvature, largest))
+            begin, full = (it.x, backend.zeros(it.r)), _known(cycle.j, places) + 1
+            (x, r), _ = backend.scan(add, begin, full, xs=cycle.basis)
+            # Where H̄ is singular, ψ may have been divided by what was only rounding.
+            size = xp.where(regular & ~cycle.closed, cycle.size, xp.sqrt(xp.sum(left * left)))
+            over = cycle.closed | (cycle.size <= target)
+            stuck = over & ~regular & ~(size <= target)
+            return _Iterate(
+                x,
+                r,
+                size,
+                it.k + cycle.j,
+                it.cycles + 1,
+                xp.where(stuck, int(Failure.SINGULAR), int(Failure.NONE)),
+                xp.maximum(it.curvature, xp.max(values)),
+                xp.minimum(it.smallest, xp.min(values)),
+            )
 
-        start = _Iterate(system.x, system.r, size, 0, int(Failure.NONE), 0.0 * size)
-        end = backend.while_loop(going, body, start, self.max_steps)
+        nothing = 0.0 * size
+        start = _Iterate(
+            system.x, system.r, size, 0, 0, int(Failure.NONE), nothing + system.met, nothing + float("inf")
+        )
+        end = backend.while_loop(going, body, start, limit)
         failure = xp.where(
             (end.failure == Failure.NONE) & (end.size > target), int(Failure.MAX_STEPS), end.failure
         )
-        return Solution(end.x, end.k, end.k, failure, end.curvature)
+        smallest = met(backend, end.smallest)
+        return Solution(end.x, end.k, end.k, failure, end.curvature, smallest=smallest)
 
     def _cycle(self, backend: Backend, system: System, it: _Iterate, target: Scalar, eye: Any) -> _Cycle:
         """Arnoldi's process from the residual, until it is small or the basis full."""
@@ -103,38 +121,58 @@ class GMRES(Solver):
             return room & (cycle.size > target) & ~cycle.closed
 
         def body(cycle: _Cycle) -> _Cycle:
+            here, after = backend.take(eye, cycle.j), backend.take(eye, cycle.j + 1)
             w = system.product(backend.take(cycle.basis, cycle.j), it.k + cycle.j)
-            stretch = vectors.norm(backend, w)
+            largest = xp.maximum(cycle.curvature, vectors.norm(backend, w))
 
-            # Modified Gram-Schmidt; the rows that are still zero take nothing away.
-            def project(w: Tree, i: Any, q: Tree) -> tuple[Tree, Scalar]:
+            # Modified Gram-Schmidt loses orthogonality only as the residual falls, and GMRES with it is
+            # backward stable (Paige, Rozložník, Strakoš 2006). Places that are still zero take nothing away.
+            def project(carry: tuple[Tree, Any], i: Any, q: Tree) -> tuple[tuple[Tree, Any], None]:
+                w, column = carry
                 h = backend.inner(q, w)
-                return backend.axpy(-h, q, w), h
+                return (backend.axpy(-h, q, w), column + h * eye[i]), None
 
-            w, column = backend.scan(project, w, count, xs=cycle.basis)
+            full = _known(cycle.j, places) + 1
+            (w, column), _ = backend.scan(project, (w, 0.0 * eye[0]), full, xs=cycle.basis)
             beta = vectors.norm(backend, w)
-            closed = ~(beta > eps * stretch)
+            closed = ~(beta > eps * largest)
             beta = xp.where(closed, 0.0 * beta, beta)
-            q = vectors.scale(backend, xp.where(closed, 0.0 * one, one) / xp.where(closed, one, beta), w)
-            column = backend.dense(column) + beta * eye[cycle.j + 1]
-            hessenberg = cycle.hessenberg + xp.reshape(column, (count, 1)) * eye[cycle.j][:places]
-            y = _least_squares(backend, hessenberg, it.size)
-            left = it.size * eye[0] - hessenberg @ y
-            size, basis = xp.sqrt(xp.sum(left * left)), backend.put(cycle.basis, cycle.j + 1, q)
-            return _Cycle(basis, hessenberg, y, size, cycle.j + 1, closed)
+            inverse = xp.where(closed, 0.0 * one, one) / xp.where(closed, one, beta)
+            # The residual Q(‖r‖ e_1 − H̄y) is smallest where the bracket lies along ψ, which H̄ᵀ annuls.
+            psi = cycle.psi - inverse * xp.sum(cycle.psi * column) * after
+            column = column + beta * after
+            return _Cycle(
+                backend.put(cycle.basis, cycle.j + 1, vectors.scale(backend, inverse, w)),
+                cycle.hessenberg + xp.reshape(column, (count, 1)) * here[:places],
+                psi,
+                it.size / xp.sqrt(xp.sum(psi * psi)),
+                cycle.j + 1,
+                closed,
+                largest,
+            )
 
         unit = vectors.scale(backend, one / xp.where(it.size > 0, it.size, one), it.r)
         basis = backend.stack([unit] + [backend.zeros(it.r)] * places)
-        nothing = 0.0 * eye[:, :places]
-        start = _Cycle(basis, nothing, nothing[0], it.size, 0, it.size < 0)
+        start = _Cycle(basis, 0.0 * eye[:, :places], eye[0], it.size, 0, it.size < 0, it.curvature)
         made: _Cycle = backend.while_loop(going, body, start, places)
         return made
 
 
-def _least_squares(backend: Backend, hessenberg: Any, size: Scalar) -> Any:
-    """Solve argmin_y ‖size e_1 − H̄ y‖; columns that are not there yet get zeros."""
-    xp = backend.xp
-    u, s, vt = xp.linalg.svd(hessenberg, full_matrices=False)
-    lost = s <= 10 * rounding(backend, size) * xp.max(s)
+def _known(j: Any, places: int) -> int:
+    """How many places can be full: j itself where it is a number, all of them within a program."""
+    return j if isinstance(j, int) else places
+
+
+def _least_squares(backend: Backend, cycle: _Cycle, size: Scalar, eye: Any) -> tuple[Any, Any, Any]:
+    """Solve argmin_y ‖size e_1 − H̄ y‖: y, the singular values of H̄, and is none of them lost?
+
+    A column that is not there yet is one of the largest norm in a row of its own, which takes no part, and
+    changes neither the largest nor the smallest value.
+    """
+    xp, count, h = backend.xp, eye.shape[0], cycle.hessenberg
+    missing = backend.asarray(np.arange(count - 1), like=size) >= cycle.j
+    padded = h + eye[:, 1:] * xp.where(missing, xp.sqrt(xp.max(xp.sum(h * h, axis=0))), 0.0 * size)
+    u, s, vt = xp.linalg.svd(padded, full_matrices=False)
+    lost = s <= 10 * count * rounding(backend, size) * xp.maximum(cycle.curvature, xp.max(s))
     inverse = xp.where(lost, 0.0 * s, 1.0 / xp.where(lost, xp.ones_like(s), s))
-    return vt.T @ (inverse * (size * u[0]))
+    return vt.T @ (inverse * (size * u[0])), s, ~xp.any(lost)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, final
 from hypergrad import vectors
 from hypergrad.backend import Backend, Scalar, Tree
 from hypergrad.errors import Failure
-from hypergrad.solvers.base import Solution, Solver, System, check_steps, check_tolerance, rounding
+from hypergrad.solvers.base import Solution, Solver, System, check_steps, check_tolerance, met, rounding
 
 
 class _Iterate(NamedTuple):
@@ -26,6 +26,7 @@ class _Iterate(NamedTuple):
     k: Any
     failure: Any
     curvature: Scalar
+    smallest: Scalar
 
 
 @final
@@ -58,9 +59,10 @@ class MINRES(Solver):
     def solve(self, backend: Backend, system: System) -> Solution:
         xp, axpy, inner = backend.xp, backend.axpy, backend.inner
         target = self.target(backend, system)
-        # ‖Hr‖/(‖H‖‖r‖) of a regular H is above 1/κ, and κ is no larger than this where a solve can be right.
+        # ‖Hr‖/(‖H‖‖r‖) is 0 at a least-squares solution, to which rounding lets Lanczos come as near as √ε.
+        # Where H is regular it is above 1/κ, and beyond κ = 1/√ε an error of ε κ² leaves MINRES no digit.
         eps = rounding(backend, target)
-        lost = eps**0.65
+        lost = eps**0.5
         size = vectors.norm(backend, system.r)
         one, zero = xp.ones_like(size), 0.0 * size
 
@@ -78,6 +80,7 @@ class MINRES(Solver):
             epsilon, delta = it.sin * beta, -it.cos * beta
             slope = xp.sqrt(bar * bar + delta * delta)  # ‖H r‖ / ‖r‖ before this step
             gamma = xp.sqrt(bar * bar + beta * beta)
+            smallest = xp.minimum(it.smallest, xp.minimum(slope, gamma))
             null = slope <= lost * largest
             fine = ~null & (gamma > 0)
             gamma = xp.where(fine, gamma, one)
@@ -104,16 +107,18 @@ class MINRES(Solver):
                 it.k + 1,
                 xp.where(stuck, int(Failure.SINGULAR), int(Failure.NONE)),
                 largest,
+                smallest,
             )
 
         nothing = backend.zeros(system.v)
         q = vectors.scale(backend, one / xp.where(size > 0, size, one), system.r)
         start = _Iterate(
             system.x, q, nothing, nothing, nothing, zero, -one, zero, zero, zero, size, 0,
-            int(Failure.NONE), zero,
+            int(Failure.NONE), zero + system.met, zero + float("inf"),
         )  # fmt: skip
         end = backend.while_loop(going, body, start, self.max_steps)
         failure = xp.where(
             (end.failure == Failure.NONE) & (end.size > target), int(Failure.MAX_STEPS), end.failure
         )
-        return Solution(end.x, end.k, end.k, failure, end.curvature)
+        smallest = met(backend, end.smallest)
+        return Solution(end.x, end.k, end.k, failure, end.curvature, smallest=smallest)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, final
 from hypergrad import vectors
 from hypergrad.backend import Backend, Scalar, Tree
 from hypergrad.errors import ArgumentError, Failure
-from hypergrad.solvers.base import Solution, Solver, System, check_steps, check_tolerance
+from hypergrad.solvers.base import Solution, Solver, System, check_steps, check_tolerance, rounding
 
 _POWER_STEPS = 10
 _GROWING_TERMS = 3
@@ -18,10 +18,12 @@ class _Series(NamedTuple):
     x: Tree
     term: Tree
     size: Scalar
+    stretch: Scalar
     growth: Scalar
-    overlap: Scalar
+    bent: Any
     grown: Any
     k: Any
+    curvature: Scalar
 
 
 @final
@@ -35,7 +37,8 @@ class Neumann(Solver):
     last K steps: `Unrolled(SGD(η), truncate=K)`. Without ``rtol`` the K terms are taken as they are,
     a bias that was asked for; with it, the series stops when ‖Hx − v‖/‖v‖ ≤ rtol or fails. K products.
     Three terms that grow one after the other are a divergence, found at once: either the step is too
-    large, and the error names the largest stable one, or H has negative curvature. For the fixed point of a
+    large, and the error names the largest stable one, or H has negative curvature, which is said where the
+    last of them has it. For the fixed point of a
     map φ, where I − ∂φ stands for H and η is 1, these are K steps of the map, transposed.
 
     Args:
@@ -62,32 +65,38 @@ class Neumann(Solver):
         elif eta is None:
             eta = 1.0
         size, target = vectors.norm(backend, system.r), self.target(backend, system)
+        more, one, zero = 1 + 10 * rounding(backend, size), xp.ones_like(size), 0.0 * size
 
         # The remainder v − H x_k is the term (I − ηH)ᵏ v itself, so the residual costs no product.
         def going(s: _Series) -> Any:
             return (s.k < self.max_steps) & (s.size > target) & (s.grown < _GROWING_TERMS)
 
         def body(s: _Series) -> _Series:
-            x = backend.axpy(eta, s.term, s.x)
-            term = backend.axpy(-eta, system.product(s.term, spent + s.k), s.term)
-            new = vectors.norm(backend, term)
-            growth = new / s.size
-            overlap = backend.inner(s.term, term)
-            return _Series(x, term, new, growth, overlap, xp.where(growth > 1, s.grown + 1, 0), s.k + 1)
+            x, ht = backend.axpy(eta, s.term, s.x), system.product(s.term, spent + s.k)
+            term = backend.axpy(-eta, ht, s.term)
+            new, stretch = vectors.norm(backend, term), vectors.norm(backend, ht)
+            return _Series(
+                x,
+                term,
+                new,
+                stretch,
+                stretch / xp.where(s.stretch > 0, s.stretch, one),
+                backend.inner(s.term, ht) < (1 - more) * stretch * s.size,
+                xp.where(new > more * s.size, s.grown + 1, 0),
+                s.k + 1,
+                xp.maximum(s.curvature, stretch / s.size),
+            )
 
-        start = _Series(system.x, system.r, size, 0.0 * size, 0.0 * size, 0, 0)
+        start = _Series(system.x, system.r, size, zero, zero, size < 0, 0, 0, zero + system.met)
         end = backend.while_loop(going, body, start, self.max_steps)
         short = (end.size > target) & (self.rtol is not None)
-        # Terms grow by |1 − ηλ|: with alternating signs if ηλ > 2, with the same sign if λ < 0.
-        bent = (end.overlap > 0) & system.symmetric
-        growing = xp.where(bent, int(Failure.NEGATIVE_CURVATURE), int(Failure.DIVERGED))
-        failure = xp.where(
-            end.grown >= _GROWING_TERMS,
-            growing,
-            xp.where(short, int(Failure.MAX_STEPS), int(Failure.NONE)),
-        )
-        # ‖(I − ηH) r‖ → |1 − ηλ_max| ‖r‖ along the direction that grows.
-        return Solution(end.x, end.k, end.k + spent, failure, (1 + end.growth) / eta)
+        grown = end.grown >= _GROWING_TERMS
+        bent = xp.where(end.bent & system.symmetric, int(Failure.NEGATIVE_CURVATURE), int(Failure.DIVERGED))
+        failure = xp.where(grown, bent, xp.where(short, int(Failure.MAX_STEPS), int(Failure.NONE)))
+        # What grows, grows by |1 − ηλ| = ηλ − 1; in H t it stands out more than in t itself, where what
+        # has no curvature stays as it is.
+        growing = xp.where(grown, (1 + end.growth) / eta, zero)
+        return Solution(end.x, end.k, end.k + spent, failure, xp.maximum(end.curvature, growing))
 
 
 def largest_eigenvalue(backend: Backend, system: System) -> Scalar:

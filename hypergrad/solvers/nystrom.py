@@ -82,7 +82,10 @@ class Nystrom(ApproximateInverse):
         def apply(p: Tree) -> Tree:
             flat = backend.ravel(p)[0]
             along = u.T @ flat
-            return unravel(u @ (along / (values + rho)) + (flat - u @ along) / outside)
+            # Twice, since what rounding leaves of U in it would be divided by ρ alone.
+            across = flat - u @ along
+            across = across - u @ (u.T @ across)
+            return unravel(u @ (along / (values + rho)) + across / outside)
 
         return Prepared(apply, products, failure, backend.xp.max(values))
 

@@ -58,10 +58,27 @@ def solve(
             f"{type(solver).__name__} failed ({failure.name.lower()}) after {steps} steps, at relative "
             f"residual {residual:.1e}",
             "The solution would carry an error of that order, or mean nothing.",
-            (),
+            _causes(failure, float(solution.curvature)),
         )
         raise SolveError(message, failure, steps, residual)
     return solution
+
+
+def _causes(failure: Failure, curvature: float) -> tuple[str, ...]:
+    conditioned = "A is ill-conditioned: take a preconditioner, or solve (A + δI) x = v"
+    definite = f"A is not positive definite: take hg.MINRES, or A + δI (‖A‖ ≥ {curvature:.1e})"
+    match failure:
+        case Failure.SINGULAR:
+            return ("A x = v has no solution, or one that rounding hides: solve (A + δI) x = v",)
+        case Failure.NEGATIVE_CURVATURE:
+            return (definite,)
+        case Failure.DIVERGED:
+            step = f"the step is too large: step_size < {2 / curvature:.1e} is stable here"
+            return (step, definite)
+        case Failure.BREAKDOWN:
+            return ("take hg.GMRES, which does not", conditioned)
+        case _:
+            return ("too few steps: raise max_steps, or rtol", conditioned)
 
 
 def check_symmetry(solver: Solver, symmetric: bool) -> None:

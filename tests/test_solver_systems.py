@@ -438,7 +438,7 @@ class TestEdges:
             hg.Nystrom(2, rtol=1e-9),
             hg.External(lambda product, v: product(v), rtol=1e-9, on_host=True),
         ],
-        ids=str,
+        ids=lambda solver: type(solver).__name__,  # a lambda has no name that workers share
     )
     def test_out_of_steps(self, backend, solver):
         a, v, start = definite(9, 100.0)

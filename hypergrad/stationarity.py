@@ -167,7 +167,8 @@ def residual(
 ) -> tuple[Scalar, Tree]:
     """C̃1 and G, averaged over the batches given; the auxiliary state stays as it is."""
     found = [_one(backend, problem, z, hparams, batch, rule) for batch in batches]
-    value, g = vectors.mean(backend, found)
+    # Apart: a framework that adds all leaves at once would make C̃1 a part of G's graph.
+    value, g = (vectors.mean(backend, list(part)) for part in zip(*found, strict=True))
     return value, g
 
 

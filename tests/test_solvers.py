@@ -90,6 +90,29 @@ class TestSystems:
         found = solved(backend, hg.External(dense, rtol=1e-8, on_host=True), "general")
         np.testing.assert_allclose(backend.to_numpy(found.x), np.linalg.solve(*system("general")), rtol=1e-8)
 
+    def test_one_of_scipy(self, backend):
+        linalg = pytest.importorskip("scipy.sparse.linalg")
+
+        def cg(matvec, v):
+            operator = linalg.LinearOperator((v.size, v.size), matvec, dtype=v.dtype)
+            return linalg.cg(operator, v, rtol=1e-10)[0]
+
+        found = solved(backend, hg.External(cg, rtol=1e-8, on_host=True), "definite")
+        np.testing.assert_allclose(backend.to_numpy(found.x), np.linalg.solve(*system("definite")), rtol=1e-6)
+        # It reports success on a singular system, where no x is right.
+        with pytest.raises(SolveError):
+            solved(backend, hg.External(cg, rtol=1e-8, on_host=True), "singular")
+
+
+@pytest.mark.skipif("jax" not in BACKENDS, reason="JAX is not installed")
+def test_one_of_jax_within_a_program():
+    import jax
+
+    problem, theta, lam, train, val, exact = ridge(BACKENDS["jax"])
+    cg = hg.External(lambda matvec, v: jax.scipy.sparse.linalg.cg(matvec, v, tol=1e-10)[0], rtol=1e-8)
+    program = jax.jit(lambda lam: hg.hypergradient(problem, theta, lam, train, val, hg.Implicit(cg)))
+    np.testing.assert_allclose(program(lam), exact, rtol=1e-6)
+
 
 def ridge(backend):
     """Least squares with a penalty for each feature; its optimum, and dC2/dλ in closed form."""

@@ -14,7 +14,7 @@ from hypergrad.backend import Backend, Scalar, Tree
 from hypergrad.errors import ArgumentError, Failure
 from hypergrad.problem import Validation
 from hypergrad.solvers import Solution, Solver, System
-from hypergrad.solvers.base import rounding
+from hypergrad.solvers.base import met, rounding
 from hypergrad.stationarity import Stationary
 
 Respond = Callable[[Tree], tuple[Tree, Tree]]
@@ -37,6 +37,7 @@ class _Part(NamedTuple):
     products: Any
     failure: Any
     curvature: Scalar
+    smallest: Scalar
     direction: Tree
 
 
@@ -48,9 +49,10 @@ def until_accurate(
     The residual is taken down by tenths. After each, the hypergradient ĝ_j = ∂_λ C2 − (∂_λ G)ᵀ x_j is
     compared with the one before, d_j = ‖ĝ_j − ĝ_{j−1}‖. If what is left to come shrinks by ρ each time,
 
-        ‖ĝ_j − ĝ‖ ≲ max(1, ρ/(1 − ρ)) d_j,    ρ = max(‖r_j‖/‖r_{j−1}‖, d_j/d_{j−1})
+        ‖ĝ_j − ĝ‖ ≲ max(1, ρ/(1 − ρ)) max(d_j, d_{j−1}/10),    ρ = max(‖r_j‖/‖r_{j−1}‖, d_j/d_{j−1})
 
-    where the 1 keeps a lucky step from being believed.
+    where the 1 and the change before keep one lucky step from being believed. A direction that ∂_λ G sees and
+    that no solve has come to yet can still fool it, as any rule that looks at changes.
 
     The true residual comes with each comparison, so the solver goes on from the truth. Returns the
     solution, and that error relative to ‖ĝ_j‖.
@@ -75,7 +77,7 @@ def until_accurate(
         change = vectors.norm(backend, vectors.subtract(backend, mixed, it.mixed))
         some = xp.where(it.size > 0, it.size, xp.ones_like(it.size))
         slower = change / xp.where(it.change > 0, it.change, xp.ones_like(change))
-        rho = xp.maximum(size / some, xp.where(it.k > 0, slower, 0.0 * slower))
+        rho = xp.maximum(size / some, xp.where(it.k > 1, slower, 0.0 * slower))
         rho = xp.minimum(rho, 0.9 + 0.0 * rho)
         # A solve that used up its steps and still came nearer goes on.
         tired = (found.failure == Failure.MAX_STEPS) & (size < 0.5 * it.size)
@@ -86,12 +88,13 @@ def until_accurate(
             size,
             mixed,
             change,
-            xp.maximum(rho / (1 - rho), 1.0 + 0.0 * rho) * change,
+            xp.maximum(rho / (1 - rho), 1.0 + 0.0 * rho) * xp.maximum(change, _BLOCK * it.change),
             it.k + 1,
             it.iterations + found.iterations,
             it.products + found.products + 1,
             failure,
-            xp.where(xp.isfinite(found.curvature), found.curvature, it.curvature),
+            xp.where(found.curvature > it.curvature, found.curvature, it.curvature),
+            xp.where(found.smallest < it.smallest, found.smallest, it.smallest),
             it.direction if isinstance(found.direction, tuple) and not found.direction else found.direction,
         )
 
@@ -102,13 +105,14 @@ def until_accurate(
         system.r,
         size,
         first,
-        nothing,
+        float("inf") + nothing,  # nothing has changed yet, and the first change is not believed
         float("inf") + nothing,
         0,
         0,
         1 + prepared,
         int(Failure.NONE),
-        nothing,
+        nothing + system.met,
+        float("inf") + nothing,
         backend.zeros(system.v),
     )
     end = backend.while_loop(going, body, start, _BLOCKS)
@@ -116,9 +120,16 @@ def until_accurate(
     reached = (end.error <= tolerance * whole) | (end.size <= floor)
     failure = xp.where(reached, int(Failure.NONE), end.failure)
     failure = xp.where(~reached & (failure == Failure.NONE), int(Failure.MAX_STEPS), failure)
-    error = xp.where(end.size <= floor, xp.where(end.k > 0, end.error, nothing), end.error)
     some = xp.where(whole > 0, whole, xp.ones_like(whole))
-    return Solution(end.x, end.iterations, end.products, failure, end.curvature), error / some
+    seen = met(backend, end.smallest)
+    # Where only rounding is left, that of x is no more than this.
+    length = vectors.norm(backend, end.x)
+    rounded = end.size / xp.where(length > 0, seen * length, xp.ones_like(length))
+    error = xp.where(
+        end.size <= floor, xp.where(end.error < float("inf"), end.error, rounded * some), end.error
+    )
+    solution = Solution(end.x, end.iterations, end.products, failure, end.curvature, smallest=seen)
+    return solution, error / some
 
 
 def bound(
@@ -128,6 +139,7 @@ def bound(
     theta: Tree,
     elsewhere: Callable[[Tree], tuple[Stationary, Validation]],
     solution: Solution,
+    damping: Scalar,
 ) -> Scalar:
     r"""The error bound of Pedregosa 2016, theorem 1, with constants measured on the spot:
 
@@ -138,6 +150,7 @@ def bound(
     fast D and r change with θ along −G, which ``elsewhere`` tells. Where G is smooth and these are the
     largest around θ it is a bound; as they are seen in one direction each, it is an estimate of one.
 
+    NaN where the solver met no curvature, as those that are no Krylov methods, or none above the damping.
     Cost: 2 gradients and 6 products.
 
     Raises:
@@ -160,9 +173,13 @@ def bound(
         norm(at.both(unravel(backend.normal(0, k, tuple(flat.shape), flat)))[1]) for k in range(_PROBES)
     ]
     term, r, hx, mixed = parts(at, validation)
-    stretch = norm(hx) / norm(x)
-    smallest = xp.where(solution.smallest < stretch, solution.smallest, stretch)
-    coupling = xp.maximum(xp.sqrt(sum(p * p for p in probes) / _PROBES), norm(mixed) / norm(x))
+    length = norm(x)
+    length = xp.where(length > 0, length, xp.ones_like(length))
+    stretch, nan = norm(hx) / length, float("nan") * length
+    # The solve has met curvatures of H + δI; without any, or with none left, nothing is known.
+    smallest = xp.minimum(solution.smallest - damping, xp.where(stretch > 0, stretch, float("inf") + stretch))
+    smallest = xp.where(smallest > 0, smallest, nan)
+    coupling = xp.maximum(xp.sqrt(sum(p * p for p in probes) / _PROBES), norm(mixed) / length)
 
     # As far as a gradient step would go, and far enough to be seen.
     slope = norm(at.residual)

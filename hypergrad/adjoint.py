@@ -76,15 +76,17 @@ class AdjointSystem:
         last, fine = made.solution, int(Failure.NONE)
         # What failed with this δ is not believed if it goes well from another start.
         failure = backend.xp.where(tried.failure == fine, last.failure, tried.failure)
+        met = backend.xp.where(last.smallest < tried.smallest, last.smallest, tried.smallest)
         solution = last._replace(
             products=last.products + tried.products,
             iterations=last.iterations + tried.iterations,
             failure=failure,
+            smallest=met,
         )
         return made._replace(solution=solution, later=damping.after(backend, tried.damping, failure))
 
     def _solve(self, delta: Scalar, start: Tree | None) -> Adjoint:
-        backend, v = self.backend, self.validation.v
+        backend, v, nan = self.backend, self.validation.v, float("nan")
         direct = backend.detach(self.validation.direct)
 
         def respond(x: Tree) -> tuple[Tree, Tree]:
@@ -94,7 +96,7 @@ class AdjointSystem:
         def run(matvec: Callable[[Tree], Tree], v: Tree) -> tuple[Tree, tuple[Solution, Scalar]]:
             system = self._system(lambda p, k: matvec(p), v, start)
             if self.accuracy is None:
-                solution, error = self.solver.solve(backend, system), float("nan")
+                solution, error = self.solver.solve(backend, system), nan
             else:
                 solution, error = until_accurate(backend, self.solver, system, respond, direct, self.accuracy)
             return solution.x, (_bare(solution), error)
@@ -103,11 +105,12 @@ class AdjointSystem:
             system = System.at_rest(backend, lambda p, k: matvec(p), v, self.symmetric, self.definite)
             solution = self.solver.solve(backend, system)
             solution = judged(backend, self.solver, system, solution, _left(backend, system, solution.x))
-            return spoiled(backend, solution).x, (_bare(solution), float("nan"))
+            return spoiled(backend, solution).x, (_bare(solution), nan)
 
-        if self.varies or isinstance(self.solver, Amortised):
-            made = self.solver.solve(backend, self._system(self._product(delta), v, start))
-            x, solution, error = backend.detach(made.x), made, float("nan")
+        if self.varies or (self.solver.truncates and self.accuracy is None):
+            # A truncation is what it is, and so is its derivative: that of its own few steps.
+            solution, error = self.solver.solve(backend, self._system(self._product(delta), v, start)), nan
+            x = solution.x
         else:
             x, (solution, error) = backend.linear_solve(
                 lambda p: self._product(delta)(p, 0), v, run, again, self.symmetric
@@ -119,6 +122,7 @@ class AdjointSystem:
         goal = None if self.accuracy is None else float("inf") + 0.0 * vectors.norm(backend, r)
         system = System(self._product(delta), backend.detach(v), x, r, self.symmetric, self.definite, goal)
         solution = judged(backend, self.solver, system, solution._replace(x=x), r)
+        solution = solution._replace(products=solution.products + self._to_begin(start))
         return Adjoint(x, ax, r, mixed, solution, delta, (), error, difference_error)
 
     def _try(self, delta: Scalar, start: Tree | None) -> Solution:
@@ -127,7 +131,12 @@ class AdjointSystem:
         product = self._product(delta)
         system = self._system(lambda p, k: backend.detach(product(p, k)), v, start)
         solution = self.solver.solve(backend, system)
+        solution = solution._replace(products=solution.products + self._to_begin(start))
         return judged(backend, self.solver, system, solution, _left(backend, system, solution.x))
+
+    def _to_begin(self, start: Tree | None) -> int:
+        """Products to find the residual to begin with."""
+        return 0 if start is None or isinstance(self.solver, Amortised) else 1
 
     def _system(self, product: Curved, v: Tree, start: Tree | None) -> System:
         if isinstance(self.solver, Amortised):

@@ -132,6 +132,11 @@ def check_hypergradient(
     rule = update if update is not None else getattr(estimator, "update", None)
     if update is not None and steps is None and not estimator.training_steps:
         raise ArgumentError("check_hypergradient: update= needs steps=, the length of the real training")
+    if rule is not None and problem.by_hand:
+        raise ArgumentError(
+            "check_hypergradient compares with an unroll, which hg.Derivatives do not have: "
+            "hg.check_derivatives compares them themselves"
+        )
     if rule is not None:
         reference = _training(found, problem, params, aux, train, rule, steps or estimator.training_steps)
     else:

@@ -13,11 +13,15 @@ from hypergrad.solvers import Solution
 
 
 class Damped(NamedTuple):
-    """The δ with which a solve succeeds, or the last that was tried; x, its failure, and what trials cost."""
+    """The δ with which a solve succeeds, or the last that was tried, and how it went.
+
+    That is x, the failure, the smallest curvature met, and what the trials cost.
+    """
 
     damping: Scalar
     x: Tree
     failure: Any
+    smallest: Scalar
     products: Any
     iterations: Any
 
@@ -64,20 +68,21 @@ class LevenbergMarquardt:
         xp = backend.xp
 
         def going(carry: tuple[Any, ...]) -> Any:
-            return (carry[1] != int(Failure.NONE)) & (carry[5] < self.attempts)
+            return (carry[1] != int(Failure.NONE)) & (carry[6] < self.attempts)
 
         def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            damping, _, _, products, iterations, tried = carry
+            damping, _, _, _, products, iterations, tried = carry
             damping = xp.where(tried > 0, self.factor * damping, damping)
             found = solve(damping)
             # One product more, to judge it by.
             products = products + found.products + 1
-            return damping, found.failure, found.x, products, iterations + found.iterations, tried + 1
+            iterations = iterations + found.iterations
+            return damping, found.failure, found.x, found.smallest, products, iterations, tried + 1
 
-        start = damping, int(Failure.MAX_STEPS), x, 0, 0, 0
+        start = damping, int(Failure.MAX_STEPS), x, float("nan") * damping, 0, 0, 0
         end = backend.while_loop(going, body, start, self.attempts)
-        damping, failure, x, products, iterations, _ = end
-        return Damped(damping, x, failure, products, iterations)
+        damping, failure, x, smallest, products, iterations, _ = end
+        return Damped(damping, x, failure, smallest, products, iterations)
 
     def after(self, backend: Backend, damping: Scalar, failure: Any) -> Scalar:
         """δ of the next estimate, after one that ended with this failure."""

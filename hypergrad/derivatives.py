@@ -32,7 +32,7 @@ class Derivatives(Problem):
 
     These three are enough for `Implicit`, at the cost of what they cost. With ``inner_grad`` it also knows
     how far from an optimum it is, and `Greedy` and `Tuner` can train. The losses themselves are for reports,
-    and for `check_derivatives`.
+    which say 0 without them, and for `check_derivatives`.
 
     Args:
         inner_grad: (params, hparams, batch) -> ∇_θ C̃1.

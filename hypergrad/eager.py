@@ -169,31 +169,31 @@ def linearize(backend: Backend, f: Callable[..., Any], *primals: Tree, has_aux: 
     return (value, Push(transpose, pullback.reached), *aux)
 
 
-def linear_solve(
-    backend: Backend,
-    depth: Callable[[Any], int],
-    pulled_by: Callable[[Any, Callable[[Any], Any]], Any],
-    matvec: Callable[[Tree], Tree],
-    v: Tree,
-    solve: Callable[..., tuple[Tree, Tree]],
-    again: Callable[..., tuple[Tree, Tree]],
-    symmetric: bool,
-) -> tuple[Tree, Tree]:
-    """The solution as a constant x̂, and x ← x + A⁻¹(v − A x) for each derivative that is being taken.
+@dataclass(frozen=True)
+class LinearSolve:
+    """The solution of a linear system as a constant x̂, and x ← x + A⁻¹(v − A x) for each derivative.
 
     Such a step adds 0 to x and makes one more of its derivatives right, if A⁻¹ is taken as a constant whose
     transpose is a solve. ``depth`` says of a leaf how many derivatives pass through it, and
     ``pulled_by(y, pull)`` is zero, with the pullback ``pull``.
     """
 
-    def solution(
-        matvec: Callable[[Tree], Tree], v: Tree, solve: Callable[..., Any], orders: int | None
+    backend: Backend
+    depth: Callable[[Any], int]
+    pulled_by: Callable[[Any, Callable[[Any], Any]], Any]
+    again: Callable[..., tuple[Tree, Tree]]
+    symmetric: bool
+
+    def __call__(
+        self, matvec: Callable[[Tree], Tree], v: Tree, solve: Callable[..., Any], orders: int | None = None
     ) -> tuple[Tree, Tree]:
-        seen = [depth(leaf) for leaf in backend.flatten(v)[0]]
+        """x, and what was seen; good for so many derivatives, or for all that are being taken."""
+        backend = self.backend
+        seen = [self.depth(leaf) for leaf in backend.flatten(v)[0]]
 
         def product(p: Tree) -> Tree:
             image = matvec(p)
-            seen.extend(depth(leaf) for leaf in backend.flatten(image)[0][:1])
+            seen.extend(self.depth(leaf) for leaf in backend.flatten(image)[0])
             return backend.detach(image)
 
         x, found = solve(product, backend.detach(v))
@@ -203,7 +203,7 @@ def linear_solve(
         x, orders = backend.detach(x), deepest if orders is None else orders
 
         def transposed(p: Tree) -> Tree:
-            return matvec(p) if symmetric else backend.vjp(matvec, backend.zeros(v))[1](p)[0]
+            return matvec(p) if self.symmetric else backend.vjp(matvec, backend.zeros(v))[1](p)[0]
 
         def pull(g: Any) -> Any:
             if orders == 0:
@@ -211,14 +211,12 @@ def linear_solve(
                     "a derivative of a linear solve was asked for that is of a higher order than those being "
                     "taken when it was solved: hypergradient(differentiable=True) is good for one more"
                 )
-            return backend.ravel(solution(transposed, unravel(g), again, orders - 1)[0])[0]
+            return backend.ravel(self(transposed, unravel(g), self.again, orders - 1)[0])[0]
 
         for _ in range(max(orders, 1)):
             flat, unravel = backend.ravel(backend.axpy(-1.0, matvec(x), v))
-            x = backend.axpy(1.0, unravel(pulled_by(flat, pull)), x)
+            x = backend.axpy(1.0, unravel(self.pulled_by(flat, pull)), x)
         return x, backend.detach(found)
-
-    return solution(matvec, v, solve, None)
 
 
 def normal(backend: Backend, seed: int, count: int, shape: tuple[int, ...], like: Any) -> Any:

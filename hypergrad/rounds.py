@@ -15,7 +15,7 @@ import numpy as np
 
 from hypergrad import eager, spaces
 from hypergrad.backend import Backend, Scalar, Tree
-from hypergrad.batches import Batches, Source, one_batch, single, window
+from hypergrad.batches import Batches, Source, one_batch, single, stream, window
 from hypergrad.errors import ArgumentError
 from hypergrad.estimators import Estimate, State
 from hypergrad.estimators.base import inner_state, state_after
@@ -114,7 +114,9 @@ def updating(
     if not tuner.estimator.training_steps:
         batch = train(inner.step)
         z, seen = training(tuner, backend, inner_state(inner), lam, batch, inner.step)
-        inner, train = state_after(inner, z, inner.step + 1), single(batch)
+        inner = state_after(inner, z, inner.step + 1)
+        if not tuner.estimator.reads_on:
+            train = single(batch)
     out = tuner.estimator.estimate(tuner.problem, inner, lam, train, lambda _: val, backend=backend)
     if seen is None:
         seen = Seen(out.inner_value, out.report.inner_gradient_norm)
@@ -217,10 +219,14 @@ def update_once(
 ) -> tuple[TunerState, Step]:
     """An estimate with its training steps, and an update of λ."""
     start, count = (state.start if tuner.restart else state.inner).step, tuner.closing_steps
+    given = train
     if callable(train) and backend.compiles and make == tuner.compiled:
         # A program is known by the functions in it, and this one may be new in every step: call it here.
         train = [train(start + k) for k in range(count)]
-    if count == 1:
+    if tuner.estimator.reads_on:
+        # The estimate takes batches beyond its own.
+        data, read = stream(backend, "train", given)
+    elif count == 1:
         data, read = single(one_batch("train", train, start))
     else:
         data, read = window(backend, "train", train, start, count)

@@ -86,6 +86,8 @@ class Tuner:
                 f"Tuner: {name} carries its tangents through every step, and {self.plain_steps} of every = "
                 f"{self.every} would be without: take steps={self.every}"
             )
+        if not self.problem.definite:
+            raise ArgumentError("Tuner: a level above another is a saddle, to which no training leads")
         if not self._trains and self.restart:
             raise ArgumentError(f"Tuner: restart=True begins an unroll again, and {name} unrolls nothing")
 

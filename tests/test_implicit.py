@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
-from frameworks import BACKENDS, NUMPY, affordable, program
+from frameworks import BACKENDS, COMPILED, NUMPY, affordable, program
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError, SolveError, UnsupportedOpError
@@ -458,16 +460,76 @@ class TestFreshBatches:
     def test_a_function_of_a_traced_step(self, backend):
         told = Logistic()
         theta, lam = arrays(backend, told.optimum(told.lam), told.lam)
-        train, val = told.data(backend)
+        (x, y), val = told.data(backend)
+        scales = np.array([1.0, 0.5, 2.0, 1.5])
+        held = backend.asarray(scales)
 
-        def run(theta, lam, fresh):
-            estimator = hg.Implicit(hg.Neumann(4, 0.05), fresh=fresh)
+        def run(theta, lam):
+            estimator = hg.Implicit(hg.Neumann(4, 0.02), fresh=True, tolerance=None)
+            batches = lambda t: (held[t] * x, y)  # noqa: E731
             return hg.hypergradient(
-                told.problem(backend), theta, lam, lambda t: train, val, estimator, backend=backend
+                told.problem(backend), theta, lam, batches, val, estimator, backend=backend
             )
 
-        found = [program(backend, lambda p, h, f=f: run(p, h, f))(theta, lam) for f in (True, False)]
+        found = program(backend, run)(theta, lam)
+        v = told.outer_slope(told.optimum(told.lam))
+        sum_, term = 0 * v, v
+        for scale in scales:
+            scaled = Logistic()
+            scaled.x = scale * told.x
+            h = scaled.hessian(told.optimum(told.lam), told.lam)
+            sum_, term = sum_ + 0.02 * term, term - 0.02 * h @ term
+        np.testing.assert_allclose(numbers(backend, found), -told.optimum(told.lam) * sum_, rtol=1e-9)
+
+    def test_gauss_newton_products_are_fresh_too(self, backend):
+        """The mean of squares is its own Gauss-Newton: both ways see the same batches."""
+        rng = np.random.default_rng(8)
+        train = [arrays(backend, rng.normal(size=(8, 3)), rng.normal(size=8)) for _ in range(3)]
+        theta, lam, xv = arrays(backend, rng.normal(size=3), np.ones(3), rng.normal(size=(5, 3)))
+
+        def fit(f, b):
+            return 0.5 * backend.xp.sum((f - b[1]) ** 2)
+
+        problem = hg.Bilevel(
+            lambda p, h, b: fit(b[0] @ p, b) + 0.5 * backend.xp.sum(h * p * p),
+            lambda p, h, b: 0.5 * backend.xp.sum((b @ p) ** 2),
+        )
+        curvature = hg.GaussNewton(
+            lambda p, h, b: (b[0] @ p, p),
+            lambda f, h, b: fit(f[0], b) + 0.5 * backend.xp.sum(h * f[1] * f[1]),
+        )
+        found = [
+            hg.hypergradient(
+                problem, theta, lam, train, xv,
+                hg.Implicit(hg.Neumann(4, 0.02), fresh=True, curvature=c, tolerance=None), backend=backend,
+            )
+            for c in (None, curvature)
+        ]  # fmt: skip
         np.testing.assert_allclose(*(numbers(backend, g) for g in found), rtol=1e-9)
+
+    def test_a_tuner_hands_its_batches_on(self, backend):
+        """The scale of each batch tells which of them a product was with."""
+        seen = []
+        problem = hg.Bilevel(
+            lambda p, h, b: 0.5 * backend.xp.sum(b * p * p) + backend.xp.sum(h * p),
+            lambda p, h, b: backend.xp.sum(p),
+        )
+
+        def batches(t):
+            seen.append(t)
+            return backend.asarray(np.ones(2)) * (1.0 + t)
+
+        tuner = hg.Tuner(
+            problem,
+            hg.Implicit(hg.Neumann(3, 0.01), fresh=True, tolerance=None),
+            update=hg.SGD(1e-3),
+            every=2,
+        )
+        run = tuner.run(*arrays(backend, np.ones(2), np.zeros(2)), batches, None, steps=4)
+        assert np.isfinite(run.history.outer_values[-1])
+        if backend.name not in COMPILED:
+            # Two steps, the estimate's own batch, three products, twice.
+            assert seen == [0, 1, 2, 2, 3, 4, 2, 3, 4, 4, 5, 6]
 
     def test_amortised_steps_average_over_batches(self, backend):
         """Three batches in turn, one product an estimate: x settles near H⁻¹v of the mean Hessian."""
@@ -496,7 +558,9 @@ class TestFreshBatches:
             numbers(backend, out.hypergradient), -theta * np.linalg.solve(mean, v), rtol=0.02
         )
 
-    @pytest.mark.parametrize("solver", [hg.CG(), hg.Neumann(rtol=1e-3), hg.GMRES()], ids=str)
+    @pytest.mark.parametrize(
+        "solver", [hg.CG(), hg.Neumann(rtol=1e-3), hg.GMRES(), hg.Amortised(0.1)], ids=str
+    )
     def test_a_promise_is_refused(self, backend, solver):
         with pytest.raises(ArgumentError, match="fresh"):
             hg.Implicit(solver, fresh=True)
@@ -541,6 +605,26 @@ class TestAccuracy:
             spent.append(int(out.report.products))
         assert spent[0] < 0.7 * spent[1]
 
+    def test_one_lucky_step_is_not_believed(self, backend):
+        """The first tenth of the residual is along a direction that ∂_λ G does not see."""
+        h, v, ones = arrays(backend, np.array([1.0, 1e-4]), np.array([1.0, 5e-3]), np.ones(2))
+        problem = hg.Bilevel(
+            lambda p, lam, b: 0.5 * backend.xp.sum(h * p * p) - backend.xp.sum(h * p) + (p[1] - 1.0) * lam,
+            lambda p, lam, b: backend.xp.sum(v * p) + lam,
+        )
+        found = hg.hypergradient(
+            problem, ones, backend.asarray(0.0), None, None, hg.Implicit(accuracy=1e-2), backend=backend
+        )
+        np.testing.assert_allclose(numbers(backend, found), -49.0, rtol=1e-2)
+
+    def test_single_precision_goes_as_far_as_it_can(self, backend):
+        problem, (theta, lam), train, val, exact = ill_conditioned(backend, 1e4, n=60)
+        narrow = backend.map(lambda x: backend.cast(x, "float32"), (theta, lam, train, val))
+        estimator = hg.Implicit(hg.CG(2000), accuracy=1e-4, tolerance=None)
+        found = hg.hypergradient(problem, *narrow, estimator, backend=backend)
+        error = np.linalg.norm(numbers(backend, found) - exact) / np.linalg.norm(exact)
+        assert error <= 1e-2  # κ ε is 1e-3 here, whatever is asked for
+
     def test_too_few_steps_are_a_failure(self, backend):
         problem, (theta, lam), train, val, _ = ill_conditioned(backend, 1e3)
         with pytest.raises(SolveError) as error:
@@ -572,6 +656,27 @@ class TestBound:
             assert lowest * (1 - 1e-6) <= float(out.report.smallest_curvature)
             # It is no better than its constants: the condition number of H, and of ∂_λ G.
             assert limit <= 1e-6 + 300 * (away + rtol)
+
+    @pytest.mark.parametrize("options", [{"damping": 0.1}, {"damping": 1.0}, {"warm_start": True}], ids=str)
+    def test_it_is_above_the_error_of_a_damped_solve_or_says_nothing(self, backend, options):
+        told = Logistic()
+        theta, lam = arrays(backend, told.optimum(told.lam), told.lam)
+        estimator = hg.Implicit(hg.CG(rtol=1e-8), bound=True, **options)
+        state = estimator.init(told.problem(backend), theta, lam, backend=backend)
+        for _ in range(2):
+            out = estimator.estimate(told.problem(backend), state, lam, *told.data(backend), backend=backend)
+            state = out.state
+            exact = told.hypergradient(told.optimum(told.lam), told.lam)
+            error = np.linalg.norm(numbers(backend, out.hypergradient) - exact)
+            assert not float(out.report.error_bound) < error
+
+    def test_without_a_curvature_nothing_is_claimed(self, backend):
+        told = Logistic()
+        theta, lam = arrays(backend, told.optimum(told.lam), told.lam)
+        estimator = hg.Implicit(hg.Identity(0.1), bound=True)
+        state = estimator.init(told.problem(backend), theta, lam, backend=backend)
+        out = estimator.estimate(told.problem(backend), state, lam, *told.data(backend), backend=backend)
+        assert np.isnan(float(out.report.error_bound))
 
 
 def levels(n=3, seed=0):
@@ -671,6 +776,63 @@ class TestHigherOrder:
         differences = central(lambda p: w @ told.hypergradient(p, lam), theta)
         np.testing.assert_allclose(by_theta, differences, rtol=1e-5, atol=1e-8)
 
+    @pytest.mark.parametrize("name", ["a", "z"])
+    def test_a_leaf_that_no_hyperparameter_touches(self, backend, name):
+        """A free intercept, before or after the weights in the tree."""
+        told, xp = Logistic(n=3), backend.xp
+
+        def outer(p, h, b):
+            return xp.sum(xp.log1p(xp.exp(-b[1] * (b[0] @ p["w"] + p[name]))))
+
+        problem = hg.Bilevel(
+            lambda p, h, b: outer(p, h, b) + 0.5 * xp.exp(h) * xp.sum(p["w"] * p["w"]), outer
+        )
+        params = {name: backend.asarray(0.1), "w": backend.asarray(told.lam)}
+        estimator = hg.Implicit(hg.CG(rtol=1e-12), tolerance=None)
+        train, val = told.data(backend)
+
+        def estimate(h):
+            return hg.hypergradient(problem, params, h, train, val, estimator, backend=backend)
+
+        _, pullback = backend.vjp(estimate, backend.asarray(0.3))
+        (slope,) = pullback(backend.asarray(1.0))
+        there, back = (float(backend.to_numpy(estimate(backend.asarray(0.3 + d)))) for d in (1e-5, -1e-5))
+        np.testing.assert_allclose(float(backend.to_numpy(slope)), (there - back) / 2e-5, rtol=1e-6)
+
+    @pytest.mark.parametrize(
+        "solver",
+        [hg.Identity(0.3), hg.Neumann(3, 0.05), hg.Nystrom(2, damping=0.5)],
+        ids=lambda s: type(s).__name__,
+    )
+    def test_a_truncation_has_the_derivative_of_its_steps(self, backend, solver):
+        if backend.name in COMPILED and isinstance(solver, hg.Neumann):
+            pytest.skip("a while loop has no reverse mode in JAX, which says so")
+        told = Logistic(n=4)
+        theta, train, val = backend.asarray(told.lam), *told.data(backend)
+        estimator = hg.Implicit(solver, tolerance=None)
+        w = backend.asarray(np.arange(1.0, 5.0))
+
+        def along(h):
+            g = hg.hypergradient(told.problem(backend), theta, h, train, val, estimator, backend=backend)
+            return backend.inner(w, g)
+
+        _, pullback = backend.vjp(along, backend.asarray(told.lam))
+        (slope,) = pullback(backend.asarray(1.0))
+        differences = central(lambda h: float(backend.to_numpy(along(backend.asarray(h)))), told.lam)
+        np.testing.assert_allclose(numbers(backend, slope), differences, rtol=1e-5, atol=1e-8)
+
+    @pytest.mark.parametrize(
+        "estimator", [hg.Greedy(hg.SGD(0.1)), hg.Unrolled(hg.SGD(0.1), steps=2)], ids=str
+    )
+    def test_no_training_leads_to_a_level_above(self, backend, estimator):
+        lower = hg.Bilevel(lambda p, h, b: backend.xp.sum(p * p), lambda p, h, b: backend.xp.sum(p))
+        upper = hg.Bilevel(lower, lambda level, mu, b: backend.xp.sum(level.params))
+        one = backend.asarray(np.ones(2))
+        with pytest.raises(ArgumentError, match="saddle"):
+            hg.hypergradient(upper, hg.Level(one, one, one), one, None, None, estimator, backend=backend)
+        with pytest.raises(ArgumentError, match="saddle"):
+            hg.Tuner(upper, hg.Implicit(hg.MINRES()), update=hg.SGD(0.1))
+
     def test_a_derivative_of_a_system_that_is_not_symmetric(self, backend):
         problem, theta, lam, u, y, _ = equilibrium(backend)
         w = np.random.default_rng(9).normal(size=26)
@@ -715,3 +877,44 @@ def test_torch_keeps_the_graph_when_asked():
     (slope,) = torch.autograd.grad(hg.hypergradient(*given, differentiable=True).sum(), lam)
     exact = central(lambda h: told.hypergradient(told.optimum(told.lam), h).sum(), told.lam)
     np.testing.assert_allclose(slope.numpy(), exact, rtol=1e-5, atol=1e-8)
+
+
+def test_a_graph_goes_with_the_estimate():
+    """No cycle keeps it until the collector comes round."""
+    torch = pytest.importorskip("torch")
+    backend = BACKENDS["torch"]
+    told = Logistic()
+    given = told.problem(backend), *arrays(backend, told.optimum(told.lam), told.lam), *told.data(backend)
+
+    def held():
+        return sum(1 for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
+
+    gc.collect()
+    gc.disable()
+    try:
+        hg.hypergradient(*given, hg.Implicit())
+        before = held()
+        for _ in range(5):
+            hg.hypergradient(*given, hg.Implicit())
+        assert held() == before
+    finally:
+        gc.enable()
+
+
+@each_backend
+def test_every_product_is_counted(backend):
+    """A diagonal H whose products are told by the loss's own calls would be seen; these are known by hand."""
+    told = Logistic()
+    theta, lam = arrays(backend, told.optimum(told.lam), told.lam)
+
+    def products(**options):
+        estimator = hg.Implicit(hg.CG(rtol=1e-10), **options)
+        state = estimator.init(told.problem(backend), theta, lam, backend=backend)
+        out = estimator.estimate(told.problem(backend), state, lam, *told.data(backend), backend=backend)
+        return int(out.report.products), int(out.report.gradients), int(out.report.iterations)
+
+    cold, gradients, steps = products()
+    assert (cold, gradients) == (steps + 1, 2)
+    warm, _, steps = products(warm_start=True)
+    assert warm == steps + 2
+    assert products(bound=True)[:2] == (cold + 6, 4)

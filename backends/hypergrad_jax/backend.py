@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 
 from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree
 from hypergrad.errors import ArgumentError, no_outer_derivative
-from hypergrad_jax.leaves import is_float, is_key, zeros
+from hypergrad_jax.leaves import is_float, is_key, tied, zeros
 from hypergrad_jax.linear import linearise, linearised, pushforward
 from hypergrad_jax.loops import either, elementwise, repeat
 from hypergrad_jax.optimizers import as_optax
@@ -105,8 +105,14 @@ class JaxBackend:
     def linear_solve(
         self, matvec: Any, v: Tree, solve: Any, again: Any, symmetric: bool
     ) -> tuple[Tree, Tree]:
+        # The transpose of JAX's own wants all leaves to have a derivative, or none.
         found: tuple[Tree, Tree] = lax.custom_linear_solve(
-            matvec, v, solve, transpose_solve=again, symmetric=symmetric, has_aux=True
+            lambda p: tied(matvec(p)),
+            tied(v),
+            solve,
+            transpose_solve=again,
+            symmetric=symmetric,
+            has_aux=True,
         )
         return found
 

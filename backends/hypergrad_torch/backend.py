@@ -126,8 +126,10 @@ class TorchBackend:
         (tangent,) = pushforward(tangents)
         return value, tangent
 
-    def linear_solve(self, *args: Any) -> tuple[Tree, Tree]:
-        return eager.linear_solve(self, depth, pulled_by, *args)
+    def linear_solve(
+        self, matvec: Any, v: Tree, solve: Any, again: Any, symmetric: bool
+    ) -> tuple[Tree, Tree]:
+        return eager.LinearSolve(self, depth, pulled_by, again, symmetric)(matvec, v, solve)
 
     watched = staticmethod(one_deeper)
     detach = staticmethod(detach)

@@ -69,9 +69,9 @@ class Report(NamedTuple):
     iterations: Any = 0
     """Iterations of a linear solve."""
     curvature: Scalar = float("nan")
-    """Largest eigenvalue of H that the solver met, by its own estimate."""
+    """Largest eigenvalue that the solver met, of H + δI or what stands for it, by its own estimate."""
     smallest_curvature: Scalar = float("nan")
-    """Smallest curvature of H that the solver met: an upper estimate of its smallest eigenvalue."""
+    """Smallest curvature that the solver met, of the same: an upper estimate of its smallest eigenvalue."""
     failure: Any = Failure.NONE
     """A code of `hypergrad.errors.Failure`."""
     damping: Scalar = float("nan")
@@ -124,6 +124,8 @@ class HypergradientEstimator(ABC):
     _: KW_ONLY
     by_hand: ClassVar[bool] = False
     """Does it serve problems that are given by their derivatives?"""
+    at_saddles: ClassVar[bool] = False
+    """Does it make sense where the inner problem is a saddle, to which no training leads?"""
     allow_unused: bool = False
     """Give zeros for a hyperparameter that neither loss uses, instead of a `DisconnectedError`."""
 
@@ -247,6 +249,11 @@ class HypergradientEstimator(ABC):
                 f"{type(self).__name__} differentiates through training, and hg.Derivatives are first and "
                 "second derivatives at one point: take Implicit or Greedy"
             )
+        if not problem.definite and not self.at_saddles:
+            raise ArgumentError(
+                f"{type(self).__name__} trains, and a level above another is a saddle, to which no training "
+                "leads: solve the levels, and take Implicit(hg.MINRES())"
+            )
 
     def _memory(self, backend: Backend, state: State, hparams: Tree) -> Tree:
         """What is carried from one estimate to the next, before the first."""
@@ -255,6 +262,11 @@ class HypergradientEstimator(ABC):
     @property
     def gapless(self) -> bool:
         """Does it have to see every step of training?"""
+        return False
+
+    @property
+    def reads_on(self) -> bool:
+        """Does an estimate take batches of T1 beyond those of its training steps?"""
         return False
 
     def again(self, fresh: State, last: State) -> State:

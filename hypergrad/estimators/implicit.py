@@ -11,7 +11,7 @@ from hypergrad import vectors
 from hypergrad.accuracy import bound
 from hypergrad.adjoint import AdjointSystem
 from hypergrad.arguments import is_number
-from hypergrad.backend import Backend, Tree
+from hypergrad.backend import Backend, Tree, find_backend
 from hypergrad.batches import Batches, every_batch, one_batch, stream
 from hypergrad.curvature import GaussNewton
 from hypergrad.damping import LevenbergMarquardt
@@ -84,11 +84,12 @@ class Implicit(HypergradientEstimator):
         warm_start: begin each solve with the x of the last estimate, which the state carries on.
         accuracy: solve until the relative error of the *hypergradient* is below this, by its own estimate,
             instead of the residual below the solver's ``rtol``; its ``max_steps`` are then for each tenth of
-            the residual. Often a fraction of the products, since only the part of x that ∂_λ G sees matters.
+            the residual. See `hypergrad.accuracy`. Where values cannot be read without waiting (CUDA), all
+            forty tenths run to their ``max_steps``, with x held once it is right.
         bound: report HOAG's bound on the error, from both residuals; costs 2 gradients and 6 products more.
         fresh: take the Hessian of another batch of T1 for each product, of a list in turn or of a function
-            ``t -> batch`` from this step on (Lorraine et al. 2020; Dagréou et al. 2022). For solvers that
-            promise nothing, as `Neumann` without ``rtol`` and `Amortised`. A gradient more for each product.
+            ``t -> batch`` from this step on (Lorraine et al. 2020). For solvers that promise nothing, as
+            `Neumann` without ``rtol``. A gradient more for each product, and draws of its own.
 
     Raises:
         DifferenceError: if a finite difference is not accurate enough.
@@ -100,6 +101,7 @@ class Implicit(HypergradientEstimator):
     """
 
     by_hand: ClassVar[bool] = True
+    at_saddles: ClassVar[bool] = True
 
     solver: Solver = field(default_factory=CG)
     damping: float | LevenbergMarquardt = 0.0
@@ -117,7 +119,8 @@ class Implicit(HypergradientEstimator):
     def __post_init__(self) -> None:
         if not isinstance(self.solver, Solver):
             raise ArgumentError(f"Implicit: solver = {self.solver!r}; it is a solver such as hg.CG()")
-        if not (self._searches or (is_number(self.damping) and self.damping >= 0)):  # type: ignore[operator]
+        fixed = is_number(self.damping) and 0 <= self.damping < float("inf")  # type: ignore[operator]
+        if not (self._searches or fixed):
             raise ArgumentError(
                 f"Implicit: damping = {self.damping!r}; it is a number ≥ 0, or hg.LevenbergMarquardt()"
             )
@@ -138,17 +141,24 @@ class Implicit(HypergradientEstimator):
         if self.accuracy is not None and not (is_number(self.accuracy) and 0 < self.accuracy < 1):
             raise ArgumentError(f"Implicit: accuracy = {self.accuracy!r}; it is a number between 0 and 1")
         one_step = isinstance(self.solver, Amortised)
-        if one_step and (self._searches or self.accuracy is not None):
+        if one_step and (self._searches or self.accuracy is not None or self.fresh):
             raise ArgumentError(
-                "Implicit: hg.Amortised takes one step an estimate, which neither fails nor ends: leave "
-                "accuracy= and LevenbergMarquardt out"
+                "Implicit: hg.Amortised takes one step an estimate, with the batch of that, which neither "
+                "fails nor ends: leave accuracy=, fresh= and LevenbergMarquardt out"
             )
-        promises = self.solver.rtol is not None or self.solver.atol > 0 or self.accuracy is not None
+        if self._searches and self.accuracy is not None:
+            raise ArgumentError(
+                "Implicit: LevenbergMarquardt looks for a δ with which the residual falls to the solver's "
+                "rtol, and accuracy= does not ask for that: choose one of them"
+            )
+        if self.bound and self.curvature is not None:
+            raise ArgumentError("Implicit: bound= needs the curvature of C̃1 itself; leave curvature= out")
+        promises = not self.solver.promises_nothing or self.accuracy is not None
         if self.fresh and (promises or self._searches or self.mixed is not None or self.bound):
             raise ArgumentError(
                 "Implicit: with fresh=True each product is with another matrix, of which no residual can be "
-                "promised: take hg.Neumann(rtol=None) or hg.Amortised, and leave accuracy=, bound=, mixed= "
-                "and LevenbergMarquardt out"
+                "promised: take hg.Neumann without rtol, and leave accuracy=, bound=, mixed= and "
+                "LevenbergMarquardt out"
             )
 
     @property
@@ -177,13 +187,14 @@ class Implicit(HypergradientEstimator):
         if at.residual is not None:
             seen = observe(backend, at.value, at.residual, (), state.step)
         val_batch = one_batch("val", val, state.step)
+        judging = backend.generator()
         validation = problem.validation(backend, z.params, hparams, val_batch, z.aux)
 
         curved: Callable[[Tree, Any], Tree] = lambda p, k: at.product(p)  # noqa: E731
         if self.curvature is not None:
             approximate = self.curvature.products(backend, z.params, hparams, batches, draws)
             curved = lambda p, k: approximate(p)  # noqa: E731
-        elif self.fresh:
+        if self.fresh:
             curved = self._fresh(backend, problem, z, hparams, train, state.step, rule)
         system = AdjointSystem(
             backend, at, validation, self.solver, symmetric, problem.definite, curved,
@@ -201,13 +212,17 @@ class Implicit(HypergradientEstimator):
             def elsewhere(params: Tree) -> tuple[Stationary, Validation]:
                 there = z._replace(params=params)
                 with backend.replay(draws):
-                    return (
-                        stationary(backend, problem, there, hparams, batches, rule, self.mixed),
-                        problem.validation(backend, params, hparams, val_batch, z.aux),
-                    )
+                    far = stationary(backend, problem, there, hparams, batches, rule, self.mixed)
+                with backend.replay(judging):
+                    return far, problem.validation(backend, params, hparams, val_batch, z.aux)
 
-            largest = bound(backend, at, validation, z.params, elsewhere, found.solution)
+            largest = bound(backend, at, validation, z.params, elsewhere, found.solution, found.damping)
         solution = found.solution
+        spent = at.spent(solution.products + (6 if self.bound else 0))
+        if self.bound:
+            spent["gradients"] = spent["gradients"] + len(batches) + 1
+        if self.fresh:
+            spent["gradients"] = spent["gradients"] + solution.products
         return assemble(
             backend,
             validation,
@@ -217,7 +232,7 @@ class Implicit(HypergradientEstimator):
             state,
             None if self.allow_unused else inner_reaches(backend, problem, z, hparams, lambda: batches[0]),
             difference_error=found.difference_error,
-            **at.spent(solution.products),
+            **spent,
             residual=backend.detach(solution.residual),
             iterations=solution.iterations,
             curvature=backend.detach(solution.curvature),
@@ -264,9 +279,16 @@ class Implicit(HypergradientEstimator):
         source = stream(backend, "train", train)
 
         def product(p: Tree, k: Any) -> Tree:
-            return stationary(backend, problem, z, hparams, [source(step + k)], rule).product(p)
+            batches = [source(step + k)]
+            if self.curvature is not None:
+                return self.curvature.products(backend, z.params, hparams, batches)(p)
+            return stationary(backend, problem, z, hparams, batches, rule).product(p)
 
         return product
+
+    @property
+    def reads_on(self) -> bool:
+        return self.fresh
 
     @property
     def _warm(self) -> bool:
@@ -318,18 +340,22 @@ def adjoint(
     val: Batches,
     solver: Solver | None = None,
     *,
+    aux: Tree = (),
     backend: Backend | str | None = None,
 ) -> Tree:
     """X of the implicit function theorem, (∂_θ G)ᵀ x = ∂_θ C2: a tree like the parameters.
 
-    For the level above a bilevel problem, see `hypergrad.Level`, and for those who want to look at it.
+    For the level above a bilevel problem, see `hypergrad.Level`, and for those who want to look at it. A
+    constant: it has no derivative.
 
     Raises:
         As `Implicit`, by whose solve it is found; ``solver`` is `CG` with ``rtol=1e-10`` if it is not given.
     """
     implicit = Implicit(solver or CG(1000, rtol=1e-10), warm_start=True, allow_unused=True)
-    state = implicit.init(problem, params, hparams, backend=backend)
-    return implicit.estimate(problem, state, hparams, train, val, backend=backend).state.memory.x
+    found = find_backend(params, hparams, backend=backend)
+    params, hparams = found.opaque((params, hparams), "hg.adjoint")
+    state = implicit.init(problem, params, hparams, aux=aux, backend=found)
+    return implicit.estimate(problem, state, hparams, train, val, backend=found).state.memory.x
 
 
 def _is_empty(tree: Tree) -> bool:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from hypergrad.backend import Backend, Tree
-from hypergrad.errors import ArgumentError
-from hypergrad.solvers.base import Solution, Solver, System
+from hypergrad.solvers.base import Solution, Solver, System, check_positive
 
 
 @final
@@ -32,8 +31,7 @@ class Amortised(Solver):
     step_size: float
 
     def __post_init__(self) -> None:
-        if not (self.step_size > 0):
-            raise ArgumentError(f"Amortised: step_size = {self.step_size!r}; it is a positive number")
+        check_positive("Amortised", "step_size", self.step_size)
 
     def solve(self, backend: Backend, system: System) -> Solution:
         return Solution(system.x, 0, 0)

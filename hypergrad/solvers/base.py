@@ -91,6 +91,16 @@ class Solver(ABC):
     rtol: float | None = None
     atol: float = 0.0
 
+    @property
+    def promises_nothing(self) -> bool:
+        """Is its x taken as it comes, whatever the residual?"""
+        return self.rtol is None and self.atol == 0
+
+    @property
+    def truncates(self) -> bool:
+        """Is it a few steps towards A⁻¹v, with a derivative of their own, and not A⁻¹v itself?"""
+        return self.promises_nothing
+
     @abstractmethod
     def solve(self, backend: Backend, system: System) -> Solution:
         """Solve A x = v from where the system begins."""
@@ -175,6 +185,16 @@ def check_size(solver: str, name: str, value: float) -> None:
     """
     if not (is_number(value) and 0 <= value < float("inf")):
         raise ArgumentError(f"{solver}: {name} = {value!r}; it is a number ≥ 0")
+
+
+def check_positive(solver: str, name: str, value: Any) -> None:
+    """Check a step or a scale.
+
+    Raises:
+        ArgumentError: if it is no positive number.
+    """
+    if not (is_number(value) and 0 < value < float("inf")):
+        raise ArgumentError(f"{solver}: {name} = {value!r}; it is a positive number")
 
 
 def check_preconditioner(solver: str, preconditioner: Any) -> None:

@@ -93,7 +93,9 @@ class CG(Solver):
                 xp.where(flat | (curvature < 0), int(Failure.NEGATIVE_CURVATURE), int(Failure.NONE)),
             )
             sound = failure == Failure.NONE
-            alpha = xp.where(sound, it.rz, 0.0 * it.rz) / xp.where(sound, php, xp.ones_like(php))
+            # pᵀr is rᵀz, but for a direction that a solve goes on in, and a residual that was measured since.
+            along = inner(it.p, it.r)
+            alpha = xp.where(sound, along, 0.0 * along) / xp.where(sound, php, xp.ones_like(php))
             x, r = backend.axpy(alpha, it.p, it.x), backend.axpy(-alpha, hp, it.r)
             z = made.apply(r)
             rr = inner(r, r)

@@ -28,13 +28,13 @@ class External(Solver):
     What the function says of its own success is not asked for: the true residual is measured.
 
     Args:
-        solve: takes p -> A p and v, vectors of the framework, and returns x.
+        solve_fn: takes p -> A p and v, vectors of the framework, and returns x.
         rtol: the relative residual ‖Ax − v‖/‖v‖ above which a solution counts as failed,
         atol: or the residual itself; without either nothing is promised.
         on_host: hand over NumPy vectors, whatever the framework; not within a compiled program.
 
     Raises:
-        ArgumentError: if ``solve`` is no function; when used, if it returns another shape than v's, or if
+        ArgumentError: if ``solve_fn`` is no function; when used, if it returns another shape than v's, or if
             values cannot be read ``on_host``.
     """
 
@@ -47,6 +47,11 @@ class External(Solver):
         check_tolerance("External", self.rtol, self.atol)
         if not callable(self.solve_fn):
             raise ArgumentError(f"External: {self.solve_fn!r} is no function solve(matvec, v) -> x")
+
+    @property
+    def truncates(self) -> bool:
+        """No: whatever it does within is its own."""
+        return False
 
     def solve(self, backend: Backend, system: System) -> Solution:
         flat, unravel = backend.ravel(system.r)

@@ -7,7 +7,7 @@ from typing import final
 
 from hypergrad import vectors
 from hypergrad.backend import Backend
-from hypergrad.solvers.base import ApproximateInverse, Prepared, System
+from hypergrad.solvers.base import ApproximateInverse, Prepared, System, check_positive
 
 
 @final
@@ -22,9 +22,15 @@ class Identity(ApproximateInverse):
 
     Args:
         scale: η.
+
+    Raises:
+        ArgumentError: if it is not positive.
     """
 
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive("Identity", "scale", self.scale)
 
     def prepare(self, backend: Backend, system: System) -> Prepared:
         return Prepared(lambda p: vectors.scale(backend, self.scale, p))

@@ -7,8 +7,16 @@ from typing import Any, NamedTuple, final
 
 from hypergrad import vectors
 from hypergrad.backend import Backend, Scalar, Tree
-from hypergrad.errors import ArgumentError, Failure
-from hypergrad.solvers.base import Solution, Solver, System, check_steps, check_tolerance, rounding
+from hypergrad.errors import Failure
+from hypergrad.solvers.base import (
+    Solution,
+    Solver,
+    System,
+    check_positive,
+    check_steps,
+    check_tolerance,
+    rounding,
+)
 
 _POWER_STEPS = 10
 _GROWING_TERMS = 3
@@ -55,8 +63,8 @@ class Neumann(Solver):
     def __post_init__(self) -> None:
         check_steps("Neumann", self.max_steps)
         check_tolerance("Neumann", self.rtol)
-        if self.step_size is not None and self.step_size <= 0:
-            raise ArgumentError(f"Neumann: step_size = {self.step_size!r}; it is a positive number")
+        if self.step_size is not None:
+            check_positive("Neumann", "step_size", self.step_size)
 
     def solve(self, backend: Backend, system: System) -> Solution:
         xp, eta, spent = backend.xp, self.step_size, 0

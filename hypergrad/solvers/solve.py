@@ -18,6 +18,7 @@ def solve(
     *,
     start: Tree | None = None,
     symmetric: bool = True,
+    definite: bool = True,
     backend: Backend | str | None = None,
 ) -> Solution:
     """Solve A x = v on trees of arrays.
@@ -30,6 +31,7 @@ def solve(
         solver: how.
         start: an x to begin with, at the price of a product.
         symmetric: is A?
+        definite: is it to be so, if it is symmetric? `Direct` then calls a negative eigenvalue a failure.
         backend: found from the arrays if it is not given.
 
     Raises:
@@ -44,10 +46,10 @@ def solve(
         return matvec(p)
 
     if start is None:
-        system = System.at_rest(found, product, v, symmetric)
+        system = System.at_rest(found, product, v, symmetric, definite)
     else:
         check_same(found, "solve", start, "start", v)
-        system = System.begun(found, product, v, start, symmetric)
+        system = System.begun(found, product, v, start, symmetric, definite)
     solution = solver.solve(found, system)
     r = vectors.subtract(found, v, matvec(solution.x))
     solution = judged(found, solver, system, solution, r)
@@ -98,7 +100,7 @@ def judged(backend: Backend, solver: Solver, system: System, solution: Solution,
     """The solution with its true residual r = v − Ax, by which alone it is believed."""
     xp, residual = backend.xp, relative(backend, r, system.v)
     solution = solution._replace(residual=residual)
-    if solver.rtol is None and solver.atol == 0:
+    if solver.promises_nothing and system.goal is None:
         return solution
     size, failure = vectors.norm(backend, r), solution.failure
     missed = (failure == Failure.NONE) & ~(size <= solver.target(backend, system))

@@ -175,6 +175,18 @@ def linear_solves_have_the_derivatives_of_the_inverse(backend: Backend) -> None:
         backend.to_numpy(second), 2 * w @ slope @ np.linalg.solve(a, slope @ x), rtol=1e-8
     )
 
+    # Of two leaves only the second depends on s.
+    def apart(s: Any) -> Any:
+        def matvec(p: Any) -> Any:
+            return {"free": 0.5 * p["free"], "held": (k + s * m) @ p["held"]}
+
+        x, _ = backend.linear_solve(matvec, {"free": u, "held": v}, solve, solve, False)
+        return backend.inner({"free": v, "held": u}, x)
+
+    value, slope_of = backend.value_and_grad(apart, s)
+    np.testing.assert_allclose(backend.to_numpy(value), 2 * u_ @ v_ + u_ @ x, rtol=1e-10)
+    np.testing.assert_allclose(backend.to_numpy(slope_of), -w @ slope @ x, rtol=1e-8)
+
 
 def graphs_say_what_they_reach(backend: Backend) -> None:
     """``reached`` goes by the graph, not by a value, and what is not reached gets zeros."""

@@ -101,8 +101,10 @@ class NumpyBackend:
     def jvp(self, f: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tuple[Tree, ...]) -> Any:
         return pushforward(f, primals, tangents, self._is_float)
 
-    def linear_solve(self, *args: Any) -> tuple[Tree, Tree]:
-        return eager.linear_solve(self, depth, pulled_by, *args)
+    def linear_solve(
+        self, matvec: Any, v: Tree, solve: Any, again: Any, symmetric: bool
+    ) -> tuple[Tree, Tree]:
+        return eager.LinearSolve(self, depth, pulled_by, again, symmetric)(matvec, v, solve)
 
     def detach(self, tree: Tree) -> Tree:
         return self.map(getval, tree)

@@ -162,9 +162,11 @@ def plot(path, rows):
             for k, row in enumerate(r for r in rows if (r["spectrum"], r["kappa"]) == (spectrum, kappa)):
                 products, errors = zip(*row["points"], strict=True)
                 style = "--" if "warm" in row["solver"] else ":" if "Nyström" in row["solver"] else "-"
-                ax.loglog(products, errors, style, color=f"C{k % 10}", label=row["solver"], lw=1.5)
+                ax.loglog(
+                    products, errors, style, color="k" if k == 10 else f"C{k}", label=row["solver"], lw=1.5
+                )
             ax.axhline(TARGET, color="0.8", lw=0.8, zorder=0)
-            ax.set(title=f"κ = {kappa:g}, {spectrum} spectrum", ylim=(1e-10, 10))
+            ax.set(title=f"κ = {kappa:,.0f}, {spectrum} spectrum", ylim=(1e-10, 10))
             ax.spines[["top", "right"]].set_visible(False)
     for ax in axes[-1]:
         ax.set_xlabel("products with H")

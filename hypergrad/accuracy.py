@@ -150,7 +150,7 @@ def bound(
     fast D and r change with θ along −G, which ``elsewhere`` tells. Where G is smooth and these are the
     largest around θ it is a bound; as they are seen in one direction each, it is an estimate of one.
 
-    NaN where the solver met no curvature, as those that are no Krylov methods, or none above the damping.
+    NaN where the solver met no curvature, as those that are no Krylov methods, or none of more than δ.
     Cost: 2 gradients and 6 products.
 
     Raises:
@@ -176,9 +176,9 @@ def bound(
     length = norm(x)
     length = xp.where(length > 0, length, xp.ones_like(length))
     stretch, nan = norm(hx) / length, float("nan") * length
-    # The solve has met curvatures of H + δI; without any, or with none left, nothing is known.
+    # The solve has met curvatures of H + δI, among which none below δ is seen apart.
     smallest = xp.minimum(solution.smallest - damping, xp.where(stretch > 0, stretch, float("inf") + stretch))
-    smallest = xp.where(smallest > 0, smallest, nan)
+    smallest = xp.where(smallest > damping, smallest, nan)
     coupling = xp.maximum(xp.sqrt(sum(p * p for p in probes) / _PROBES), norm(mixed) / length)
 
     # As far as a gradient step would go, and far enough to be seen.

@@ -41,7 +41,7 @@ PEERS = {  # what is installed -> (framework, what it is imported as)
     "jaxopt": ("jax", "jaxopt"),
     "optimistix": ("jax", "optimistix"),
 }
-FRAMEWORKS = ("torch", "jax")
+FRAMEWORKS = ("torch", "jax", "numpy")
 RIGHT = 1e-4
 """The relative error up to which a hypergradient counts as right, in float32 and from a solve to 1e-6."""
 BEHIND = 0.95
@@ -183,6 +183,24 @@ def behind(rows: list[Row]) -> Iterator[str]:
                 )
 
 
+def wrong(rows: list[Row]) -> Iterator[str]:
+    """The numbers of those who are wrong, beside the right ones."""
+    with numpy.printoptions(precision=4, threshold=4, edgeitems=2):
+        for row in rows:
+            if row.seen.value is not None and row.error > RIGHT:
+                yield f"  {row.entry.library} ({row.entry.setting}) says {row.seen.value}"
+        if any(row.error > RIGHT for row in rows):
+            yield f"  right is {rows[0].workload.exact}\n"
+
+
+def agreement(bases: dict[str, list[Row]]) -> Iterator[str]:
+    """How far hypergrad's backends are from one another."""
+    for title, rows in bases.items():
+        if len(rows) > 1:
+            largest = max(apart(a, b) for a in rows for b in rows)
+            yield f"{title}: hypergrad on {', '.join(row.framework for row in rows)} agrees to {largest:.0e}"
+
+
 # The table
 
 
@@ -308,6 +326,7 @@ def main() -> None:
 
     repeats = options.repeats or PRESETS[options.preset]["repeats"]
     kept, lags = [], []
+    bases: dict[str, list[Row]] = {}
     for workload in workloads(options.preset):
         if options.only and workload.key not in options.only:
             continue
@@ -319,8 +338,14 @@ def main() -> None:
             )
             kept += [row.as_dict(base) for row in rows]
             lags += behind(rows)
+            if base is not None:
+                bases.setdefault(workload.title, []).append(base)
+            for line in wrong(rows):
+                print(line)
             if workload.exact is not None and base is None and workload.timed:
                 raise SystemExit(f"hypergrad is wrong on {workload.key} in {framework.NAME}")
+    for line in agreement(bases):
+        print(line)
     print("Where hypergrad is behind:" if lags else "Nowhere is hypergrad behind.")
     for line in lags:
         print(f"  {line}")

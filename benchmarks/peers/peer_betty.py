@@ -30,11 +30,11 @@ def entries(task: Task) -> list[Entry]:
         # "darts" differentiates one step, at its end and without its learning rate: another estimator.
         return []
     kappa = task.workload.about.get("kappa", 10.0)
-    steps = 60 if kappa < 100 else STEPS
+    steps, terms = (60, 300) if kappa < 100 else (STEPS, STEPS)
     return [
         entry(task, "cg, default", type="cg"),
         entry(task, f"cg, {steps} iterations", type="cg", cg_iterations=steps),
-        entry(task, f"neumann, {steps} terms", type="neumann", neumann_iterations=steps, neumann_alpha=0.8),
+        entry(task, f"neumann, {terms} terms", type="neumann", neumann_iterations=terms, neumann_alpha=0.8),
     ]
 
 

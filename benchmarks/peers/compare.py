@@ -44,6 +44,8 @@ PEERS = {  # what is installed -> (framework, what it is imported as)
 FRAMEWORKS = ("torch", "jax", "numpy")
 RIGHT = 1e-4
 """The relative error up to which a hypergradient counts as right, in float32 and from a solve to 1e-6."""
+FEWEST, LONGEST = 5, 5.0
+"""An entry that has run so often, and for so many seconds, sits out the rounds that remain."""
 BEHIND = 0.95
 """A ratio theirs/ours below which we say that we are behind."""
 
@@ -151,6 +153,8 @@ def compare(workload: Workload, framework: ModuleType, peers: list[ModuleType], 
         for _ in range(repeats):
             order.shuffle(going)
             for row in going:
+                if len(row.times) >= FEWEST and sum(row.times) > LONGEST:
+                    continue
                 begin = time.perf_counter()
                 framework.wait(row.program())
                 row.times.append(time.perf_counter() - begin)
@@ -163,24 +167,34 @@ def base_of(rows: list[Row]) -> Row | None:
     return next((row for row in mine if row.right), None)
 
 
-def behind(rows: list[Row]) -> Iterator[str]:
-    """Where another's right answer is faster, smaller or from fewer products than the best of ours."""
-    mine = [row for row in rows if row.entry.library == "hypergrad" and row.right]
-    if not mine or not mine[0].times:
+MEASURES = {
+    "time": lambda row: row.seconds,
+    "memory": lambda row: row.seen.memory,
+    "products": lambda row: row.seen.products,
+}
+
+
+def lags(row: Row, rows: list[Row]) -> Iterator[tuple[str, float, Row]]:
+    """In what a right answer of another's beats the best of ours, by how much, and which that is."""
+    mine = [mine for mine in rows if mine.entry.library == "hypergrad" and mine.right and mine.times]
+    if not mine or not row.right or row.entry.library == "hypergrad":
         return
-    where = f"{mine[0].workload.title}, {mine[0].framework}"
-    for name, of in (
-        ("time", lambda row: row.seconds),
-        ("memory", lambda row: row.seen.memory),
-        ("products", lambda row: row.seen.products),
-    ):
+    for name, of in MEASURES.items():
         best = min(mine, key=of)
+        if of(row) < BEHIND * of(best):
+            yield name, of(row) / of(best), best
+
+
+def behind(rows: list[Row]) -> Iterator[str]:
+    where = f"{rows[0].workload.title}, {rows[0].framework}"
+    for name in MEASURES:
         for row in rows:
-            if row.entry.library != "hypergrad" and row.right and of(row) < BEHIND * of(best):
-                yield (
-                    f"{where}: {row.entry.library} ({row.entry.setting}) has {of(row) / of(best):.2f} of the "
-                    f"{name} of our best ({best.entry.setting})"
-                )
+            for measure, ratio, best in lags(row, rows):
+                if measure == name:
+                    yield (
+                        f"{where}: {row.entry.library} ({row.entry.setting.strip()}) has {ratio:.2f} of the "
+                        f"{name} of our best ({best.entry.setting})"
+                    )
 
 
 def wrong(rows: list[Row]) -> Iterator[str]:
@@ -207,7 +221,7 @@ def agreement(bases: dict[str, list[Row]]) -> Iterator[str]:
 COLUMNS = ["library", "setting", "error", "from ours", "time", "× ours", "memory", "× ours", "products", ""]
 
 
-def cells(row: Row, base: Row | None) -> list[str]:
+def cells(row: Row, base: Row | None, rows: list[Row]) -> list[str]:
     def number(value: float, form: str) -> str:
         return "" if not math.isfinite(value) else format(value, form)
 
@@ -224,11 +238,11 @@ def cells(row: Row, base: Row | None) -> list[str]:
         number(memory / 1e6, ".3g") + (" MB" if math.isfinite(memory) else ""),
         number(sizes, ".2f"),
         number(row.seen.products, "g"),
-        verdict(row, base),
+        verdict(row, rows),
     ]
 
 
-def verdict(row: Row, base: Row | None) -> str:
+def verdict(row: Row, rows: list[Row]) -> str:
     said = row.seen.said
     if row.seen.value is not None and row.workload.exact is not None and not row.right:
         said = "; ".join(filter(None, ["WRONG", said])) + ("" if said else ", silently")
@@ -236,16 +250,8 @@ def verdict(row: Row, base: Row | None) -> str:
         said = "returns numbers, silently"
     if row.workload.key == "saddle" and row.right and row.entry.library != "hypergrad" and not said:
         said = "right; does not say that it is no minimum"
-    if row is base:
-        return said
-    if base is not None and row.right and row.times and row.entry.library != "hypergrad":
-        lags = [
-            name
-            for name, value in (("time", row.seconds / base.seconds), ("memory", ratio(row, base)))
-            if value < BEHIND
-        ]
-        if lags:
-            said = "; ".join(filter(None, [said, "we are behind in " + " and ".join(lags)]))
+    if found := [name for name, _, _ in lags(row, rows)]:
+        said = "; ".join(filter(None, [said, "we are behind in " + ", ".join(found)]))
     return said
 
 
@@ -334,7 +340,9 @@ def main() -> None:
             rows = compare(workload, framework, adaptors[framework.NAME], repeats)
             base = base_of(rows)
             show(
-                f"{workload.title}, {framework.NAME}", exact_of(workload), [cells(row, base) for row in rows]
+                f"{workload.title}, {framework.NAME}",
+                exact_of(workload),
+                [cells(row, base, rows) for row in rows],
             )
             kept += [row.as_dict(base) for row in rows]
             lags += behind(rows)

@@ -20,7 +20,7 @@ RATE, MOMENTUM, BATCH, IN, OUT = 0.05, 0.9, 100, 784, 10
 LAYERS = 3
 PRESETS = {
     "smoke": {"width": 32, "steps": 3, "unknowns": 40, "repeats": 2},
-    "small": {"width": 384, "steps": 20, "unknowns": 400, "repeats": 15},
+    "small": {"width": 384, "steps": 20, "unknowns": 200, "repeats": 15},
 }
 
 

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import json
 import math
+import os
 import platform
 import random
 import statistics
@@ -42,8 +43,9 @@ PEERS = {  # what is installed -> (framework, what it is imported as)
     "optimistix": ("jax", "optimistix"),
 }
 FRAMEWORKS = ("torch", "jax", "numpy")
-RIGHT = 1e-4
-"""The relative error up to which a hypergradient counts as right, in float32 and from a solve to 1e-6."""
+RIGHT, WRONG = 1e-4, 1e-2
+"""The relative errors up to which a hypergradient is right, in float32 or from a solve to 1e-6, and above
+which it is wrong; between them it is imprecise."""
 FEWEST, LONGEST = 5, 5.0
 """An entry that has run so often, and for so many seconds, sits out the rounds that remain."""
 BEHIND = 0.95
@@ -85,6 +87,7 @@ class Row:
             "seconds": self.seconds,
             "bytes": self.seen.memory,
             "products": self.seen.products,
+            "compile_seconds": self.seen.compiled if self.framework == "jax" else math.nan,
             "said": self.seen.said,
         }
         if base is not None:
@@ -201,9 +204,9 @@ def wrong(rows: list[Row]) -> Iterator[str]:
     """The numbers of those who are wrong, beside the right ones."""
     with numpy.printoptions(precision=4, threshold=4, edgeitems=2):
         for row in rows:
-            if row.seen.value is not None and row.error > RIGHT:
+            if row.seen.value is not None and row.error > WRONG:
                 yield f"  {row.entry.library} ({row.entry.setting}) says {row.seen.value}"
-        if any(row.error > RIGHT for row in rows):
+        if any(row.error > WRONG for row in rows):
             yield f"  right is {rows[0].workload.exact}\n"
 
 
@@ -245,7 +248,8 @@ def cells(row: Row, base: Row | None, rows: list[Row]) -> list[str]:
 def verdict(row: Row, rows: list[Row]) -> str:
     said = row.seen.said
     if row.seen.value is not None and row.workload.exact is not None and not row.right:
-        said = "; ".join(filter(None, ["WRONG", said])) + ("" if said else ", silently")
+        grade = "WRONG" if not row.error <= WRONG else "imprecise"
+        said = f"{grade}; {said}" if said else f"{grade}, silently"
     if row.seen.value is not None and row.workload.exact is None and not said:
         said = "returns numbers, silently"
     if row.workload.key == "saddle" and row.right and row.entry.library != "hypergrad" and not said:
@@ -330,6 +334,7 @@ def main() -> None:
     about = {"preset": options.preset, "machine": platform.machine(), "versions": versions}
     print(", ".join(f"{k} {v}" for k, v in versions.items()))
 
+    load = [os.getloadavg()[0]]
     repeats = options.repeats or PRESETS[options.preset]["repeats"]
     kept, lags = [], []
     bases: dict[str, list[Row]] = {}
@@ -357,8 +362,12 @@ def main() -> None:
     print("Where hypergrad is behind:" if lags else "Nowhere is hypergrad behind.")
     for line in lags:
         print(f"  {line}")
+    load.append(os.getloadavg()[0])
+    print(f"load of the machine before and after: {load[0]:.1f}, {load[1]:.1f} ({os.cpu_count()} cores)")
     if options.out:
-        options.out.write_text(json.dumps(about | {"rows": kept, "behind": lags}, indent=1) + "\n")
+        options.out.write_text(
+            json.dumps(about | {"load": load, "rows": kept, "behind": lags}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -85,6 +85,7 @@ class Row:
             "error": self.error,
             "apart": apart(self, base),
             "seconds": self.seconds,
+            "least_seconds": min(self.times, default=math.nan),
             "bytes": self.seen.memory,
             "products": self.seen.products,
             "compile_seconds": self.seen.compiled if self.framework == "jax" else math.nan,

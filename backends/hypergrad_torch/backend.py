@@ -82,14 +82,17 @@ class TorchBackend:
     def axpy(self, a: Scalar, x: Tree, y: Tree) -> Tree:
         xs, (ys, unflatten) = self.flatten(x)[0], self.flatten(y)
         fused = not isinstance(a, Tensor) and len({(t.dtype, t.device) for t in xs + ys if is_float(t)}) == 1
-        if fused and all(map(is_float, xs + ys)):
+        # In a graph the fused sum would keep both of its arguments, and that of two tensors keeps none.
+        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in xs + ys if is_float(t))
+        if fused and not recorded and all(map(is_float, xs + ys)):
             return unflatten(torch._foreach_add(ys, xs, alpha=a))
 
         def leaf(x: Array, y: Array) -> Array:
             if not is_float(y):
                 return y
-            scaled = a.to(y.dtype) * x if isinstance(a, Tensor) else a * x
-            return (y + scaled).to(y.dtype)
+            if not isinstance(a, Tensor):
+                return torch.add(y, x, alpha=a).to(y.dtype)
+            return (y + a.to(y.dtype) * x).to(y.dtype)
 
         return unflatten([leaf(x, y) for x, y in zip(xs, ys, strict=True)])
 

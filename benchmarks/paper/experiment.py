@@ -73,9 +73,9 @@ PRESETS = {
         sizes={"digits": (500, 500)},
         mlps={"digits": ((100, 100, 100),)},
         channels=(16, 32),
-        epochs=60,
-        starts=12,
-        grid=7,
+        epochs=50,
+        starts=10,
+        grid=6,
         trajectories=6,
         points=20,
         chunk=49,
@@ -410,7 +410,7 @@ class Lab:
         self, setting: Setting, name: str, method: Method | None, seeds: list[int], hparams: list[Any]
     ) -> list[dict[str, Any]]:
         """The same for many starts, a file for each chunk of them."""
-        runs, size = [], self.preset.chunk
+        runs, size = [], 1 if setting.convolutional else self.preset.chunk
         for k in range(0, len(seeds), size):
             part = slice(k, k + size)
             runs += self.job(

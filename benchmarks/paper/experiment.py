@@ -382,10 +382,6 @@ class Lab:
     def job(self, setting: Setting, name: str, make: Any) -> list[dict[str, Any]]:
         """Records of a job, from its file if it is there."""
         path = self.out / setting.name / f"{name}.json"
-        if path.exists():
-            return json.loads(path.read_text())["runs"]
-        began = time.perf_counter()
-        runs = make()
         about = {
             "preset": self.preset_name,
             "dataset": self.images.title,
@@ -397,8 +393,16 @@ class Lab:
             "steps": self.total,
             "travel": self.preset.travel,
             "seed": self.seed,
-            "seconds": round(time.perf_counter() - began, 1),
         }
+        about = json.loads(json.dumps(about))
+        if path.exists():
+            stored = json.loads(path.read_text())
+            if stored["about"] | about != stored["about"]:
+                raise SystemExit(f"{path} was made with other options: give another --out, or delete it")
+            return stored["runs"]
+        began = time.perf_counter()
+        runs = make()
+        about["seconds"] = round(time.perf_counter() - began, 1)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".part")
         partial.write_text(json.dumps({"about": about, "runs": runs}) + "\n")

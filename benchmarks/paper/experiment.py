@@ -27,6 +27,8 @@ from hypergrad.updates import UpdateRule
 EVERY, BATCH = 10, 100
 NOISE, L2 = (0.0, 0.5), (1e-6, 1e-2)
 """Where the random starts are drawn from, evenly and evenly in the logarithm."""
+POOR_NOISE, POOR_L2 = (0.5, 2.0), (1e-2, 1e-1)
+"""The same with ``--poor``: beyond what anybody would take for reasonable."""
 ROWS = 200
 """At most so many rows of a run's hyperparameters are kept."""
 
@@ -130,10 +132,11 @@ class Setting:
     def filled(self, values: dict[str, float], inputs: tuple[int, ...]) -> dict[str, np.ndarray]:
         return {k: np.full(self.width(k, inputs), v, np.float32) for k, v in values.items()}
 
-    def random(self, seed: int, inputs: tuple[int, ...]) -> dict[str, np.ndarray]:
-        """A start in a reasonable interval, as the paper says; one level for all layers."""
+    def random(self, seed: int, inputs: tuple[int, ...], poor: bool = False) -> dict[str, np.ndarray]:
+        """A start in a reasonable interval, as the paper says, or in a poor one; one level for all layers."""
         rng = np.random.default_rng((seed, 2))
-        noise, l2 = rng.uniform(*NOISE, size=2), np.exp(rng.uniform(*np.log(L2)))
+        noise = rng.uniform(*(POOR_NOISE if poor else NOISE), size=2)
+        l2 = np.exp(rng.uniform(*np.log(POOR_L2 if poor else L2)))
         values = {"input_noise": noise[0], "hidden_noise": noise[1], "l2": l2}
         return self.filled({name: values[name] for name in self.hparams}, inputs)
 
@@ -233,7 +236,8 @@ class Lab:
         self.preset_name, self.preset = options.preset, PRESETS[options.preset]
         self.dataset = options.dataset or (self.preset.dataset if options.data else "digits")
         self.ops, self.data_folder, self.seed = framework(options.backend), options.data, options.seed
-        self.out = options.out / self.preset_name / self.dataset
+        self.poor = options.poor
+        self.out = options.out / self.preset_name / (self.dataset + ("-poor" if self.poor else ""))
         self.sizes = self.preset.sizes.get(self.dataset, DEFAULT_SIZES[self.preset_name])
         self.steps_an_epoch = self.sizes[0] // BATCH
         self.total = self.preset.epochs * self.steps_an_epoch // EVERY * EVERY
@@ -394,7 +398,7 @@ class Lab:
             "travel": self.preset.travel,
             "seed": self.seed,
         }
-        about = json.loads(json.dumps(about))
+        about = json.loads(json.dumps(about | ({"poor": True} if self.poor else {})))
         if path.exists():
             stored = json.loads(path.read_text())
             if stored["about"] | about != stored["about"]:
@@ -429,7 +433,7 @@ class Lab:
         rows = []
         for setting in self.settings:
             seeds = [self.seed + k for k in range(self.preset.starts)]
-            starts = [setting.random(seed, self.images.shape) for seed in seeds]
+            starts = [setting.random(seed, self.images.shape, self.poor) for seed in seeds]
             before = self.jobs(setting, "before", None, seeds, starts)
             for method in METHODS:
                 tuned = self.jobs(setting, f"tuned-{method.name}", method, seeds, starts)
@@ -481,8 +485,10 @@ class Lab:
         """What tests the paper's claim: printed, and kept beside the logs."""
         self.out.mkdir(parents=True, exist_ok=True)
         about = {"preset": self.preset_name, "dataset": self.images.title, "backend": self.ops.name}
+        about |= {"poor": True} if self.poor else {}
         (self.out / f"{figure}.json").write_text(json.dumps(about | {"numbers": numbers}, indent=1) + "\n")
-        print(f"{figure}, {self.images.title}, preset {self.preset_name}")
+        starts = ", poor starts" if self.poor else ""
+        print(f"{figure}, {self.images.title}, preset {self.preset_name}{starts}")
         for name, value in numbers.items():
             print(f"  {name}: {value}")
 
@@ -557,5 +563,6 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--backend", choices=("jax", "torch"), default="jax")
     parser.add_argument("--out", type=Path, default=Path("paper-runs"), help="folder of the logs")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--poor", action="store_true", help="start figures 4 to 6 from poor λ")
     parser.add_argument("--draw", action="store_true", help="draw from the logs, when it has run")
     return parser.parse_args()

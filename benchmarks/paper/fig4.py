@@ -18,10 +18,13 @@ def main() -> None:
     for name, rows in grouped(lab.sweep(), "setting", "method").items():
         before, after = (column(rows, f"{when}_test_error") for when in ("before", "after"))
         better = np.mean(after < before)
+        losses = [column(rows, f"{when}_test_loss") for when in ("before", "after")]
+        lower = np.mean(losses[1] < losses[0])
         numbers[name] = (
             f"improved {better:.2f} of {len(rows)} starts; test error before {100 * before.mean():.2f} % on "
             f"average, {100 * before.max():.2f} % at worst, after {100 * after.mean():.2f} % and "
-            f"{100 * after.max():.2f} %; best before {100 * before.min():.2f} %"
+            f"{100 * after.max():.2f} %; best before {100 * before.min():.2f} %; test loss "
+            f"{losses[0].mean():.3f} and {losses[1].mean():.3f}, lower in {lower:.2f}"
         )
     lab.claim("fig4", numbers)
     if options.draw:

@@ -26,7 +26,8 @@ def main() -> None:
         numbers[name] = (
             f"rank correlation {shown(bootstrap(rank_correlation, val, test))}; test minus T2 error "
             f"{shown(bootstrap(np.mean, test - val), 100)} points, of reruns with λ fixed "
-            f"{shown(bootstrap(np.mean, fixed), 100)}"
+            f"{shown(bootstrap(np.mean, fixed), 100)}, paired difference "
+            f"{shown(bootstrap(np.mean, test - val - fixed), 100)}"
         )
     lab.claim("fig6", numbers)
     if options.draw:

@@ -3,8 +3,8 @@
     python benchmarks/paper/fig5.py [--preset smoke|small|paper] [--data FOLDER] [--dataset NAME] [--draw]
 
 The runs are those of figure 4. The claim is a strong correlation, and that reruns are somewhat better. A run
-and its rerun share their split and first weights, which correlate them too. How much, the run with λ fixed at
-the start shows, which shares nothing else: its correlation with T1−T2 is printed beside.
+and its rerun share their split and first weights, which correlate them too. The run with λ fixed at the start
+shares these and no tuning: its correlation with T1−T2 is printed beside.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ def main() -> None:
         own = shown(bootstrap(rank_correlation, tuned, after))
         gain = bootstrap(np.mean, tuned - after)
         numbers[name] = (
-            f"rank correlation {own}, {shared:.2f} by the split alone; "
+            f"rank correlation {own}, {shared:.2f} with λ fixed at the start; "
             f"reruns have a test error lower by {shown(gain, 100)} points, "
             f"and are better in {np.mean(after < tuned):.2f} of {len(part)}"
         )

@@ -336,14 +336,16 @@ class Lab:
         first = ops.stacked(hparams)
         init = ops.mapped(lambda p, h, a: (tuner.init(p, h, aux=a, backend=ops.backend), ()), (0, 0, 0))
         states, _ = init(params, first, aux)
-        length = max(self.total // points // EVERY * EVERY, EVERY)
+        while self.total % (points * EVERY):  # a run ends at its last step, where the rate is 0
+            points -= 1
+        length = self.total // points
         segment, judge = self.program(setting, method, length), self.judge(setting)
         records = [
             {"seed": seed, "start": plain(h), "path": [], "curve": []}
             for seed, h in zip(seeds, hparams, strict=True)
         ]
         step = 0
-        while step < self.total - self.total % length:
+        while step < self.total:
             own = [self._own(splits[seed], seed, step, length) for seed in seeds]
             given = ops.stacked([{k: v for k, v in o.items() if v is not None} for o in own])
             states, log = segment(states, given, self.shared, ops.key(self.seed), step)

@@ -1,0 +1,39 @@
+"""Figure 5: is a run by T1−T2 as good as one with λ fixed where it ended? That is hysteresis.
+
+    python benchmarks/paper/fig5.py [--preset smoke|small|paper] [--data FOLDER] [--dataset NAME] [--draw]
+
+The runs are those of figure 4. The claim is a strong correlation, and that reruns are somewhat better. A run
+and its rerun share their split and first weights, which correlate them too. The run with λ fixed at the start
+shares these and no tuning: its correlation with T1−T2 is printed beside.
+"""
+
+import numpy as np
+from claims import bootstrap, column, grouped, rank_correlation, shown
+from experiment import Lab, arguments
+from plots import draw
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    lab, numbers = Lab(options), {}
+    rows = lab.sweep()
+    groups = grouped(rows, "setting", "method") | {
+        f"all settings, {method}": part for method, part in grouped(rows, "method").items()
+    }
+    for name, part in groups.items():
+        tuned, after = (column(part, f"{when}_test_error") for when in ("tuned", "after"))
+        shared = rank_correlation(tuned, column(part, "before_test_error"))
+        own = shown(bootstrap(rank_correlation, tuned, after))
+        gain = bootstrap(np.mean, tuned - after)
+        numbers[name] = (
+            f"rank correlation {own}, {shared:.2f} with λ fixed at the start; "
+            f"reruns have a test error lower by {shown(gain, 100)} points, "
+            f"and are better in {np.mean(after < tuned):.2f} of {len(part)}"
+        )
+    lab.claim("fig5", numbers)
+    if options.draw:
+        draw("fig5", lab.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Figure 6: is the error on T2, by which λ was tuned, still indicative of the test error?
+
+    python benchmarks/paper/fig6.py [--preset smoke|small|paper] [--data FOLDER] [--dataset NAME] [--draw]
+
+The runs are those of figure 4, at their end. The claim is no overfitting to T2: a strong correlation where
+errors vary, and on MNIST all of them low. T2 is another for each start, so part of the scatter is its own;
+the runs with λ fixed, which never saw T2, show how much of the difference between T2 and test is that.
+"""
+
+import numpy as np
+from claims import bootstrap, column, grouped, rank_correlation, shown
+from experiment import Lab, arguments
+from plots import draw
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    lab, numbers = Lab(options), {}
+    rows = lab.sweep()
+    groups = grouped(rows, "setting", "method") | {
+        f"all settings, {method}": part for method, part in grouped(rows, "method").items()
+    }
+    for name, part in groups.items():
+        val, test = (column(part, f"tuned_{on}_error") for on in ("val", "test"))
+        fixed = column(part, "after_test_error") - column(part, "after_val_error")
+        numbers[name] = (
+            f"rank correlation {shown(bootstrap(rank_correlation, val, test))}; test minus T2 error "
+            f"{shown(bootstrap(np.mean, test - val), 100)} points, of reruns with λ fixed "
+            f"{shown(bootstrap(np.mean, fixed), 100)}, paired difference "
+            f"{shown(bootstrap(np.mean, test - val - fixed), 100)}"
+        )
+    lab.claim("fig6", numbers)
+    if options.draw:
+        draw("fig6", lab.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Figure 7: is the best λ for the log-likelihood also the best for the error?
+
+    python benchmarks/paper/fig7.py [--preset smoke|small|paper] [--data FOLDER] [--draw]
+
+The grids of figure 1, and their logs: no tuning at all.
+"""
+
+import numpy as np
+from experiment import Lab, arguments
+from plots import draw
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    lab, numbers, rows = Lab(options), {}, []
+    for setting in lab.settings[:2]:
+        runs = lab.grid(setting)
+        rows += [
+            {"setting": setting.name}
+            | {name: float(np.mean(run["start"][name])) for name in setting.hparams}
+            | {name: run[name] for name in ("test_loss", "test_error")}
+            for run in runs
+        ]
+        n, places = lab.preset.grid, {}
+        for kind in ("test_loss", "test_error"):
+            k = int(np.argmin([run[kind] for run in runs]))
+            places[kind] = np.array(divmod(k, n)), runs[k]
+        (a, by_loss), (b, by_error) = places["test_loss"], places["test_error"]
+
+        def at(run, setting=setting):
+            return ", ".join(f"{name} {np.mean(run['start'][name]):.2g}" for name in setting.hparams)
+
+        numbers[setting.name] = (
+            f"best log-likelihood at {at(by_loss)}; best error at {at(by_error)}: {np.abs(a - b).max()} "
+            f"cells apart of a {n} × {n} grid; test error {100 * by_loss['test_error']:.2f} % and "
+            f"{100 * by_error['test_error']:.2f} %, test loss {by_loss['test_loss']:.4f} and "
+            f"{by_error['test_loss']:.4f}"
+        )
+    lab.table("fig7", rows)
+    lab.claim("fig7", numbers)
+    if options.draw:
+        draw("fig7", lab.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""What T1−T2 costs: its time over that of plain training, as a ratio, and the paper's ≈ 30 %.
+
+    python benchmarks/paper/overhead.py [--preset smoke|small|paper] [--data FOLDER] [--backend torch]
+
+Three programs train the same network from the same state: with λ fixed, with an update of λ at every 10th
+step, and at every step. They are timed in turn, over and over; the ratios are the median of those of each
+round, with the smallest and the largest quarter left out of the range. From every step comes what a
+hypergradient costs in training steps.
+"""
+
+import time
+
+import data
+import numpy as np
+from experiment import EVERY, FIRST, METHODS, Lab, arguments
+
+
+def programs(lab, setting, steps):
+    """By name, a function that trains so many steps and waits for the end."""
+    ops, net, start = lab.ops, setting.net(lab.images.shape), setting.random(lab.seed, lab.images.shape)
+    params, aux = net.start(lab.seed)
+    params, aux, hparams = (ops.backend.map(ops.array, tree) for tree in (params, aux, start))
+    rows = data.split(lab.images, *lab.sizes, lab.seed)
+    rng, x, labels = np.random.default_rng(lab.seed), lab.images.x - rows.centre, lab.images.y
+
+    def batches(part):
+        picked = [rng.choice(part, 100) for _ in range(8)]
+        return [(ops.array(x[k]), ops.one_hot(ops.array(labels[k].astype(np.int32)))) for k in picked]
+
+    key = ops.key(lab.seed)
+    train = [(*batch, ops.draw(key, k)) for k, batch in enumerate(batches(rows.t1))]
+    val = batches(rows.t2)
+    chosen = {"plain": (None, EVERY)}
+    for method in (FIRST, METHODS[-1]):
+        chosen |= {(method.name, every): (method, every) for every in (EVERY, 1)}
+
+    def timed(tuner):
+        def run():
+            done = tuner.run(params, hparams, train, val, steps, progress=False, aux=aux, backend=ops.backend)
+            return np.asarray(ops.backend.to_numpy(done.params[0]["b"]))
+
+        return run
+
+    return {name: timed(lab.tuner(setting, *how)) for name, how in chosen.items()}
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    lab, numbers, rows = Lab(options), {}, []
+    steps = min(20 * EVERY, lab.total)
+    for setting in lab.settings[:2]:
+        run = programs(lab, setting, steps)
+        for each in run.values():
+            each()  # compiles
+        for repeat in range(lab.preset.repeats):
+            for name, each in run.items():
+                began = time.perf_counter()
+                each()
+                rows.append(
+                    {"setting": setting.name, "program": str(name), "repeat": repeat}
+                    | {"seconds": time.perf_counter() - began}
+                )
+        spent = {
+            name: np.array(
+                [r["seconds"] for r in rows if r["setting"] == setting.name and r["program"] == str(name)]
+            )
+            for name in run
+        }
+        for name in run:
+            if name == "plain":
+                continue
+            method, every = name
+            ratio = spent[name] / spent["plain"]
+            low, mid, high = np.quantile(ratio, [0.25, 0.5, 0.75])
+            numbers[f"{setting.name}, {method}, every {every}"] = (
+                f"{mid:.2f} [{low:.2f}, {high:.2f}] times the time of plain training"
+                + (f"; a hypergradient costs {mid - 1:.2f} training steps" if every == 1 else "")
+            )
+    lab.table("overhead", rows)
+    lab.claim("overhead", numbers)
+
+
+if __name__ == "__main__":
+    main()

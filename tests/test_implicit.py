@@ -805,8 +805,6 @@ class TestHigherOrder:
         ids=lambda s: type(s).__name__,
     )
     def test_a_truncation_has_the_derivative_of_its_steps(self, backend, solver):
-        if backend.name in COMPILED and isinstance(solver, hg.Neumann):
-            pytest.skip("a while loop has no reverse mode in JAX, which says so")
         told = Logistic(n=4)
         theta, train, val = backend.asarray(told.lam), *told.data(backend)
         estimator = hg.Implicit(solver, tolerance=None)
@@ -816,6 +814,10 @@ class TestHigherOrder:
             g = hg.hypergradient(told.problem(backend), theta, h, train, val, estimator, backend=backend)
             return backend.inner(w, g)
 
+        if backend.name in COMPILED and isinstance(solver, hg.Neumann):  # a while loop, which has none there
+            with pytest.raises(UnsupportedOpError, match="while_loop"):
+                backend.vjp(along, backend.asarray(told.lam))[1](backend.asarray(1.0))
+            return
         _, pullback = backend.vjp(along, backend.asarray(told.lam))
         (slope,) = pullback(backend.asarray(1.0))
         differences = central(lambda h: float(backend.to_numpy(along(backend.asarray(h)))), told.lam)

@@ -16,14 +16,13 @@ and by the test error of a model that is trained from scratch with them, on T1 a
 them stand models trained on all of T1, on its right labels alone, which nobody knows, and on T2 alone. Each
 has that penalty of a grid which is best on T2; the last, to its advantage, the one that is best on test.
 
-``--data`` is a folder with the four IDX files of MNIST, as they are or compressed by gzip: 10,000 examples
-are T1, 5,000 are T2. Without it scikit-learn's digits are split 900 : 400 : 497. Rates, steps and the penalty
+``--data`` is a folder that has MNIST in ``mnist/``, see ``hypergrad.demo.images``: 10,000 examples are T1,
+5,000 are T2. Without it scikit-learn's digits are split 900 : 400 : 497. Rates, steps and the penalty
 during tuning were chosen on seed 1000 of MNIST by the area under the curve, and greedy's momentum to be that
 of the others; seeds from 0 on are reported.
 """
 
 import argparse
-import gzip
 import json
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from scipy import optimize, stats
 
 import hypergrad as hg
 from hypergrad.backend import get_backend
+from hypergrad.demo.images import load_images
 from hypergrad.progress import progress
 
 PENALTIES = (1e-4, 1e-3, 1e-2)
@@ -57,28 +57,16 @@ def methods(rate, damping):
     }
 
 
-def read(folder, name):
-    """One IDX file of bytes."""
-    path = folder / f"{name}-ubyte"
-    raw = path.read_bytes() if path.exists() else gzip.decompress(Path(f"{path}.gz").read_bytes())
-    return np.frombuffer(raw, np.uint8, offset=16 if "images" in name else 8)
-
-
 def load(folder, seed):
     """Images and labels of T1, T2 and test."""
     rng = np.random.default_rng((seed, 0))
-    if folder is None:
-        from sklearn.datasets import load_digits
-
-        x, y = load_digits(return_X_y=True)
-        order = rng.permutation(len(x))
-        return [(x[rows] / 16, y[rows]) for rows in np.split(order, [900, 1300])]
-    (x, y), test = (
-        (read(folder, f"{part}-images-idx3").reshape(-1, 784) / 255, read(folder, f"{part}-labels-idx1"))
-        for part in ("train", "t10k")
-    )
-    t1, t2 = np.split(rng.permutation(len(x))[:15000], [10000])
-    return (x[t1], y[t1]), (x[t2], y[t2]), test
+    found = load_images("mnist" if folder else "digits", folder)
+    x, x_test = (part.reshape(len(part), -1) / 255 for part in (found.x, found.x_test))
+    if folder:
+        t1, t2 = np.split(rng.permutation(len(x))[:15000], [10000])
+        return (x[t1], found.y[t1]), (x[t2], found.y[t2]), (x_test, found.y_test)
+    x, y = np.concatenate([x, x_test]), np.concatenate([found.y, found.y_test])
+    return [(x[rows], y[rows]) for rows in np.split(rng.permutation(len(x)), [900, 1300])]
 
 
 def corrupt(labels, share, seed):
@@ -267,7 +255,7 @@ def plot(path, results):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="small")
-    parser.add_argument("--data", type=Path, help="a folder with MNIST; without it, scikit-learn's digits")
+    parser.add_argument("--data", type=Path, help="has MNIST in mnist/; without it, scikit-learn's digits")
     parser.add_argument("--backend", default="numpy")
     parser.add_argument("--share", type=float, default=0.5, help="of labels that are replaced")
     parser.add_argument(

@@ -1,0 +1,131 @@
+"""Estimators, problems and backends side by side, on equal budgets of gradients.
+
+    python benchmarks/compare.py [--preset smoke|small] [--problems NAME …] [--backends jax torch numpy]
+                                 [--data FOLDER] [--out FOLDER]
+
+Every method begins at the same poor hyperparameters and spends the same number of training gradients, a
+second-order product counting two. What it has found is judged in one way for all: by models trained from the
+start with the hyperparameters fixed. README.md says how to read the table, and what is fair about it.
+
+The first backend runs everything: each rate of the hyper-optimiser on a seed that is not reported, then the
+best of them on those that are, and the bias. The others run the first reported seed at the same rates.
+"""
+
+import argparse
+import json
+import platform
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+
+from comparison.bias import biases
+from comparison.methods import Roster
+from comparison.problem import Options
+from comparison.problems import PROBLEMS
+from comparison.race import final, race
+from comparison.report import draw, show
+
+from hypergrad.backend import get_backend
+from hypergrad.errors import SolveWarning
+from hypergrad.progress import progress
+
+PRESETS = {
+    "smoke": {
+        "steps": 20,
+        "budget": 4,
+        "examples": 100,
+        "rates": [0.1],
+        "seeds": [0],
+        "points": 3,
+        "reruns": 1,
+        "places": 2,
+    },
+    "small": {
+        "steps": 200,
+        "budget": 30,
+        "examples": 500,
+        "rates": [0.03, 0.1, 0.3, 1.0],
+        "seeds": [0, 1, 2],
+        "points": 9,
+        "reruns": 2,
+        "places": 5,
+    },
+}
+TUNING = 1000
+"""The seed on which rates are chosen."""
+PACKAGES = ("hypergradients", "numpy", "autograd", "torch", "jax", "optuna")
+
+
+def compare(problem, options, chosen, advance):
+    """Records of all methods on a problem: by name, its rates and its seeds."""
+    roster, records = Roster(problem), {}
+    samples = {seed: problem.sample(seed) for seed in (TUNING, *options["seeds"])}
+    judging = {"points": options["points"], "reruns": options["reruns"]}
+    for name, method in roster.methods.items():
+        advance(0, f"{problem.name}: {name}")
+        record = records[name] = {"tried": [], "seeds": []}
+        if method.tunes and problem.backend.compiles:
+            for _ in islice(method.points(problem, samples[TUNING], 0.0), 3):
+                pass  # compiles
+        rate = (chosen or {}).get(name)
+        seeds = options["seeds"][:1] if chosen is not None else options["seeds"]
+        if method.tunes and rate is None:
+            last = {"points": 2, "reruns": options["reruns"]}
+            tried = [race(problem, method, samples[TUNING], rate, **last) for rate in options["rates"]]
+            record["tried"] = [{"rate": row["rate"], "val_loss": final(row)} for row in tried]
+            rate = min(tried, key=final)["rate"]
+        for seed in seeds:
+            # A search has no rate, and a seed of its own.
+            record["seeds"].append(
+                race(problem, method, samples[seed], rate if method.tunes else seed, **judging)
+            )
+        advance(1, f"{problem.name}: {name}")
+    found = {"title": problem.title, "source": problem.source, "count": problem.count}
+    found |= {"steps": problem.steps, "budget": problem.runs * problem.steps, "methods": records}
+    if chosen is None:
+        advance(0, f"{problem.name}: bias")
+        found["bias"] = biases(problem, roster, samples[options["seeds"][0]], options["places"])
+    return found
+
+
+def versions():
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", choices=PRESETS, default="smoke")
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument("--backends", nargs="+", default=["numpy"])
+    parser.add_argument("--data", type=Path, help="has mnist/; without it, scikit-learn's digits")
+    parser.add_argument("--out", type=Path, help="a folder for compare.json and the pictures")
+    arguments = parser.parse_args()
+    options, results = PRESETS[arguments.preset], {}
+    warnings.filterwarnings("ignore", category=SolveWarning)  # of solves that fail, and are part of it
+    size = Options(options["steps"], options["budget"], options["examples"], arguments.data)
+    with progress("comparing", 10 * len(arguments.problems) * len(arguments.backends)) as advance:
+        for name in arguments.problems:
+            results[name], chosen = {}, None
+            for backend in arguments.backends:
+                problem = PROBLEMS[name](get_backend(backend), size)
+                found = results[name][backend] = compare(problem, options, chosen, advance)
+                if chosen is None:
+                    chosen = {key: row["seeds"][0]["rate"] for key, row in found["methods"].items()}
+            show(results[name])
+            if arguments.out:
+                about = {"preset": arguments.preset, "options": options, "versions": versions()}
+                about |= {"data": "MNIST" if arguments.data else "digits", "problems": results}
+                arguments.out.mkdir(parents=True, exist_ok=True)
+                (arguments.out / "compare.json").write_text(json.dumps(about, indent=1) + "\n")
+                draw(arguments.out / f"compare-{name}.png", results[name])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What is compared on: a way to train, hyperparameters of it, and samples of data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+import hypergrad as hg
+from hypergrad import spaces
+from hypergrad.backend import Backend, Tree
+from hypergrad.tapes import Trajectory
+from hypergrad.training import Inner, Training
+
+JUDGING = 2**20
+"""Episodes from here on are kept for judging: no method tunes on their minibatches."""
+
+
+class Episode(NamedTuple):
+    """One training run: where it begins, a batch of T1 for each of its steps, and T2."""
+
+    params: Tree
+    train: list[Tree]
+    val: Tree
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much there is of everything. ``folder`` has the image sets, see ``hypergrad.demo.images``."""
+
+    steps: int
+    budget: int
+    examples: int
+    folder: Path | None
+
+
+class Sample(ABC):
+    """A problem's data, drawn from a seed."""
+
+    @abstractmethod
+    def episode(self, k: int, hparams: Tree) -> Episode:
+        """The k-th training run: its start may depend on the hyperparameters."""
+
+    @abstractmethod
+    def judge(self, params: Tree, hparams: Tree) -> dict[str, float]:
+        """``val_loss`` on all of T2, ``test_loss`` on examples that nothing has seen, and the like."""
+
+
+class Problem(ABC):
+    """Losses, an update rule and hyperparameters: what a program is compiled from. Data are of a `Sample`.
+
+    A *run* is ``steps`` training steps from the start. Hyperparameters are good when a run with them fixed
+    ends with a low loss on T2.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    source: ClassVar[str]
+    """Where it comes from."""
+    rule: Any
+    """The update rule of θ."""
+    start: Any = None
+    """λ ↦ θ_0, where the initial parameters are among the hyperparameters."""
+    hparams: Tree
+    """Where tuning begins: a poor place."""
+    space: Any
+    low: Mapping[str, float]
+    high: Mapping[str, float]
+    """What a user would search in, by leaf, evenly in the coordinates of the space."""
+    share: float = 1.0
+    """Of the steps and the budget that the preset gives."""
+
+    def __init__(self, backend: Backend, options: Options) -> None:
+        self.backend, self.options = backend, options
+        self.steps = max(10, round(self.share * options.steps) // 10 * 10)
+        self.runs = options.budget
+
+    @property
+    def implicit(self) -> Mapping[str, tuple[hg.Implicit, int]]:
+        """Implicit estimators that make sense here, each with the steps from update to update."""
+        return {}
+
+    @abstractmethod
+    def sample(self, seed: int) -> Sample:
+        """Data, first weights and minibatches."""
+
+    @abstractmethod
+    def inner(self, params: Tree, hparams: Tree, batch: Tree) -> Any:
+        """C̃1."""
+
+    @abstractmethod
+    def outer(self, params: Tree, hparams: Tree, batch: Tree) -> Any:
+        """C2."""
+
+    def prepare(self) -> None:
+        """Compile what judging takes; after the hyperparameters are known."""
+        self.bilevel = hg.Bilevel(self.inner, self.outer)
+        self._train = self.backend.compile(self._trained)
+
+    @property
+    def count(self) -> int:
+        """How many numbers the hyperparameters are."""
+        leaves = self.backend.flatten(self.hparams)[0]
+        return sum(int(np.prod(self.backend.describe(leaf).shape)) for leaf in leaves)
+
+    def array(self, values: Any, dtype: str = "float32") -> Any:
+        return self.backend.asarray(np.asarray(values, dtype))
+
+    def trained(self, hparams: Tree, episode: Episode) -> Tree:
+        """θ after a run with the hyperparameters fixed."""
+        return self._train(episode.params, hparams, self.backend.stack(episode.train))
+
+    def _trained(self, params: Tree, hparams: Tree, batches: Any) -> Tree:
+        phi = Training(self.backend, self.bilevel, self.rule)
+        path = Trajectory(phi, lambda k: self.backend.take(batches, k), 0, self.steps)
+        return path.run(Inner(params, self.rule.init(self.backend, params)), hparams)[0].params
+
+    def judged(self, sample: Sample, hparams: Tree, reruns: int) -> dict[str, float]:
+        """What a model is worth that is trained with these hyperparameters: the mean of some runs."""
+        rows = []
+        for k in range(reruns):
+            params = self.trained(hparams, sample.episode(JUDGING + k, hparams))
+            rows.append(sample.judge(params, hparams))
+        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+    def free(self, hparams: Tree) -> Tree:
+        """Free coordinates of hyperparameters."""
+        return spaces.unconstrain(self.backend, spaces.spread(self.backend, self.space, hparams), hparams)
+
+    def place(self, shares: np.ndarray) -> Tree:
+        """The hyperparameters at these shares, between 0 and 1, of the box to search in."""
+        sides = []
+        for bound in (self.low, self.high):
+            ones = {k: self.backend.xp.ones_like(leaf) for k, leaf in self.hparams.items()}
+            corner = self.free({k: bound[k] * one for k, one in ones.items()})
+            sides.append(self.backend.ravel(corner))
+        (low, unravel), (high, _) = sides
+        free = unravel(low + self.backend.asarray(shares, like=low) * (high - low))
+        return spaces.constrain(self.backend, spaces.spread(self.backend, self.space, free), free)

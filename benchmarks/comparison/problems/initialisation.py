@@ -1,0 +1,131 @@
+"""(e) The initial parameters, from which a few steps learn three classes from five examples of each."""
+
+from __future__ import annotations
+
+import numpy as np
+from comparison.networks import cross_entropies, dense, weights
+from comparison.problem import Episode, Problem, Sample
+
+import hypergrad as hg
+from hypergrad.demo.images import load_images
+
+TASKS, WAYS, SHOTS, QUERIES = 16, 3, 5, 15
+PULL = 0.2
+"""Strength of the penalty towards the initial parameters (Rajeswaran et al. 2019), by which an estimator that
+knows only the optimum sees them."""
+SEEN = 6
+"""Classes to learn from; the others are for the test."""
+
+
+class Initialisation(Problem):
+    """θ_0 of many small tasks."""
+
+    name = "initialisation"
+    title = f"few-shot classification, {WAYS} ways, {SHOTS} shots: the initial parameters"
+    source = "MAML, Finn et al. 2017; implicit MAML, Rajeswaran et al. 2019"
+    rule = hg.SGD(0.2)
+    space = hg.Real()
+    low, high = {}, {}
+    share = 0.05
+
+    def __init__(self, backend, options):
+        super().__init__(backend, options)
+        self.runs = round(options.budget / self.share / 4)
+        first = weights(np.random.default_rng(0), 64, 32, WAYS)
+        self.hparams = {"init": backend.map(self.array, first)}
+        self.prepare()
+
+    def start(self, hparams):
+        """Each task has its own copy."""
+        ones = self.array(np.ones((TASKS, 1, 1)))
+        return self.backend.map(lambda leaf: ones * leaf, hparams["init"])
+
+    @property
+    def implicit(self):
+        neumann = hg.Implicit(hg.Neumann(10, step_size=0.2), tolerance=None, on_failure="warn")
+        return {"implicit, Neumann 10": (neumann, self.steps)}
+
+    def sample(self, seed):
+        return Tasks(self, seed)
+
+    def losses(self, params, batch):
+        """The mean loss of each task."""
+        xp, (first, last) = self.backend.xp, params
+        logits = dense(last, xp.tanh(dense(first, batch["x"])))
+        return xp.mean(cross_entropies(xp, logits, batch["y"]), axis=-1)
+
+    def inner(self, params, hparams, batch):
+        # The sum, so that each task has the gradient that it would have alone.
+        sum_of, init = self.backend.xp.sum, hparams["init"]
+        away = sum(
+            sum_of((layer[name] - centre[name]) ** 2)
+            for layer, centre in zip(params, init, strict=True)
+            for name in layer
+        )
+        return sum_of(self.losses(params, batch)) + PULL / 2 * away
+
+    def outer(self, params, hparams, batch):
+        return self.backend.xp.mean(self.losses(params, batch))
+
+
+class Tasks(Sample):
+    """Scikit-learn's digits: tasks of some classes to learn from and to validate, of others for the test."""
+
+    def __init__(self, problem, seed):
+        found = load_images("digits")
+        x, y = np.concatenate([found.x, found.x_test])[..., 0].reshape(-1, 64) / 255, found.y
+        y = np.concatenate([y, found.y_test])
+        rng = np.random.default_rng((seed, 0))
+        order = rng.permutation(len(x))
+        x, y = (x[order] - x.mean(0)) / x.std(), y[order]
+        half = len(x) // 2
+        classes = rng.permutation(10)
+        self.problem, self.seed = problem, seed
+        self.pools = {
+            "learn": (x[:half], y[:half], classes[:SEEN]),
+            "val": (x[half:], y[half:], classes[:SEEN]),
+            "test": (x[half:], y[half:], classes[SEEN:]),
+        }
+
+    def tasks(self, pool, rng):
+        """Examples to adapt to and examples to judge by, of each task."""
+        x, y, classes = self.pools[pool]
+        rows = [
+            [
+                rng.choice(np.flatnonzero(y == label), SHOTS + QUERIES, False)
+                for label in rng.permutation(classes)[:WAYS]
+            ]
+            for _ in range(TASKS)
+        ]
+        rows = np.array(rows)
+        targets = np.broadcast_to(np.eye(WAYS)[None, :, None], (TASKS, WAYS, SHOTS + QUERIES, WAYS))
+
+        def batch(part):
+            inputs, labels = x[rows[:, :, part]], targets[:, :, part]
+            return {
+                "x": self.problem.array(inputs.reshape(TASKS, -1, inputs.shape[-1])),
+                "y": self.problem.array(labels.reshape(TASKS, -1, WAYS)),
+            }
+
+        return batch(slice(SHOTS)), batch(slice(SHOTS, None))
+
+    def episode(self, k, hparams):
+        train, val = self.tasks("learn", np.random.default_rng((self.seed, 2, k)))
+        return Episode(self.problem.start(hparams), [train] * self.problem.steps, val)
+
+    def judge(self, params, hparams):
+        """Adapted anew, to tasks that nothing has seen; θ is not looked at."""
+        problem, found = self.problem, {}
+        for pool in ("val", "test"):
+            losses, wrong = [], []
+            for k in range(4):
+                train, val = self.tasks(pool, np.random.default_rng((self.seed, 3, k)))
+                begin = problem.start(hparams)
+                adapted = problem.trained(hparams, Episode(begin, [train] * problem.steps, val))
+                losses.append(float(problem.outer(adapted, hparams, val)))
+                first, last = adapted
+                logits = dense(last, problem.backend.xp.tanh(dense(first, val["x"])))
+                guess, truth = (problem.backend.to_numpy(part).argmax(-1) for part in (logits, val["y"]))
+                wrong.append(np.mean(guess != truth))
+            found[f"{pool}_loss"], found[f"{pool}_error"] = float(np.mean(losses)), float(np.mean(wrong))
+        return found

@@ -1,0 +1,65 @@
+"""One method on one problem: what it finds for a budget, and what that is worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from comparison.methods import Method, Point
+from comparison.problem import Problem, Sample
+
+from hypergrad.errors import HypergradError
+
+
+def within(points: Iterator[Point], budget: float) -> tuple[list[Point], str]:
+    """Points until the next one would go over the budget, and what went wrong, if anything did."""
+    found: list[Point] = []
+    try:
+        for point in points:
+            if found and point.gradients > budget:
+                break
+            found.append(point)
+            if len(found) > 1 and 2 * point.gradients - found[-2].gradients > budget:
+                break
+    except HypergradError as error:
+        return found, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return found, ""
+
+
+def thinned(points: list[Point], count: int) -> list[Point]:
+    """About so many of them, the first and the last among them."""
+    rows = np.unique(np.linspace(0, len(points) - 1, count).round().astype(int))
+    return [points[k] for k in rows]
+
+
+def race(
+    problem: Problem, method: Method, sample: Sample, rate: float, points: int, reruns: int
+) -> dict[str, Any]:
+    """The record of one method: what runs with its hyperparameters fixed end with, along its way."""
+    with np.errstate(all="ignore"):  # rates that are too large are part of the comparison
+        trail, fault = within(method.points(problem, sample, rate), problem.runs * problem.steps)
+        curve = [
+            {"gradients": point.gradients, "seconds": point.seconds, "own_val_loss": point.val_loss}
+            | problem.judged(sample, point.hparams, reruns)
+            for point in thinned(trail, points)
+        ]
+    lam = (
+        {name: problem.backend.to_numpy(leaf) for name, leaf in trail[-1].hparams.items()}
+        if (problem.count <= 100)
+        else {}
+    )
+    return {
+        "rate": rate,
+        "fault": fault,
+        "curve": curve,
+        "bytes_held": max(point.bytes_held for point in trail),
+        "hparams": {name: value.tolist() for name, value in lam.items()},
+    }
+
+
+def final(record: dict[str, Any], name: str = "val_loss") -> float:
+    """What came out in the end; a run with a fault, or a loss that is no number, counts as infinite."""
+    value = record["curve"][-1].get(name, math.nan)
+    return math.inf if record["fault"] or not math.isfinite(value) else value

@@ -1,0 +1,110 @@
+"""Problems with inputs and targets: T1 in minibatches, T2 and test whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from comparison.networks import cross_entropies
+from comparison.problem import Episode, Problem, Sample
+
+from hypergrad.backend import Tree
+from hypergrad.demo.images import load_images
+
+
+class Supervised(Problem):
+    """T1, T2 and test are pairs of inputs and targets; a batch has a number too, for its noise."""
+
+    batch: int | None = 50
+    """Examples in a minibatch; ``None`` is all of T1 at each step."""
+    classes = 10
+
+    def parts(self, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Inputs and targets of T1, T2 and test: images."""
+        return self.images(rng)
+
+    def weights(self, rng: np.random.Generator) -> Any:
+        """θ_0, in NumPy's arrays."""
+        raise NotImplementedError
+
+    def logits(self, params: Tree, hparams: Tree, x: Any, draw: Any = None) -> Any:
+        """The model's output; ``draw`` is given in training."""
+        raise NotImplementedError
+
+    def inner(self, params: Tree, hparams: Tree, batch: Tree) -> Any:
+        return self.loss(self.logits(params, hparams, batch["x"], batch["draw"]), batch["y"])
+
+    def outer(self, params: Tree, hparams: Tree, batch: Tree) -> Any:
+        return self.loss(self.logits(params, hparams, batch["x"]), batch["y"])
+
+    def loss(self, output: Any, y: Any) -> Any:
+        return self.backend.xp.mean(cross_entropies(self.backend.xp, output, y))
+
+    def noise(self, draw: Any, layer: int, like: Any) -> Any:
+        """Standard normal numbers of this step and layer."""
+        return self.backend.normal(layer, draw, tuple(like.shape), like)
+
+    @property
+    def inputs(self) -> int:
+        return 64 if self.options.folder is None else 196
+
+    def images(self, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+        """MNIST in 14 × 14 pixels, or digits where there is no folder: as many in T2 as in T1, 2000 test."""
+        found = load_images("digits" if self.options.folder is None else "mnist", self.options.folder)
+        x, y = np.concatenate([found.x, found.x_test])[..., 0] / 255, np.concatenate([found.y, found.y_test])
+        if self.options.folder is not None:
+            x = x.reshape(-1, 14, 2, 14, 2).mean((2, 4))
+        n = self.options.examples
+        rows = rng.permutation(len(x))[: 2 * n + 2000]
+        x, y = x[rows].reshape(len(rows), -1), np.eye(self.classes)[y[rows]]
+        x = (x - x[:n].mean(0)) / x[:n].std()
+        return [(x[part], y[part]) for part in (slice(n), slice(n, 2 * n), slice(2 * n, None))]
+
+    def sample(self, seed: int) -> Sample:
+        return Drawn(self, seed)
+
+
+class Drawn(Sample):
+    """Data of a `Supervised` problem."""
+
+    def __init__(self, problem: Supervised, seed: int) -> None:
+        self.problem, self.seed = problem, seed
+        self.t1, t2, test = problem.parts(np.random.default_rng((seed, 0)))
+        self.val, self.test = (self._batch(*part) for part in (t2, test))
+        self.start = problem.backend.map(problem.array, problem.weights(np.random.default_rng((seed, 1))))
+        self._losses = problem.backend.compile(problem.outer)
+        self._outputs = problem.backend.compile(problem.logits)
+
+    def _batch(self, x: np.ndarray, y: np.ndarray) -> Tree:
+        return {"x": self.problem.array(x), "y": self.problem.array(y)}
+
+    def episode(self, k: int, hparams: Tree) -> Episode:
+        rng, steps = np.random.default_rng((self.seed, 2, k)), self.problem.steps
+        (x, y), size = self.t1, self.problem.batch
+        draws = rng.integers(2**31, size=steps)
+        if size is None:
+            whole = self._batch(x, y)
+            batches = [whole | {"draw": self.problem.array(d, "int32")} for d in draws]
+            return Episode(self.start, batches, self.val)
+        passes = -(-steps * size // len(x))
+        order = np.concatenate([rng.permutation(len(x)) for _ in range(passes)])[: steps * size]
+        batches = [
+            self._batch(x[rows], y[rows]) | {"draw": self.problem.array(d, "int32")}
+            for rows, d in zip(order.reshape(steps, size), draws, strict=True)
+        ]
+        return Episode(self.start, batches, self.val)
+
+    def judge(self, params: Tree, hparams: Tree) -> dict[str, float]:
+        found = {
+            f"{name}_loss": float(self._losses(params, hparams, part))
+            for name, part in (("val", self.val), ("test", self.test))
+        }
+        return found | self.errors(params, hparams)
+
+    def errors(self, params: Tree, hparams: Tree) -> dict[str, float]:
+        """Share of test examples whose largest output is not the target's, where targets are classes."""
+        to_numpy, y = self.problem.backend.to_numpy, self.test["y"]
+        if y.ndim != 2 or y.shape[1] != self.problem.classes:
+            return {}
+        outputs = to_numpy(self._outputs(params, hparams, self.test["x"]))
+        return {"test_error": float(np.mean(outputs.argmax(-1) != to_numpy(y).argmax(-1)))}

@@ -8,7 +8,8 @@ second-order product counting two. What it has found is judged in one way for al
 start with the hyperparameters fixed. README.md says how to read the table, and what is fair about it.
 
 The first backend runs everything: each rate of the hyper-optimiser on a seed that is not reported, then the
-best of them on those that are, and the bias. The others run the first reported seed at the same rates.
+best of them on those that are. The others run the first reported seed at the same rates. The bias is measured
+on NumPy.
 """
 
 import argparse
@@ -45,7 +46,7 @@ PRESETS = {
         "steps": 200,
         "budget": 30,
         "examples": 500,
-        "rates": [0.03, 0.1, 0.3, 1.0],
+        "rates": [0.01, 0.03, 0.1, 0.3, 1.0],
         "seeds": [0, 1, 2],
         "points": 9,
         "reruns": 2,
@@ -83,9 +84,6 @@ def compare(problem, options, chosen, advance):
         advance(1, f"{problem.name}: {name}")
     found = {"title": problem.title, "source": problem.source, "count": problem.count}
     found |= {"steps": problem.steps, "budget": problem.runs * problem.steps, "methods": records}
-    if chosen is None:
-        advance(0, f"{problem.name}: bias")
-        found["bias"] = biases(problem, roster, samples[options["seeds"][0]], options["places"])
     return found
 
 
@@ -118,6 +116,10 @@ def main() -> None:
                 found = results[name][backend] = compare(problem, options, chosen, advance)
                 if chosen is None:
                     chosen = {key: row["seeds"][0]["rate"] for key, row in found["methods"].items()}
+                    advance(0, f"{name}: bias")
+                    # On the reference backend, which compiles nothing for runs of each length.
+                    problem = PROBLEMS[name](get_backend("numpy"), size)
+                    found["bias"] = biases(problem, options["seeds"][0], options["places"])
             show(results[name])
             if arguments.out:
                 about = {"preset": arguments.preset, "options": options, "versions": versions()}

@@ -14,7 +14,7 @@ PULL = 0.2
 """Strength of the penalty towards the initial parameters (Rajeswaran et al. 2019), by which an estimator that
 knows only the optimum sees them."""
 SEEN = 6
-"""Classes to learn from; the others are for the test."""
+"""Digits to learn from; the others are for the test."""
 
 
 class Initialisation(Problem):
@@ -69,45 +69,42 @@ class Initialisation(Problem):
 
 
 class Tasks(Sample):
-    """Scikit-learn's digits: tasks of some classes to learn from and to validate, of others for the test."""
+    """Scikit-learn's digits, turned and mirrored: some to learn from and to validate, others for the test.
+
+    A class is a digit in one of its eight positions, as for Omniglot's letters; a task has three digits.
+    """
 
     def __init__(self, problem, seed):
         found = load_images("digits")
-        x, y = np.concatenate([found.x, found.x_test])[..., 0].reshape(-1, 64) / 255, found.y
-        y = np.concatenate([y, found.y_test])
+        x, y = np.concatenate([found.x, found.x_test])[..., 0] / 255, np.concatenate([found.y, found.y_test])
         rng = np.random.default_rng((seed, 0))
-        order = rng.permutation(len(x))
-        x, y = (x[order] - x.mean(0)) / x.std(), y[order]
-        half = len(x) // 2
-        classes = rng.permutation(10)
+        order, digits, half = rng.permutation(len(x)), rng.permutation(10), len(x) // 2
+        x, y = (x[order] - x.mean()) / x.std(), y[order]
         self.problem, self.seed = problem, seed
         self.pools = {
-            "learn": (x[:half], y[:half], classes[:SEEN]),
-            "val": (x[half:], y[half:], classes[:SEEN]),
-            "test": (x[half:], y[half:], classes[SEEN:]),
+            "learn": (x[:half], y[:half], digits[:SEEN]),
+            "val": (x[half:], y[half:], digits[:SEEN]),
+            "test": (x[half:], y[half:], digits[SEEN:]),
         }
 
     def tasks(self, pool, rng):
         """Examples to adapt to and examples to judge by, of each task."""
-        x, y, classes = self.pools[pool]
-        rows = [
-            [
-                rng.choice(np.flatnonzero(y == label), SHOTS + QUERIES, False)
-                for label in rng.permutation(classes)[:WAYS]
-            ]
-            for _ in range(TASKS)
-        ]
-        rows = np.array(rows)
-        targets = np.broadcast_to(np.eye(WAYS)[None, :, None], (TASKS, WAYS, SHOTS + QUERIES, WAYS))
+        (x, y, digits), adapt, judge = self.pools[pool], [], []
+        for _ in range(TASKS):
+            for digit in rng.permutation(digits)[:WAYS]:
+                images = x[rng.choice(np.flatnonzero(y == digit), SHOTS + QUERIES, False)]
+                turned = np.rot90(images, rng.integers(4), (1, 2))
+                turned = turned[:, :, ::-1] if rng.integers(2) else turned
+                adapt.append(turned[:SHOTS])
+                judge.append(turned[SHOTS:])
 
-        def batch(part):
-            inputs, labels = x[rows[:, :, part]], targets[:, :, part]
-            return {
-                "x": self.problem.array(inputs.reshape(TASKS, -1, inputs.shape[-1])),
-                "y": self.problem.array(labels.reshape(TASKS, -1, WAYS)),
-            }
+        def batch(parts):
+            each = len(parts[0])
+            labels = np.broadcast_to(np.repeat(np.eye(WAYS), each, 0), (TASKS, WAYS * each, WAYS))
+            inputs = np.array(parts).reshape(TASKS, WAYS * each, -1)
+            return {"x": self.problem.array(inputs), "y": self.problem.array(labels)}
 
-        return batch(slice(SHOTS)), batch(slice(SHOTS, None))
+        return batch(adapt), batch(judge)
 
     def episode(self, k, hparams):
         train, val = self.tasks("learn", np.random.default_rng((self.seed, 2, k)))

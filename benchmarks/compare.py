@@ -33,7 +33,7 @@ from hypergrad.progress import progress
 
 PRESETS = {
     "smoke": {
-        "steps": 20,
+        "steps": 10,
         "budget": 4,
         "examples": 100,
         "rates": [0.1],

@@ -81,33 +81,40 @@ def show(results: dict[str, Result]) -> None:
     Console(width=190).print(table)
 
 
+def average(seeds: list[Result], column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean loss over seeds against what was spent: after so much, each has what it had found last."""
+    spent = [np.array([row[column] for row in seed["curve"]]) for seed in seeds]
+    losses = [np.array([row["val_loss"] for row in seed["curve"]]) for seed in seeds]
+    at = np.unique(np.concatenate(spent))
+    held = [own[np.searchsorted(x, at, "right") - 1] for x, own in zip(spent, losses, strict=True)]
+    return at, np.mean(held, axis=0)
+
+
 def draw(path: Path, results: dict[str, Result]) -> None:
     """Loss on T2 against gradients and against seconds; cosine and error of the hypergradient over a run."""
     from matplotlib.figure import Figure
 
     result = next(iter(results.values()))
-    figure = Figure(figsize=(15, 3.6), layout="constrained")
+    figure = Figure(figsize=(16, 3.6), layout="constrained")
     gradients, seconds, cosine, error = figure.subplots(1, 4)
+    lowest, highest = np.inf, -np.inf
     for i, (name, record) in enumerate(result["methods"].items()):
-        style = {"color": f"C{i}", "ls": "-" if record["tried"] else "--", "lw": 1.3}
-        for k, seed in enumerate(record["seeds"]):
-            losses = [row["val_loss"] for row in seed["curve"]]
-            for axes, column in ((gradients, "gradients"), (seconds, "seconds")):
-                spent = [row[column] for row in seed["curve"]]
-                axes.plot(spent, losses, label=name if k == 0 else None, **style)
+        style = {"color": f"C{i}", "ls": "-" if record["tried"] else "--", "lw": 1.4}
+        for axes, column in ((gradients, "gradients"), (seconds, "seconds")):
+            at, losses = average(record["seeds"], column)
+            axes.step(at, losses, where="post", label=name, **style)
+            lowest, highest = min(lowest, np.nanmin(losses)), max(highest, losses[0])
         if bias := result.get("bias", {}).get(name):
             at = [row["step"] for row in bias]
             cosine.plot(at, [row["cosine"] for row in bias], marker=".", **style)
             error.plot(at, [row["relative_error"] for row in bias], marker=".", **style)
-    start = max(
-        seed["curve"][0]["val_loss"] for record in result["methods"].values() for seed in record["seeds"]
-    )
-    for axes in (gradients, seconds):
-        axes.set(ylabel="loss on T2 of models trained anew", yscale="log", ylim=(None, 1.3 * start))
-    gradients.set(xlabel="gradients spent")
-    seconds.set(xlabel="seconds", xscale="log")
+    for axes, label in ((gradients, "gradients spent"), (seconds, "seconds")):
+        # What is worse than the start is not worth the room.
+        margin = 0.05 * (highest - lowest)
+        limits = lowest - margin, highest + margin
+        axes.set(xlabel=label, ylabel="loss on T2, models trained anew", ylim=limits)
     cosine.set(xlabel="training step", ylabel="cosine with the exact hypergradient")
     error.set(xlabel="training step", ylabel="relative error", yscale="log")
-    figure.legend(*gradients.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
-    figure.suptitle(result["title"], fontsize=9)
-    figure.savefig(path, dpi=90)
+    figure.legend(*gradients.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    figure.suptitle(result["title"], fontsize=10)
+    figure.savefig(path, dpi=80)

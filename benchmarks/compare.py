@@ -24,7 +24,7 @@ from comparison.bias import biases
 from comparison.methods import Roster
 from comparison.problem import Options
 from comparison.problems import PROBLEMS
-from comparison.race import final, race
+from comparison.race import final, race, settled
 from comparison.report import draw, show
 
 from hypergrad.backend import get_backend
@@ -36,7 +36,7 @@ PRESETS = {
         "steps": 10,
         "budget": 4,
         "examples": 100,
-        "rates": [0.1],
+        "rates": 1,
         "seeds": [0],
         "points": 3,
         "reruns": 1,
@@ -46,7 +46,7 @@ PRESETS = {
         "steps": 200,
         "budget": 30,
         "examples": 500,
-        "rates": [0.01, 0.03, 0.1, 0.3, 1.0],
+        "rates": 8,
         "seeds": [0, 1, 2],
         "points": 9,
         "reruns": 2,
@@ -73,9 +73,12 @@ def compare(problem, options, chosen, advance):
         seeds = options["seeds"][:1] if chosen is not None else options["seeds"]
         if method.tunes and rate is None:
             last = {"points": 2, "reruns": options["reruns"]}
-            tried = [race(problem, method, samples[TUNING], rate, **last) for rate in options["rates"]]
-            record["tried"] = [{"rate": row["rate"], "val_loss": final(row)} for row in tried]
-            rate = min(tried, key=final)["rate"]
+
+            def loss(rate, method=method, last=last):
+                return final(race(problem, method, samples[TUNING], rate, **last))
+
+            record["tried"] = settled(loss, options["rates"])
+            rate = min(record["tried"], key=lambda row: row["val_loss"])["rate"]
         for seed in seeds:
             # A search has no rate, and a seed of its own.
             record["seeds"].append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,9 @@ from comparison.methods import Method, Point
 from comparison.problem import Problem, Sample
 
 from hypergrad.errors import HypergradError
+
+RATE = 0.1
+"""Where the search for a rate begins."""
 
 
 def within(points: Iterator[Point], budget: float) -> tuple[list[Point], str]:
@@ -57,6 +60,20 @@ def race(
         "bytes_held": max(point.bytes_held for point in trail),
         "hparams": {name: value.tolist() for name, value in lam.items()},
     }
+
+
+def settled(loss: Callable[[float], float], most: int) -> list[dict[str, float]]:
+    """Rates and losses: three around 0.1, half a decade apart, and on until the best is not at an end."""
+    tried = {}
+    for k in (0, 1, -1)[:most]:
+        tried[k] = loss(RATE * 10 ** (k / 2))
+    while len(tried) < most:
+        best = min(tried, key=tried.__getitem__)
+        ahead = best + 1 if best == max(tried) else best - 1
+        if ahead in tried:
+            break
+        tried[ahead] = loss(RATE * 10 ** (ahead / 2))
+    return [{"rate": RATE * 10 ** (k / 2), "val_loss": tried[k]} for k in sorted(tried)]
 
 
 def final(record: dict[str, Any], name: str = "val_loss") -> float:

@@ -47,7 +47,7 @@ def rows(result: Result) -> list[dict[str, str]]:
         found.append(
             {
                 "method": name,
-                "rate": f"{seeds[0]['rate']:g}" if record["tried"] else "",
+                "rate": f"{seeds[0]['rate']:.2g}" if record["tried"] else "",
                 "loss on T2": spread([final(seed) for seed in seeds]),
                 "at half": spread([halfway(seed) for seed in seeds]),
                 heading: spread([scale * final(seed, error) for seed in seeds], form),

@@ -1,4 +1,4 @@
-"""(e) The initial parameters, from which a few steps learn three classes from five examples of each."""
+"""(e) The initial parameters, from which a few steps learn three classes from one example of each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from comparison.problem import Episode, Problem, Sample
 import hypergrad as hg
 from hypergrad.demo.images import load_images
 
-TASKS, WAYS, SHOTS, QUERIES = 16, 3, 5, 15
+TASKS, WAYS, SHOTS, QUERIES = 16, 3, 1, 15
 PULL = 0.2
 """Strength of the penalty towards the initial parameters (Rajeswaran et al. 2019), by which an estimator that
 knows only the optimum sees them."""
@@ -21,7 +21,7 @@ class Initialisation(Problem):
     """θ_0 of many small tasks."""
 
     name = "initialisation"
-    title = f"few-shot classification, {WAYS} ways, {SHOTS} shots: the initial parameters"
+    title = f"few-shot classification, {WAYS} ways, {SHOTS} shot: the initial parameters"
     source = "MAML, Finn et al. 2017; implicit MAML, Rajeswaran et al. 2019"
     rule = hg.SGD(0.2)
     space = hg.Real()

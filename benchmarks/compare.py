@@ -14,18 +14,20 @@ on NumPy.
 
 import argparse
 import json
+import math
 import platform
 import warnings
+from collections import deque
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 
 from comparison.bias import biases
-from comparison.methods import Roster
+from comparison.methods import roster
 from comparison.problem import Options
 from comparison.problems import PROBLEMS
 from comparison.race import final, race, settled
-from comparison.report import draw, show
+from comparison.report import draw, markdown, show
 
 from hypergrad.backend import get_backend
 from hypergrad.errors import SolveWarning
@@ -34,7 +36,7 @@ from hypergrad.progress import progress
 PRESETS = {
     "smoke": {
         "steps": 10,
-        "budget": 4,
+        "budget": 12,
         "examples": 100,
         "rates": 1,
         "seeds": [0],
@@ -48,7 +50,7 @@ PRESETS = {
         "examples": 500,
         "rates": 8,
         "seeds": [0, 1, 2],
-        "points": 9,
+        "points": 8,
         "reruns": 2,
         "places": 5,
     },
@@ -60,34 +62,37 @@ PACKAGES = ("hypergradients", "numpy", "autograd", "torch", "jax", "optuna")
 
 def compare(problem, options, chosen, advance):
     """Records of all methods on a problem: by name, its rates and its seeds."""
-    roster, records = Roster(problem), {}
-    samples = {seed: problem.sample(seed) for seed in (TUNING, *options["seeds"])}
-    judging = {"points": options["points"], "reruns": options["reruns"]}
-    for name, method in roster.methods.items():
+    records, seeds = {}, options["seeds"] if chosen is None else options["seeds"][:1]
+    samples = {seed: problem.sample(seed) for seed in (TUNING, *seeds)}
+    ends = {"points": 2, "reruns": options["reruns"]}
+    judging = ends | {"points": options["points"]} if chosen is None else ends
+    for name, method in roster(problem).items():
         advance(0, f"{problem.name}: {name}")
-        record = records[name] = {"tried": [], "seeds": []}
-        if method.tunes and problem.backend.compiles:
-            for _ in islice(method.points(problem, samples[TUNING], 0.0), 3):
-                pass  # compiles
-        rate = (chosen or {}).get(name)
-        seeds = options["seeds"][:1] if chosen is not None else options["seeds"]
-        if method.tunes and rate is None:
-            last = {"points": 2, "reruns": options["reruns"]}
+        if problem.backend.compiles:  # before any clock runs
+            deque(islice(method.points(problem, samples[TUNING], 0.0), 4), 0)
+        tried, rate = [], (chosen or {}).get(name)
+        if method.tunes and chosen is None:
 
-            def loss(rate, method=method, last=last):
-                return final(race(problem, method, samples[TUNING], rate, **last))
+            def loss(rate, method=method):
+                return final(race(problem, method, samples[TUNING], rate, **ends))
 
-            record["tried"] = settled(loss, options["rates"])
-            rate = min(record["tried"], key=lambda row: row["val_loss"])["rate"]
-        for seed in seeds:
-            # A search has no rate, and a seed of its own.
-            record["seeds"].append(
-                race(problem, method, samples[seed], rate if method.tunes else seed, **judging)
-            )
+            tried = settled(loss, options["rates"])
+            rate = min(tried, key=lambda row: row["val_loss"])["rate"]
+        found = [race(problem, method, samples[seed], rate, **judging) for seed in seeds]
+        records[name] = {"tried": tried, "seeds": found}
         advance(1, f"{problem.name}: {name}")
-    found = {"title": problem.title, "source": problem.source, "count": problem.count}
-    found |= {"steps": problem.steps, "budget": problem.runs * problem.steps, "methods": records}
-    return found
+    about = {"title": problem.title, "source": problem.source, "data": problem.data}
+    about |= {"count": problem.count, "steps": problem.steps, "budget": problem.runs * problem.steps}
+    return about | {"methods": records}
+
+
+def plain(tree):
+    """Without what JSON has no word for."""
+    if isinstance(tree, dict):
+        return {key: plain(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [plain(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def versions():
@@ -126,10 +131,11 @@ def main() -> None:
             show(results[name])
             if arguments.out:
                 about = {"preset": arguments.preset, "options": options, "versions": versions()}
-                about |= {"data": "MNIST" if arguments.data else "digits", "problems": results}
+                about |= {"problems": plain(results)}
                 arguments.out.mkdir(parents=True, exist_ok=True)
                 (arguments.out / "compare.json").write_text(json.dumps(about, indent=1) + "\n")
-                draw(arguments.out / f"compare-{name}.png", results[name])
+                (arguments.out / f"{name}.md").write_text(markdown(results[name]))
+                draw(arguments.out / f"{name}.png", results[name])
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""How far an estimate is from the exact hypergradient, along one run with λ fixed."""
+"""How far one estimate is from the exact hypergradient, along one run with λ fixed where all begin."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from comparison.methods import Roster, Tuned
+from comparison.methods import Tuned, roster
 from comparison.problem import Episode, Problem
 
 import hypergrad as hg
 from hypergrad import spaces
+from hypergrad.errors import HypergradError
 
 
 def exact(problem: Problem, episode: Episode, steps: int) -> np.ndarray:
@@ -37,18 +39,29 @@ def biases(problem: Problem, seed: int, places: int) -> dict[str, list[dict[str,
     tenths = [10] if problem.start else [round(10 * k / places) for k in range(1, places + 1)]
     truth = {tenth * steps // 10: exact(problem, episode, tenth * steps // 10) for tenth in tenths}
     found: dict[str, list[dict[str, float]]] = {}
-    for name, method in Roster(problem).methods.items():
+    for name, method in roster(problem).items():
         if not isinstance(method, Tuned):
             continue
-        state, done, found[name] = method.tuner.init(episode.params, problem.hparams), 0, []
-        while done < steps:
-            ahead = episode.train[done:] if method.tuner.closing_steps > 1 else [episode.train[done]]
-            state, step = method.tuner.step(state, ahead, episode.val)
-            done += int(step.trained)
-            if bool(step.updated) and done in truth:
-                g, right = in_free(problem, step.estimate.hypergradient), truth[done]
-                size = np.linalg.norm(right)
-                cosine = float(g @ right / max(np.linalg.norm(g) * size, 1e-300))
-                error = float(np.linalg.norm(g - right) / size)
-                found[name].append({"step": done, "cosine": cosine, "relative_error": error})
+        found[name] = []
+        try:
+            for step, estimate in estimates(method.tuner, problem, episode):
+                if step in truth:
+                    g, right = in_free(problem, estimate.hypergradient), truth[step]
+                    size = np.linalg.norm(right)
+                    cosine = float(g @ right / max(np.linalg.norm(g) * size, 1e-300))
+                    error = float(np.linalg.norm(g - right) / size)
+                    found[name].append({"step": step, "cosine": cosine, "relative_error": error})
+        except HypergradError as error:
+            found[name].append({"fault": str(error).splitlines()[0]})
     return found
+
+
+def estimates(tuner: hg.Tuner, problem: Problem, episode: Episode) -> Iterator[tuple[int, hg.Estimate]]:
+    """Each estimate of a run, and the training steps before it."""
+    state, done = tuner.init(episode.params, problem.hparams), 0
+    while done < problem.steps:
+        ahead = episode.train[done:] if tuner.closing_steps > 1 else [episode.train[done]]
+        state, step = tuner.step(state, ahead, episode.val)
+        done += int(step.trained)
+        if bool(step.updated):
+            yield done, step.estimate

@@ -41,13 +41,28 @@ class Options:
 class Sample(ABC):
     """A problem's data, drawn from a seed."""
 
+    def __init__(self, problem: Problem, seed: int) -> None:
+        self.problem, self.seed = problem, seed
+
     @abstractmethod
     def episode(self, k: int, hparams: Tree) -> Episode:
         """The k-th training run: its start may depend on the hyperparameters."""
 
     @abstractmethod
-    def judge(self, params: Tree, hparams: Tree) -> dict[str, float]:
-        """``val_loss`` on all of T2, ``test_loss`` on examples that nothing has seen, and the like."""
+    def validate(self, params: Tree, hparams: Tree) -> float:
+        """The validation loss."""
+
+    @abstractmethod
+    def test(self, params: Tree, hparams: Tree) -> dict[str, float]:
+        """``test_loss`` on examples that nothing has seen, and the like."""
+
+    def judged(self, hparams: Tree, reruns: int) -> dict[str, float]:
+        """What models are worth that are trained with these hyperparameters: the mean of some runs."""
+        rows = []
+        for k in range(JUDGING, JUDGING + reruns):
+            params = self.problem.trained(hparams, self.episode(k, hparams))
+            rows.append({"val_loss": self.validate(params, hparams)} | self.test(params, hparams))
+        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
 class Problem(ABC):
@@ -61,10 +76,12 @@ class Problem(ABC):
     title: ClassVar[str]
     source: ClassVar[str]
     """Where it comes from."""
+    data: str
+    """Where the examples come from."""
     rule: Any
     """The update rule of θ."""
     start: Any = None
-    """λ ↦ θ_0, where the initial parameters are among the hyperparameters."""
+    """λ ↦ θ_0, where the initial parameters are among the hyperparameters; elsewhere they are random."""
     hparams: Tree
     """Where tuning begins: a poor place."""
     space: Any
@@ -118,14 +135,6 @@ class Problem(ABC):
         phi = Training(self.backend, self.bilevel, self.rule)
         path = Trajectory(phi, lambda k: self.backend.take(batches, k), 0, self.steps)
         return path.run(Inner(params, self.rule.init(self.backend, params)), hparams)[0].params
-
-    def judged(self, sample: Sample, hparams: Tree, reruns: int) -> dict[str, float]:
-        """What a model is worth that is trained with these hyperparameters: the mean of some runs."""
-        rows = []
-        for k in range(reruns):
-            params = self.trained(hparams, sample.episode(JUDGING + k, hparams))
-            rows.append(sample.judge(params, hparams))
-        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
     def free(self, hparams: Tree) -> Tree:
         """Free coordinates of hyperparameters."""

@@ -38,28 +38,19 @@ def thinned(points: list[Point], count: int) -> list[Point]:
 
 
 def race(
-    problem: Problem, method: Method, sample: Sample, rate: float, points: int, reruns: int
+    problem: Problem, method: Method, sample: Sample, rate: float | None, points: int, reruns: int
 ) -> dict[str, Any]:
     """The record of one method: what runs with its hyperparameters fixed end with, along its way."""
     with np.errstate(all="ignore"):  # rates that are too large are part of the comparison
         trail, fault = within(method.points(problem, sample, rate), problem.runs * problem.steps)
         curve = [
-            {"gradients": point.gradients, "seconds": point.seconds, "own_val_loss": point.val_loss}
-            | problem.judged(sample, point.hparams, reruns)
+            {"gradients": point.gradients, "seconds": point.seconds} | sample.judged(point.hparams, reruns)
             for point in thinned(trail, points)
         ]
-    lam = (
-        {name: problem.backend.to_numpy(leaf) for name, leaf in trail[-1].hparams.items()}
-        if (problem.count <= 100)
-        else {}
-    )
-    return {
-        "rate": rate,
-        "fault": fault,
-        "curve": curve,
-        "bytes_held": max(point.bytes_held for point in trail),
-        "hparams": {name: value.tolist() for name, value in lam.items()},
-    }
+    numbers = problem.backend.to_numpy
+    last = {name: numbers(leaf).tolist() for name, leaf in trail[-1].hparams.items() if problem.count <= 100}
+    held = max(point.bytes_held for point in trail)
+    return {"rate": rate, "fault": fault, "curve": curve, "bytes_held": held, "hparams": last}
 
 
 def settled(loss: Callable[[float], float], most: int) -> list[dict[str, float]]:
@@ -77,6 +68,12 @@ def settled(loss: Callable[[float], float], most: int) -> list[dict[str, float]]
 
 
 def final(record: dict[str, Any], name: str = "val_loss") -> float:
-    """What came out in the end; a run with a fault, or a loss that is no number, counts as infinite."""
-    value = record["curve"][-1].get(name, math.nan)
+    """What came out in the end; infinite after a fault, and for what is no number."""
+    value = record["curve"][-1][name]
     return math.inf if record["fault"] or not math.isfinite(value) else value
+
+
+def by(record: dict[str, Any], gradients: float) -> float:
+    """The validation loss of what had been found for so many gradients; infinite as above."""
+    row = next(row for row in reversed(record["curve"]) if row["gradients"] <= gradients)
+    return math.inf if record["fault"] or not math.isfinite(row["val_loss"]) else row["val_loss"]

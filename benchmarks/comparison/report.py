@@ -6,79 +6,113 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comparison.race import final
+from comparison.race import by, final
 
 Result = dict[str, Any]
 
 
-def spread(values: list[float], form: str = "{:.4f}") -> str:
-    """Mean ± standard error over seeds."""
-    if not np.isfinite(values).all():
-        return "failed"
-    mean = form.format(np.mean(values))
-    if len(values) < 2:
-        return mean
-    return f"{mean} ± {form.format(np.std(values, ddof=1) / len(values) ** 0.5)}"
+HEADINGS = {
+    "area": ("area under ROC", 1, "{:.3f}"),
+    "test_error": ("test error, %", 100, "{:.2f}"),
+    "test_loss": ("test loss", 1, "{:.4f}"),
+}
+"""By what is measured on examples that nothing has seen, the first that there is."""
 
 
-def halfway(record: Result) -> float:
-    """The loss on T2 for half of what was spent."""
-    curve = record["curve"]
-    return next(row for row in reversed(curve) if row["gradients"] <= curve[-1]["gradients"] / 2)["val_loss"]
+def mean(values: list[float], form: str = "{:.4f}") -> str:
+    """Over seeds."""
+    failed = np.count_nonzero(~np.isfinite(values))
+    return f"{failed} of {len(values)} failed" if failed else form.format(np.mean(values))
 
 
-def rows(result: Result) -> list[dict[str, str]]:
+def paired(values: list[float], others: list[float]) -> str:
+    """Mean difference ± its standard error; a seed has the same data and the same runs for all methods."""
+    gap = np.subtract(values, others)
+    if not np.isfinite(gap).all() or not gap.any():
+        return ""
+    error = f" ± {gap.std(ddof=1) / len(gap) ** 0.5:.4f}" if len(gap) > 1 else ""
+    return f"{gap.mean():+.4f}{error}"
+
+
+def along(path: list[dict[str, Any]], name: str, form: str) -> str:
+    """First and last of a run."""
+    if not path or "fault" in path[-1]:
+        return path[-1]["fault"] if path else ""
+    ends = [path[0], path[-1]] if len(path) > 1 else path
+    return " … ".join(form.format(row[name]) for row in ends)
+
+
+def rows(results: dict[str, Result]) -> list[dict[str, str]]:
     """A row for each method, as it is printed."""
-    found, bias = [], result.get("bias", {})
-    curves = [record["seeds"] for record in result["methods"].values()]
-    error = next((k for k in ("area", "test_error") if k in curves[0][0]["curve"][-1]), "test_loss")
-    start = [record["curve"][0] for record in curves[0]]
-    heading = {"area": "area under ROC", "test_error": "test error, %", "test_loss": "test loss"}[error]
-    scale, form = (100, "{:.2f}") if error == "test_error" else (1, "{:.4f}")
-    found.append(
-        {
-            "method": "where all begin",
-            "loss on T2": spread([row["val_loss"] for row in start]),
-            heading: spread([scale * row[error] for row in start], form),
-        }
-    )
-    for name, record in result["methods"].items():
+    (first, result), *others = results.items()
+    methods, bias = result["methods"], result.get("bias", {})
+    begin = [seed["curve"][0] for seed in next(iter(methods.values()))["seeds"]]
+    measured = next(name for name in HEADINGS if name in begin[0])
+    heading, scale, form = HEADINGS[measured]
+    losses = {name: [final(seed) for seed in record["seeds"]] for name, record in methods.items()}
+    best = min(losses.values(), key=np.mean)
+    start = {"method": "where all begin", "loss": mean([row["val_loss"] for row in begin])}
+    found = [start | {heading: mean([scale * row[measured] for row in begin], form)}]
+    for name, record in methods.items():
         seeds, path = record["seeds"], bias.get(name, [])
-        found.append(
-            {
-                "method": name,
-                "rate": f"{seeds[0]['rate']:.2g}" if record["tried"] else "",
-                "loss on T2": spread([final(seed) for seed in seeds]),
-                "at half": spread([halfway(seed) for seed in seeds]),
-                heading: spread([scale * final(seed, error) for seed in seeds], form),
-                "gradients": f"{np.mean([seed['curve'][-1]['gradients'] for seed in seeds]):.0f}",
-                "seconds": f"{np.mean([seed['curve'][-1]['seconds'] for seed in seeds]):.1f}",
-                "MB": f"{seeds[0]['bytes_held'] / 1e6:.2f}" if seeds[0]["bytes_held"] else "",
-                "cosine": " … ".join(f"{path[k]['cosine']:.2f}" for k in (0, -1)) if path else "",
-                "error": " … ".join(f"{path[k]['relative_error']:.2g}" for k in (0, -1)) if path else "",
-            }
-        )
+        ends = [seed["curve"][-1] for seed in seeds]
+        row = {
+            "method": name,
+            "rate": f"{seeds[0]['rate']:.2g}" if record["tried"] else "",
+            "loss": mean(losses[name]),
+            "above the best": paired(losses[name], best),
+            "for half": mean([by(seed, result["budget"] / 2) for seed in seeds]),
+            heading: mean([scale * final(seed, measured) for seed in seeds], form),
+            "gradients": f"{np.mean([end['gradients'] for end in ends]):.0f}",
+            "held, MB": f"{seeds[0]['bytes_held'] / 1e6:.2f}" if seeds[0]["bytes_held"] else "",
+            "cosine": along(path, "cosine", "{:.2f}"),
+            "error": along(path, "relative_error", "{:.1g}"),
+            f"{first}, s": f"{np.mean([end['seconds'] for end in ends]):.1f}",
+        }
+        for other, theirs in others:
+            row[f"{other}, s"] = f"{theirs['methods'][name]['seeds'][0]['curve'][-1]['seconds']:.1f}"
+        found.append(row)
     return found
 
 
+def agreement(results: dict[str, Result]) -> str:
+    """How far the losses of other backends are from the first one's, on the first seed."""
+    (first, result), *others = results.items()
+    found = []
+    for name, other in others:
+        pairs = [
+            (final(record["seeds"][0]), final(other["methods"][method]["seeds"][0]))
+            for method, record in result["methods"].items()
+        ]
+        gaps = [abs(a - b) / abs(a) for a, b in pairs if np.isfinite([a, b]).all()]
+        found.append(f"{name} {np.median(gaps):.1%}, at most {max(gaps):.1%}")
+    return f"Losses differ from {first}'s on one seed: {'; '.join(found)}." if found else ""
+
+
+def markdown(results: dict[str, Result]) -> str:
+    """The table for a README."""
+    found = rows(results)
+    names = [*dict.fromkeys(key for row in found for key in row)]
+    lines = [names, ["---"] * len(names), *([row.get(name, "") for name in names] for row in found)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
 def show(results: dict[str, Result]) -> None:
-    """Print a table: all columns for the first backend, seconds and losses for the others."""
+    """Print the table."""
     from rich.console import Console
     from rich.table import Table
 
-    (first, result), *others = results.items()
-    table = Table(title=f"{result['title']}; {first}")
-    found = rows(result)
-    names = [*dict.fromkeys(key for row in found for key in row), *(name for name, _ in others)]
+    result = next(iter(results.values()))
+    table, found = Table(title=f"{result['title']}; {result['data']}"), rows(results)
+    names = [*dict.fromkeys(key for row in found for key in row)]
     for name in names:
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for row in found:
-        for name, other in others:
-            if (record := other["methods"].get(row["method"])) is not None:
-                last = record["seeds"][0]["curve"][-1]
-                row[name] = f"{last['val_loss']:.4f}, {last['seconds']:.1f} s"
         table.add_row(*(row.get(name, "") for name in names))
-    Console(width=190).print(table)
+    console = Console(width=190)
+    console.print(table)
+    if words := agreement(results):
+        console.print(words)
 
 
 def average(seeds: list[Result], column: str) -> tuple[np.ndarray, np.ndarray]:
@@ -104,15 +138,16 @@ def draw(path: Path, results: dict[str, Result]) -> None:
             at, losses = average(record["seeds"], column)
             axes.step(at, losses, where="post", label=name, **style)
             lowest, highest = min(lowest, np.nanmin(losses)), max(highest, losses[0])
-        if bias := result.get("bias", {}).get(name):
+        bias = [row for row in result.get("bias", {}).get(name, []) if "fault" not in row]
+        if bias:
             at = [row["step"] for row in bias]
             cosine.plot(at, [row["cosine"] for row in bias], marker=".", **style)
             error.plot(at, [row["relative_error"] for row in bias], marker=".", **style)
     for axes, label in ((gradients, "gradients spent"), (seconds, "seconds")):
         # What is worse than the start is not worth the room.
-        margin = 0.05 * (highest - lowest)
+        margin = 0.05 * (highest - lowest) or 1e-3
         limits = lowest - margin, highest + margin
-        axes.set(xlabel=label, ylabel="loss on T2, models trained anew", ylim=limits)
+        axes.set(xlabel=label, ylabel="validation loss, models trained anew", ylim=limits)
     cosine.set(xlabel="training step", ylabel="cosine with the exact hypergradient")
     error.set(xlabel="training step", ylabel="relative error", yscale="log")
     figure.legend(*gradients.get_legend_handles_labels(), loc="outside right upper", fontsize=8)

@@ -48,8 +48,12 @@ class Supervised(Problem):
     def inputs(self) -> int:
         return 64 if self.options.folder is None else 196
 
+    @property
+    def data(self) -> str:  # type: ignore[override]
+        return "digits" if self.options.folder is None else "MNIST in 14 × 14 pixels"
+
     def images(self, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
-        """MNIST in 14 × 14 pixels, or digits where there is no folder: as many in T2 as in T1, 2000 test."""
+        """As many in T2 as in T1, and for the test 2000, or all that are left."""
         found = load_images("digits" if self.options.folder is None else "mnist", self.options.folder)
         x, y = np.concatenate([found.x, found.x_test])[..., 0] / 255, np.concatenate([found.y, found.y_test])
         if self.options.folder is not None:
@@ -67,44 +71,40 @@ class Supervised(Problem):
 class Drawn(Sample):
     """Data of a `Supervised` problem."""
 
+    problem: Supervised
+
     def __init__(self, problem: Supervised, seed: int) -> None:
-        self.problem, self.seed = problem, seed
+        super().__init__(problem, seed)
         self.t1, t2, test = problem.parts(np.random.default_rng((seed, 0)))
-        self.val, self.test = (self._batch(*part) for part in (t2, test))
-        self.start = problem.backend.map(problem.array, problem.weights(np.random.default_rng((seed, 1))))
-        self._losses = problem.backend.compile(problem.outer)
+        self.t2, self.unseen = self._batch(*t2), self._batch(*test)
+        self._loss = problem.backend.compile(problem.outer)
         self._outputs = problem.backend.compile(problem.logits)
 
     def _batch(self, x: np.ndarray, y: np.ndarray) -> Tree:
         return {"x": self.problem.array(x), "y": self.problem.array(y)}
 
     def episode(self, k: int, hparams: Tree) -> Episode:
-        rng, steps = np.random.default_rng((self.seed, 2, k)), self.problem.steps
-        (x, y), size = self.t1, self.problem.batch
-        draws = rng.integers(2**31, size=steps)
-        if size is None:
+        problem, (x, y) = self.problem, self.t1
+        rng, steps = np.random.default_rng((self.seed, 1, k)), problem.steps
+        start = problem.backend.map(problem.array, problem.weights(rng))
+        draws = [{"draw": problem.array(d, "int32")} for d in rng.integers(2**31, size=steps)]
+        if problem.batch is None:
             whole = self._batch(x, y)
-            batches = [whole | {"draw": self.problem.array(d, "int32")} for d in draws]
-            return Episode(self.start, batches, self.val)
-        passes = -(-steps * size // len(x))
-        order = np.concatenate([rng.permutation(len(x)) for _ in range(passes)])[: steps * size]
-        batches = [
-            self._batch(x[rows], y[rows]) | {"draw": self.problem.array(d, "int32")}
-            for rows, d in zip(order.reshape(steps, size), draws, strict=True)
-        ]
-        return Episode(self.start, batches, self.val)
+            return Episode(start, [whole | draw for draw in draws], self.t2)
+        passes = -(-steps * problem.batch // len(x))
+        order = np.concatenate([rng.permutation(len(x)) for _ in range(passes)])[: steps * problem.batch]
+        parts = order.reshape(steps, problem.batch)
+        batches = [self._batch(x[rows], y[rows]) | draw for rows, draw in zip(parts, draws, strict=True)]
+        return Episode(start, batches, self.t2)
 
-    def judge(self, params: Tree, hparams: Tree) -> dict[str, float]:
-        found = {
-            f"{name}_loss": float(self._losses(params, hparams, part))
-            for name, part in (("val", self.val), ("test", self.test))
-        }
-        return found | self.errors(params, hparams)
+    def validate(self, params: Tree, hparams: Tree) -> float:
+        return float(self._loss(params, hparams, self.t2))
 
-    def errors(self, params: Tree, hparams: Tree) -> dict[str, float]:
-        """Share of test examples whose largest output is not the target's, where targets are classes."""
-        to_numpy, y = self.problem.backend.to_numpy, self.test["y"]
-        if y.ndim != 2 or y.shape[1] != self.problem.classes:
-            return {}
-        outputs = to_numpy(self._outputs(params, hparams, self.test["x"]))
-        return {"test_error": float(np.mean(outputs.argmax(-1) != to_numpy(y).argmax(-1)))}
+    def test(self, params: Tree, hparams: Tree) -> dict[str, float]:
+        """With the share of test examples that are put into a wrong class, where targets are classes."""
+        to_numpy, y = self.problem.backend.to_numpy, self.unseen["y"]
+        found = {"test_loss": float(self._loss(params, hparams, self.unseen))}
+        if y.ndim == 2 and y.shape[1] == self.problem.classes:
+            outputs = to_numpy(self._outputs(params, hparams, self.unseen["x"]))
+            found["test_error"] = float(np.mean(outputs.argmax(-1) != to_numpy(y).argmax(-1)))
+        return found

@@ -31,7 +31,7 @@ class Cleaning(Supervised):
 
     @property
     def implicit(self):
-        cg = hg.Implicit(hg.CG(50, rtol=0.05), tolerance=None, warm_start=True)
+        cg = hg.Implicit(hg.CG(50, rtol=0.05), tolerance=None, warm_start=True, on_failure="warn")
         amortised = hg.Implicit(hg.Amortised(0.1), tolerance=None)
         return {"implicit, CG": (cg, self.steps // 10), "implicit, amortised": (amortised, 1)}
 
@@ -63,6 +63,6 @@ class Corrupted(Drawn):
         (_, y), *_ = problem.images(np.random.default_rng((seed, 0)))
         self.right = self.t1[1].argmax(-1) == y.argmax(-1)
 
-    def judge(self, params, hparams):
+    def test(self, params, hparams):
         found = self.problem.backend.to_numpy(hparams["weights"])
-        return super().judge(params, hparams) | {"area": area(found, self.right)}
+        return super().test(params, hparams) | {"area": area(found, self.right)}

@@ -23,9 +23,14 @@ class Depth(Supervised):
 
     def __init__(self, backend, options):
         super().__init__(backend, options)
-        self.hparams = {"m": self.array(float(LAYERS)), "v": self.array(0.3)}
+        self.hparams = {"m": self.array(float(LAYERS)), "v": self.array(1.0)}
         self.depths = self.array(np.arange(1, LAYERS + 1))
         self.prepare()
+
+    @property
+    def implicit(self):
+        neumann = hg.Implicit(hg.Neumann(10, step_size=0.05), tolerance=None, on_failure="warn")
+        return {"implicit, Neumann 10": (neumann, self.steps // 10)}
 
     def weights(self, rng):
         hidden = weights(rng, self.inputs, *[32] * LAYERS)

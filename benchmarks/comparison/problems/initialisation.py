@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from comparison.networks import cross_entropies, dense, weights
-from comparison.problem import Episode, Problem, Sample
+from comparison.problem import JUDGING, Episode, Problem, Sample
 
 import hypergrad as hg
 from hypergrad.demo.images import load_images
@@ -13,8 +13,8 @@ TASKS, WAYS, SHOTS, QUERIES = 16, 3, 1, 15
 PULL = 0.2
 """Strength of the penalty towards the initial parameters (Rajeswaran et al. 2019), by which an estimator that
 knows only the optimum sees them."""
-SEEN = 6
-"""Digits to learn from; the others are for the test."""
+SEEN = 60
+"""Classes of 80 to learn from; the others are for the test."""
 
 
 class Initialisation(Problem):
@@ -26,6 +26,7 @@ class Initialisation(Problem):
     rule = hg.SGD(0.2)
     space = hg.Real()
     low, high = {}, {}
+    data = "digits"
     share = 0.05
 
     def __init__(self, backend, options):
@@ -50,9 +51,12 @@ class Initialisation(Problem):
 
     def losses(self, params, batch):
         """The mean loss of each task."""
-        xp, (first, last) = self.backend.xp, params
-        logits = dense(last, xp.tanh(dense(first, batch["x"])))
-        return xp.mean(cross_entropies(xp, logits, batch["y"]), axis=-1)
+        xp = self.backend.xp
+        return xp.mean(cross_entropies(xp, self.logits(params, batch["x"]), batch["y"]), axis=-1)
+
+    def logits(self, params, x):
+        first, last = params
+        return dense(last, self.backend.xp.tanh(dense(first, x)))
 
     def inner(self, params, hparams, batch):
         # The sum, so that each task has the gradient that it would have alone.
@@ -69,32 +73,35 @@ class Initialisation(Problem):
 
 
 class Tasks(Sample):
-    """Scikit-learn's digits, turned and mirrored: some to learn from and to validate, others for the test.
+    """Scikit-learn's digits, turned and mirrored: a class is a digit in one of its eight positions.
 
-    A class is a digit in one of its eight positions, as for Omniglot's letters; a task has three digits.
+    Validated is on other examples of the classes that are learned from, tested on classes never seen. The
+    three digits of a task differ.
     """
 
     def __init__(self, problem, seed):
-        found = load_images("digits")
+        super().__init__(problem, seed)
+        found, rng = load_images("digits"), np.random.default_rng((seed, 0))
         x, y = np.concatenate([found.x, found.x_test])[..., 0] / 255, np.concatenate([found.y, found.y_test])
-        rng = np.random.default_rng((seed, 0))
-        order, digits, half = rng.permutation(len(x)), rng.permutation(10), len(x) // 2
+        order, classes, half = rng.permutation(len(x)), rng.permutation(80), len(x) // 2
         x, y = (x[order] - x.mean()) / x.std(), y[order]
-        self.problem, self.seed = problem, seed
         self.pools = {
-            "learn": (x[:half], y[:half], digits[:SEEN]),
-            "val": (x[half:], y[half:], digits[:SEEN]),
-            "test": (x[half:], y[half:], digits[SEEN:]),
+            "learn": (x[:half], y[:half], classes[:SEEN]),
+            "val": (x[half:], y[half:], classes[:SEEN]),
+            "test": (x[half:], y[half:], classes[SEEN:]),
         }
 
     def tasks(self, pool, rng):
         """Examples to adapt to and examples to judge by, of each task."""
-        (x, y, digits), adapt, judge = self.pools[pool], [], []
+        (x, y, classes), adapt, judge = self.pools[pool], [], []
         for _ in range(TASKS):
-            for digit in rng.permutation(digits)[:WAYS]:
+            shuffled = rng.permutation(classes)
+            _, first = np.unique(shuffled // 8, return_index=True)
+            for label in shuffled[np.sort(first)[:WAYS]]:
+                digit, position = divmod(label, 8)
                 images = x[rng.choice(np.flatnonzero(y == digit), SHOTS + QUERIES, False)]
-                turned = np.rot90(images, rng.integers(4), (1, 2))
-                turned = turned[:, :, ::-1] if rng.integers(2) else turned
+                turned = np.rot90(images, position % 4, (1, 2))
+                turned = turned[:, :, ::-1] if position >= 4 else turned
                 adapt.append(turned[:SHOTS])
                 judge.append(turned[SHOTS:])
 
@@ -106,23 +113,33 @@ class Tasks(Sample):
 
         return batch(adapt), batch(judge)
 
-    def episode(self, k, hparams):
-        train, val = self.tasks("learn", np.random.default_rng((self.seed, 2, k)))
+    def drawn(self, pool, k, hparams):
+        """A run on tasks of a pool."""
+        train, val = self.tasks(pool, np.random.default_rng((self.seed, 1, k)))
         return Episode(self.problem.start(hparams), [train] * self.problem.steps, val)
 
-    def judge(self, params, hparams):
-        """Adapted anew, to tasks that nothing has seen; θ is not looked at."""
-        problem, found = self.problem, {}
+    def episode(self, k, hparams):
+        return self.drawn("learn", k, hparams)
+
+    def adapted(self, pool, hparams, times):
+        """Loss and error after adapting to tasks that nothing has learned from: the mean of some runs."""
+        problem, rows = self.problem, []
+        for k in range(JUDGING, JUDGING + times):
+            episode = self.drawn(pool, k, hparams)
+            params = problem.trained(hparams, episode)
+            guess = problem.backend.to_numpy(problem.logits(params, episode.val["x"])).argmax(-1)
+            wrong = np.mean(guess != problem.backend.to_numpy(episode.val["y"]).argmax(-1))
+            rows.append((float(problem.outer(params, hparams, episode.val)), wrong))
+        return [float(column) for column in np.mean(rows, axis=0)]
+
+    def validate(self, params, hparams):
+        return self.adapted("val", hparams, 1)[0]
+
+    def test(self, params, hparams):
+        return dict(zip(("test_loss", "test_error"), self.adapted("test", hparams, 1), strict=True))
+
+    def judged(self, hparams, reruns):
+        found = {}
         for pool in ("val", "test"):
-            losses, wrong = [], []
-            for k in range(4):
-                train, val = self.tasks(pool, np.random.default_rng((self.seed, 3, k)))
-                begin = problem.start(hparams)
-                adapted = problem.trained(hparams, Episode(begin, [train] * problem.steps, val))
-                losses.append(float(problem.outer(adapted, hparams, val)))
-                first, last = adapted
-                logits = dense(last, problem.backend.xp.tanh(dense(first, val["x"])))
-                guess, truth = (problem.backend.to_numpy(part).argmax(-1) for part in (logits, val["y"]))
-                wrong.append(np.mean(guess != truth))
-            found[f"{pool}_loss"], found[f"{pool}_error"] = float(np.mean(losses)), float(np.mean(wrong))
+            found[f"{pool}_loss"], found[f"{pool}_error"] = self.adapted(pool, hparams, 4 * reruns)
         return found

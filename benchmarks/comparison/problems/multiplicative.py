@@ -21,8 +21,13 @@ class MultiplicativeNoise(Supervised):
 
     def __init__(self, backend, options):
         super().__init__(backend, options)
-        self.hparams = {"deviation": self.array(np.full(3, 0.02))}
+        self.hparams = {"deviation": self.array(np.full(3, 1.5))}
         self.prepare()
+
+    @property
+    def implicit(self):
+        neumann = hg.Implicit(hg.Neumann(10, step_size=0.1), tolerance=None, on_failure="warn")
+        return {"implicit, Neumann 10": (neumann, self.steps // 10)}
 
     def weights(self, rng):
         return weights(rng, self.inputs, 64, 64, 10)

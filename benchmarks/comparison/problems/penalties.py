@@ -16,6 +16,7 @@ class Penalties(Supervised):
     source = "Foo et al. 2008"
     rule = hg.SGD(0.02, momentum=0.9)
     batch = None
+    data = "diabetes, with squares and products"
     space = hg.Interval(-12.0, 4.0)
     low, high = {"log_l2": -10.0}, {"log_l2": 2.0}
 
@@ -26,7 +27,7 @@ class Penalties(Supervised):
 
     @property
     def implicit(self):
-        cg = hg.Implicit(hg.CG(200, rtol=1e-2), tolerance=None, warm_start=True)
+        cg = hg.Implicit(hg.CG(200, rtol=1e-2), tolerance=None, warm_start=True, on_failure="warn")
         amortised = hg.Implicit(hg.Amortised(0.02), tolerance=None)
         return {"implicit, CG": (cg, self.steps // 10), "implicit, amortised": (amortised, 1)}
 

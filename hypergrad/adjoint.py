@@ -153,14 +153,18 @@ class AdjointSystem:
         return System.begun(self.backend, product, v, start, self.symmetric, self.definite)
 
     def _product(self, delta: Scalar) -> Curved:
-        return lambda p, k: self.backend.axpy(delta, p, self.curved(p, k))
+        return lambda p, k: self._damped(delta, p, self.curved(p, k))
+
+    def _damped(self, delta: Scalar, p: Tree, hp: Tree) -> Tree:
+        """H p + δ p, for which nothing is done where δ is known to be 0."""
+        return hp if isinstance(delta, int | float) and delta == 0 else self.backend.axpy(delta, p, hp)
 
     def _respond(self, x: Tree, delta: Scalar) -> tuple[Tree, Tree, Scalar]:
         """A x, (∂_λ G)ᵀ x, and the error of a difference."""
         ax, mixed, error = self.at.both(x)
         if not self.exact:
             ax = self.curved(x, 0)
-        return self.backend.axpy(delta, x, ax), mixed, error
+        return self._damped(delta, x, ax), mixed, error
 
 
 def _left(backend: Backend, system: System, x: Tree) -> Tree:

@@ -99,6 +99,12 @@ class Backend(Protocol):
     def readable(self, *leaves: Array) -> bool:
         """Can the values be read now: neither traced nor on a device that one would have to wait for?"""
 
+    def number(self, scalar: Scalar) -> Any:
+        """The value of a scalar, or of a Python number, as one of NumPy's of the same precision.
+
+        ``None`` where it cannot be read now, and where a derivative goes through it, which would end there.
+        """
+
     def flatten(self, tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Tree]]:
         """Take a tree apart, and return what puts leaves back together. ``None`` is no leaf."""
 

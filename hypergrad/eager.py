@@ -23,6 +23,9 @@ def flatten(tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Tree]]:
     return leaves, spec.unflatten
 
 
+leaves = optree.tree_leaves
+
+
 def paths(tree: Tree, root: str) -> list[str]:
     """Name every leaf as one would write it in Python."""
     return list(_paths(optree.tree_structure(tree), root))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from hypergrad.backend import Backend, Tree
 
 
 def first_nonfinite(backend: Backend, tree: Tree) -> Any:
     """The number of the first leaf that holds a NaN or an infinity, −1 if all are finite.
 
-    A finite sum shows that all is well, at the price of one look; if it is not, it may have overflowed.
+    A finite sum shows that all is well with a leaf, at the price of one look; if it is not, it may have
+    overflowed.
     """
     xp, leaves = backend.xp, backend.flatten(tree)[0]
-    if leaves and backend.readable(*leaves) and bool(xp.isfinite(sum(xp.sum(leaf) for leaf in leaves))):
-        return -1
+    if leaves and backend.readable(*leaves):
+        if np.isfinite(sum(float(backend.to_numpy(xp.sum(leaf))) for leaf in leaves)):
+            return -1
     return search_nonfinite(backend, tree)
 
 

@@ -8,6 +8,7 @@ from frameworks import BACKENDS
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError, SolveError
+from hypergrad.solvers import System
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
 
@@ -102,6 +103,59 @@ class TestSystems:
         # It reports success on a singular system, where no x is right.
         with pytest.raises(SolveError):
             solved(backend, hg.External(cg, rtol=1e-8, on_host=True), "singular")
+
+
+class OnScalars:
+    """A backend none of whose scalars can be read."""
+
+    def __init__(self, backend):
+        self.backend = backend
+
+    def __getattr__(self, name):
+        return getattr(self.backend, name)
+
+    def number(self, scalar):
+        return None
+
+
+@pytest.mark.parametrize("name", set(BACKENDS) - {"jax"})
+class TestNumbers:
+    @pytest.mark.parametrize(
+        "solver", [hg.CG(6), hg.MINRES(6), hg.BiCGStab(6), hg.Neumann(6), hg.Neumann(6, 0.01, 1e-4)], ids=str
+    )
+    @pytest.mark.parametrize("dtype", ["float64", "float32"])
+    @pytest.mark.parametrize("kind", ["definite", "indefinite", "singular"])
+    def test_a_solve_on_numbers_is_one_on_scalars(self, name, solver, dtype, kind):
+        backend = BACKENDS[name]
+        a, v = (backend.asarray(part.astype(dtype)) for part in system(kind))
+        systems = (
+            System.at_rest(backend, lambda p, k: a @ p, v),
+            System.at_rest(backend, lambda p, k: a @ p, v),
+        )
+        one, other = (solver.solve(b, s) for b, s in zip((backend, OnScalars(backend)), systems, strict=True))
+        assert (int(one.iterations), int(one.failure)) == (int(other.iterations), int(other.failure))
+        tolerance = 1e4 * float(np.finfo(dtype).eps)
+        for field in ("x", "curvature", "smallest"):
+            found, expected = getattr(one, field), getattr(other, field)
+            assert backend.owns(found) and backend.describe(found).dtype == dtype
+            found, expected = backend.to_numpy(found), backend.to_numpy(expected)
+            np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+    @pytest.mark.parametrize(
+        "solver", [hg.CG(), hg.MINRES(), hg.BiCGStab(), hg.Neumann(400, rtol=1e-4)], ids=str
+    )
+    def test_a_derivative_goes_through_the_steps(self, name, solver):
+        backend, (a, v) = BACKENDS[name], system("definite")
+        b, u = np.diag(np.linspace(0, 1, len(v))), np.linspace(1, 2, len(v))
+        matrix, slope, right, weight = (backend.asarray(part) for part in (a, b, v, u))
+
+        def along(s):
+            found = hg.solve(lambda p: (matrix + s * slope) @ p, right, solver, backend=backend)
+            return backend.inner(weight, found.x)
+
+        _, found = backend.value_and_grad(along, backend.asarray(np.array(0.5)))
+        x, w = (np.linalg.solve(a + 0.5 * b, part) for part in (v, u))
+        np.testing.assert_allclose(backend.to_numpy(found), -w @ b @ x, rtol=1e-3)
 
 
 @pytest.mark.skipif("jax" not in BACKENDS, reason="JAX is not installed")

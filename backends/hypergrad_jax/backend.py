@@ -56,6 +56,9 @@ class JaxBackend:
     def readable(self, *leaves: Array) -> bool:
         return not any(isinstance(leaf, jax.Array) and _far(leaf) for leaf in leaves)
 
+    def number(self, scalar: Scalar) -> Any:
+        return np.asarray(scalar)[()] if self.readable(scalar) else None
+
     def flatten(self, tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Tree]]:
         leaves, structure = jax.tree_util.tree_flatten(tree)
         return leaves, partial(jax.tree_util.tree_unflatten, structure)

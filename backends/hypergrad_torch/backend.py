@@ -23,6 +23,13 @@ from hypergrad_torch.randomness import generator, replay, restore
 LAUNCHED = 2**20
 """Elements of a block on a device, where one of fewer takes no less time."""
 
+_NUMBERS = {
+    torch.float16: np.float16,
+    torch.bfloat16: np.float32,
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+}
+
 
 def _where(condition: Any, x: Any, y: Any) -> Any:
     """``torch.where`` that takes Python numbers everywhere, and a Python boolean as the condition."""
@@ -68,6 +75,11 @@ class TorchBackend:
     def readable(self, *leaves: Array) -> bool:
         return not any(isinstance(leaf, Tensor) and _symbolic(leaf) for leaf in leaves)
 
+    def number(self, scalar: Scalar) -> Any:
+        if not isinstance(scalar, Tensor):
+            return np.asarray(scalar)[()]
+        return None if scalar.requires_grad or _symbolic(scalar) else _NUMBERS[scalar.dtype](scalar.item())
+
     flatten = staticmethod(eager.flatten)
     paths = staticmethod(eager.paths)
     map = staticmethod(eager.map)
@@ -75,24 +87,21 @@ class TorchBackend:
     # The vector space of trees.
 
     def inner(self, x: Tree, y: Tree) -> Scalar:
-        pairs = zip(self.flatten(x)[0], self.flatten(y)[0], strict=True)
+        pairs = zip(eager.leaves(x), eager.leaves(y), strict=True)
         products = [_dot(a, b) for a, b in pairs if is_float(a)]
         return sum(products[1:], products[0]) if products else torch.zeros((), dtype=torch.float64)
 
     def axpy(self, a: Scalar, x: Tree, y: Tree) -> Tree:
-        xs, (ys, unflatten) = self.flatten(x)[0], self.flatten(y)
-        fused = not isinstance(a, Tensor) and len({(t.dtype, t.device) for t in xs + ys if is_float(t)}) == 1
+        xs, (ys, unflatten) = eager.leaves(x), self.flatten(y)
         # In a graph the fused sum would keep both of its arguments, and that of two tensors keeps none.
-        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in xs + ys if is_float(t))
-        if fused and not recorded and all(map(is_float, xs + ys)):
+        if len(ys) > 1 and not isinstance(a, Tensor) and _alike(xs + ys):
             return unflatten(torch._foreach_add(ys, xs, alpha=a))
 
         def leaf(x: Array, y: Array) -> Array:
             if not is_float(y):
                 return y
-            if not isinstance(a, Tensor):
-                return torch.add(y, x, alpha=a).to(y.dtype)
-            return (y + a.to(y.dtype) * x).to(y.dtype)
+            moved = y + a.to(y.dtype) * x if isinstance(a, Tensor) else torch.add(y, x, alpha=a)
+            return _in(y.dtype, moved)
 
         return unflatten([leaf(x, y) for x, y in zip(xs, ys, strict=True)])
 
@@ -255,12 +264,24 @@ def _pinned(x: Any) -> Any:
 
 def _symbolic(x: Tensor) -> bool:
     """Is there no value that could be read without waiting for a device?"""
-    functorch = torch._C._functorch.is_functorch_wrapped_tensor(x)
-    return x.device.type != "cpu" or functorch or isinstance(x, FakeTensor)
+    return not x.is_cpu or torch._C._functorch.is_functorch_wrapped_tensor(x) or isinstance(x, FakeTensor)
+
+
+def _alike(leaves: list[Any]) -> bool:
+    """Are these floats of one dtype, and part of no graph?"""
+    recorded = torch.is_grad_enabled()
+    return all(
+        is_float(x) and x.dtype is leaves[0].dtype and not (recorded and x.requires_grad) for x in leaves
+    )
+
+
+def _in(dtype: torch.dtype, x: Tensor) -> Tensor:
+    """The tensor in a dtype: torch takes a microsecond to see that it is one already."""
+    return x if x.dtype is dtype else x.to(dtype)
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
     """⟨x, y⟩ of two leaves, accumulated in float32 or better."""
     if x.itemsize < 4:
         x = x.float()
-    return torch.dot(x.reshape(-1), y.reshape(-1).to(x.dtype))
+    return torch.dot(x.flatten(), _in(x.dtype, y).flatten())

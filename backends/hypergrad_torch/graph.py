@@ -66,6 +66,11 @@ class _End(NamedTuple):
     dtype: torch.dtype
     shape: torch.Size
 
+    def cotangent(self, g: Tensor) -> Tensor:
+        """A cotangent in the dtype and shape of the tensor."""
+        fits = g.dtype is self.dtype and g.shape == self.shape
+        return g if fits else g.to(self.dtype).expand(self.shape)
+
 
 def _end(x: Any) -> _End | None:
     """What to pull back from, if there is anything."""
@@ -98,7 +103,7 @@ class Pullback:
     def _pull(self, cotangent: Tree, inputs: list[Any], keep: bool = True) -> list[Any]:
         """The engine visits no node from which none of the inputs can be reached."""
         pairs = [
-            (end.root, g.to(end.dtype).expand(end.shape))
+            (end.root, end.cotangent(g))
             for end, g in zip(self._outputs, eager.flatten(cotangent)[0], strict=True)
             if end is not None
         ]

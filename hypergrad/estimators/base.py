@@ -281,20 +281,25 @@ class HypergradientEstimator(ABC):
         return True
 
     def _check_finite(self, backend: Backend, out: Estimate) -> None:
-        report, step = out.report, int(out.state.step)
-        if (bad := int(report.bad_step)) >= 0:
-            leaf = int(report.bad_leaf)
+        # Host numbers, one by one as they are looked at: an operation of JAX outside of a program costs ten.
+        report, read = out.report, backend.to_numpy
+
+        def at() -> int:
+            return int(read(out.state.step))
+
+        if (bad := int(read(report.bad_step))) >= 0:
+            leaf = int(read(report.bad_leaf))
             path = None if leaf < 0 else backend.paths(out.state.params, "params")[leaf]
             raise NonFiniteError("T1", bad, path)
-        if not bool(backend.xp.isfinite(out.outer_value)):
-            raise NonFiniteError("T2", step)
-        if (leaf := int(report.bad_outer_leaf)) >= 0:
-            raise NonFiniteError("T2", step, backend.paths(out.state.params, "params")[leaf])
-        if (leaf := int(first_nonfinite(backend, out.hypergradient))) >= 0:
+        if not np.isfinite(read(out.outer_value)):
+            raise NonFiniteError("T2", at())
+        if (leaf := int(read(report.bad_outer_leaf))) >= 0:
+            raise NonFiniteError("T2", at(), backend.paths(out.state.params, "params")[leaf])
+        if (leaf := int(read(first_nonfinite(backend, out.hypergradient)))) >= 0:
             path = backend.paths(out.hypergradient, "hparams")[leaf]
-            if not bool(backend.xp.isfinite(report.direct_norm)):
-                raise NonFiniteError("T2", step, path)
-            raise NonFiniteError("T1", max(step - 1, 0), path)
+            if not np.isfinite(read(report.direct_norm)):
+                raise NonFiniteError("T2", at(), path)
+            raise NonFiniteError("T1", max(at() - 1, 0), path)
 
 
 def hypergradient(

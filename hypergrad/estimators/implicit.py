@@ -310,7 +310,8 @@ class Implicit(HypergradientEstimator):
         report = out.report
         if self.mixed is not None:
             self.mixed.check(report.difference_error)
-        failure, away = Failure(int(report.failure)), float(report.inner_gradient_norm)
+        failure = Failure(int(backend.to_numpy(report.failure)))
+        away = float(backend.to_numpy(report.inner_gradient_norm))
         if failure is not Failure.NONE:
             steps, relative = int(report.iterations), float(report.residual)
             message = diagnosis(failure, self.solver, steps, relative, away, float(report.curvature))

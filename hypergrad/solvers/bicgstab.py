@@ -9,6 +9,7 @@ from hypergrad import vectors
 from hypergrad.backend import Backend, Scalar, Tree
 from hypergrad.errors import Failure
 from hypergrad.solvers.base import Solution, Solver, System, check_steps, check_tolerance, rounding
+from hypergrad.solvers.numbers import on_numbers
 
 
 class _Iterate(NamedTuple):
@@ -50,6 +51,7 @@ class BiCGStab(Solver):
         check_steps("BiCGStab", self.max_steps)
         check_tolerance("BiCGStab", self.rtol, self.atol)
 
+    @on_numbers
     def solve(self, backend: Backend, system: System) -> Solution:
         xp, axpy, inner = backend.xp, backend.axpy, backend.inner
         target = self.target(backend, system)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, final
 
@@ -18,6 +19,7 @@ from hypergrad.solvers.base import (
     prepare,
     rounding,
 )
+from hypergrad.solvers.numbers import on_numbers
 
 
 class _Iterate(NamedTuple):
@@ -70,8 +72,14 @@ class CG(Solver):
         return (replace(self, preconditioner=made.apply) if self.preconditioner else self), made.products
 
     def solve(self, backend: Backend, system: System) -> Solution:
-        xp, inner = backend.xp, backend.inner
         made = prepare(self.preconditioner, backend, system)
+        seen = backend.xp.where(made.curvature > system.met, made.curvature, system.met)
+        solution = self._descend(backend, system._replace(met=seen), made.apply)
+        return solution._replace(products=solution.products + made.products)
+
+    @on_numbers
+    def _descend(self, backend: Backend, system: System, precondition: Callable[[Tree], Tree]) -> Solution:
+        xp, inner = backend.xp, backend.inner
         target = self.target(backend, system) ** 2
         lost = 10 * rounding(backend, target)
 
@@ -97,19 +105,17 @@ class CG(Solver):
             along = inner(it.p, it.r)
             alpha = xp.where(sound, along, 0.0 * along) / xp.where(sound, php, xp.ones_like(php))
             x, r = backend.axpy(alpha, it.p, it.x), backend.axpy(-alpha, hp, it.r)
-            z = made.apply(r)
+            z = precondition(r)
             rr = inner(r, r)
             rz = rr if z is r else inner(r, z)
             p = backend.axpy(rz / it.rz, it.p, z)
             smallest = xp.minimum(it.smallest, xp.abs(curvature))
             return _Iterate(x, r, p, rz, rr, it.k + 1, failure, largest, smallest)
 
-        r, z = system.r, made.apply(system.r)
+        r, z = system.r, precondition(system.r)
         rr = inner(r, r)
         rz = rr if z is r else inner(r, z)
-        seen, largest = 0.0 * rr + made.curvature, 0.0 * rr + system.met
-        largest = xp.where(seen > largest, seen, largest)
-        p = z
+        p, largest = z, 0.0 * rr + system.met
         if system.direction is not None:
             none = inner(system.direction, system.direction) == 0
             p = backend.map(lambda fresh, old: xp.where(none, fresh, old), z, system.direction)
@@ -118,5 +124,5 @@ class CG(Solver):
         failure = xp.where(
             (end.failure == Failure.NONE) & (end.rr > target), int(Failure.MAX_STEPS), end.failure
         )
-        spent, smallest = end.k + made.products, met(backend, end.smallest)
-        return Solution(end.x, end.k, spent, failure, end.curvature, smallest=smallest, direction=end.p)
+        smallest = met(backend, end.smallest)
+        return Solution(end.x, end.k, end.k, failure, end.curvature, smallest=smallest, direction=end.p)

@@ -9,6 +9,7 @@ from hypergrad import vectors
 from hypergrad.backend import Backend, Scalar, Tree
 from hypergrad.errors import Failure
 from hypergrad.solvers.base import Solution, Solver, System, check_steps, check_tolerance, met, rounding
+from hypergrad.solvers.numbers import on_numbers
 
 
 class _Iterate(NamedTuple):
@@ -56,6 +57,7 @@ class MINRES(Solver):
         check_steps("MINRES", self.max_steps)
         check_tolerance("MINRES", self.rtol, self.atol)
 
+    @on_numbers
     def solve(self, backend: Backend, system: System) -> Solution:
         xp, axpy, inner = backend.xp, backend.axpy, backend.inner
         target = self.target(backend, system)

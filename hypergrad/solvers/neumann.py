@@ -17,6 +17,7 @@ from hypergrad.solvers.base import (
     check_tolerance,
     rounding,
 )
+from hypergrad.solvers.numbers import on_numbers
 
 _POWER_STEPS = 10
 _GROWING_TERMS = 3
@@ -66,6 +67,7 @@ class Neumann(Solver):
         if self.step_size is not None:
             check_positive("Neumann", "step_size", self.step_size)
 
+    @on_numbers
     def solve(self, backend: Backend, system: System) -> Solution:
         xp, eta, spent = backend.xp, self.step_size, 0
         if eta is None and system.symmetric:

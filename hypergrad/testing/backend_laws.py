@@ -54,6 +54,24 @@ def trees_are_vectors(backend: Backend) -> None:
     close(backend, unravel(vector_x), x, 0.0)
 
 
+def scalars_are_numbers(backend: Backend) -> None:
+    """``number`` reads a scalar in its own precision, unless a derivative goes through it."""
+    for dtype in ("float32", "float64"):
+        x = tree(backend, 0, dtype)
+        scalar = backend.inner(x, x)
+        value = backend.number(scalar)
+        assert isinstance(value, np.floating) and str(value.dtype) == dtype
+        assert value == backend.to_numpy(scalar) and backend.number(float(value)) == float(value)
+    seen = []
+
+    def f(x: Any) -> Any:
+        seen.append(backend.number(backend.inner(x, x)))
+        return backend.inner(x, x)
+
+    backend.value_and_grad(f, tree(backend, 0))
+    assert seen and all(value is None for value in seen)
+
+
 def gradients_are_derivatives(backend: Backend) -> None:
     """``value_and_grad`` agrees with central differences."""
     x, d = tree(backend, 0), tree(backend, 9)
@@ -323,6 +341,7 @@ BACKEND_LAWS: tuple[Callable[[Backend], None], ...] = (
     arrays_come_back,
     trees_come_back,
     trees_are_vectors,
+    scalars_are_numbers,
     gradients_are_derivatives,
     forward_is_reverse_transposed,
     linearisations_push_forward,

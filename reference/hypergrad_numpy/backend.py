@@ -49,6 +49,9 @@ class NumpyBackend:
     def readable(self, *leaves: Array) -> bool:
         return not any(isbox(leaf) for leaf in leaves)
 
+    def number(self, scalar: Scalar) -> Any:
+        return None if isbox(scalar) else np.asarray(scalar)[()]
+
     flatten = staticmethod(eager.flatten)
     paths = staticmethod(eager.paths)
     map = staticmethod(eager.map)

@@ -95,6 +95,9 @@ class PebbleBackend:
     def readable(self, *leaves: Any) -> bool:
         return not any(isinstance(x, Array) and x.level for x in leaves)
 
+    def number(self, scalar: Any) -> Any:
+        return pebble.asarray(scalar).data[()] if self.readable(scalar) else None
+
     flatten = staticmethod(eager.flatten)
     paths = staticmethod(eager.paths)
     map = staticmethod(eager.map)

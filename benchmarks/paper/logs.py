@@ -72,6 +72,12 @@ def table(folder: Path, name: str) -> list[Record]:
         return [{k: number(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
+def title(folder: Path, figure: str) -> str:
+    """The data set and the preset of a figure, as `Logs.claim` left them."""
+    about = json.loads((folder / f"{figure}.json").read_text())
+    return f"{about['dataset']}, preset {about['preset']}"
+
+
 def number(text: str) -> float | str:
     try:
         return float(text)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from claims import grouped
-from logs import grids, runs, table
+from logs import grids, runs, table, title
 
 COLOURS = {
     "code-clipped": "tab:blue",
@@ -161,22 +161,14 @@ def fig6(folder):
     return scatter(folder, "tuned_val_error", "tuned_test_error", ("error on T2, %", "test error, %"))
 
 
-FIGURES = {
-    "fig1": (fig1, "fig1"),
-    "fig2": (fig2, "fig2"),
-    "fig3": (fig3, "fig3"),
-    "fig4": (fig4, "sweep"),
-    "fig5": (fig5, "sweep"),
-    "fig6": (fig6, "sweep"),
-    "fig7": (fig7, "fig7"),
-}
-"""What draws a figure, and the table in whose presence it can be drawn."""
+FIGURES = {"fig1": fig1, "fig2": fig2, "fig3": fig3, "fig4": fig4, "fig5": fig5, "fig6": fig6, "fig7": fig7}
 
 
 def draw(name, folder):
     path = folder / f"{name}.png"
-    function, _ = FIGURES[name]
-    function(folder).savefig(path, dpi=75)
+    figure = FIGURES[name](folder)
+    figure.suptitle(title(folder, name), fontsize=9)
+    figure.savefig(path, dpi=75)
     print(f"drew {path}")
 
 
@@ -184,8 +176,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("paper-runs"))
     options = parser.parse_args()
-    for name, (_, needed) in FIGURES.items():
-        for path in sorted(options.out.glob(f"**/{needed}.csv")):
+    for name in FIGURES:
+        for path in sorted(options.out.glob(f"**/{name}.json")):
             draw(name, path.parent)
 
 

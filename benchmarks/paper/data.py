@@ -6,12 +6,14 @@ scikit-learn's 1797 handwritten digits, and a set that ``--dataset`` names is do
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hypergrad.demo.images import TITLES, load_images
 
 NAMES = tuple(TITLES)
+BATCH = 100
 
 
 @dataclass(frozen=True)
@@ -71,3 +73,20 @@ def whitening(x: np.ndarray, floor: float = 0.1) -> np.ndarray:
     """The symmetric (ZCA) whitening matrix of centred rows."""
     values, vectors = np.linalg.eigh(x.T @ x / len(x))
     return ((vectors / np.sqrt(values + floor)) @ vectors.T).astype(np.float32)
+
+
+def prepared(start: Any, x: Any) -> Any:
+    """Centred and whitened by the `Split` of this start, in any framework's arrays."""
+    x = x - start["centre"]
+    return x @ start["whiten"] if "whiten" in start else x
+
+
+def order(rows: np.ndarray, seed: tuple[int, ...], first: int, steps: int) -> np.ndarray:
+    """Which images each step sees: all of them once before any comes again, in a new order each time."""
+    an_epoch, batches, epoch = len(rows) // BATCH, [], None
+    for t in range(first, first + steps):
+        if epoch != t // an_epoch:
+            epoch = t // an_epoch
+            shuffled = np.random.default_rng((*seed, epoch)).permutation(rows)
+        batches.append(shuffled[t % an_epoch * BATCH :][:BATCH])
+    return np.stack(batches).astype(np.int32)

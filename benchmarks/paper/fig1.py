@@ -9,8 +9,8 @@ there, which is what the grid did, and compared with the grid's best test log-li
 """
 
 import numpy as np
-from experiment import METHODS, Lab, arguments, numeric
-from plots import draw
+from grid import axes, grid
+from report import report
 
 CORNERS = [(0, 0), (1, 1), (0, 1), (1, 0), (0.5, 1), (0.5, 0), (0, 0.5), (1, 0.5)]
 """Where trajectories start, as shares of the grid's sides, of which a margin is left out."""
@@ -21,7 +21,7 @@ def starts(lab, setting):
     found = []
     for place in CORNERS[: lab.preset.trajectories]:
         values = {}
-        for share, (name, line) in zip(place, lab.axes(setting).items(), strict=True):
+        for share, (name, line) in zip(place, axes(lab, setting).items(), strict=True):
             share = MARGIN + (1 - 2 * MARGIN) * share
             low, high = np.log(line[[0, -1]]) if name == "l2" else line[[0, -1]]
             value = low + share * (high - low)
@@ -30,37 +30,39 @@ def starts(lab, setting):
     return found
 
 
-def main() -> None:
-    options = arguments(__doc__)
-    lab, numbers, rows = Lab(options), {}, []
+def study(lab):
+    numbers, rows = {}, []
     for setting in lab.settings[:2]:
-        grid = np.sort([run["test_loss"] for run in lab.grid(setting)])
-        begin, best = starts(lab, setting), grid[0]
+        losses_of_grid = np.sort([run["test_loss"] for run in grid(lab, setting)])
+        begin, best, median = starts(lab, setting), losses_of_grid[0], np.median(losses_of_grid)
         seeds = [lab.seed] * len(begin)
         first = lab.jobs(setting, "corners", None, seeds, begin)
-        for method in METHODS:
+        for method in lab.preset.methods:
             tuned = lab.jobs(setting, f"trajectories-{method.name}", method, seeds, begin)
-            ends = [numeric(run["end"]) for run in tuned]
-            after = lab.jobs(setting, f"trajectories-after-{method.name}", None, seeds, ends)
+            after = lab.again(setting, f"trajectories-after-{method.name}", seeds, tuned)
+            mine = []
             for s, t, a in zip(first, tuned, after, strict=True):
                 losses = {"start": s["test_loss"], "tuned": t["test_loss"], "end": a["test_loss"]}
-                shares = {f"grid_better_than_{k}": float(np.mean(grid < losses[k])) for k in ("start", "end")}
-                rows.append(
-                    {"setting": setting.name, "method": method.name, "grid_best": best, **losses, **shares}
-                )
-            mine = rows[-len(begin) :]
-            worst = max(row["end"] for row in mine)
+                shares = {
+                    f"grid_better_than_{k}": float(np.mean(losses_of_grid < losses[k]))
+                    for k in ("start", "end")
+                }
+                about = {"setting": setting.name, "method": method.name, "grid_best": best}
+                mine.append(about | losses | shares)
+            rows += mine
+            ends = np.array([row["end"] for row in mine])
             numbers[f"{setting.name}, {method.name}"] = (
-                f"test loss with λ fixed at the end: at most {worst:.3f}, mean "
-                f"{np.mean([row['end'] for row in mine]):.3f}; at the start: mean "
-                f"{np.mean([row['start'] for row in mine]):.3f}; the grid: best {best:.3f}, median "
-                f"{np.median(grid):.3f}; ends better than the grid's median: "
-                f"{sum(row['end'] < np.median(grid) for row in mine)} of {len(mine)}"
+                f"test loss with λ fixed at the end: at most {ends.max():.3f}, mean {ends.mean():.3f}; "
+                f"at the start: mean {np.mean([row['start'] for row in mine]):.3f}; the grid: best "
+                f"{best:.3f}, median {median:.3f}; ends better than the grid's median: "
+                f"{(ends < median).sum()} of {len(mine)}"
             )
-    lab.table("fig1", rows)
-    lab.claim("fig1", numbers)
-    if options.draw:
-        draw("fig1", lab.out)
+    lab.logs.table("fig1", rows)
+    return numbers
+
+
+def main() -> None:
+    report("fig1", __doc__, study)
 
 
 if __name__ == "__main__":

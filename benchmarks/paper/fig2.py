@@ -6,15 +6,13 @@ The paper's data set is SVHN, with input noise and an L2 strength for each layer
 Fashion-MNIST stands in. Overfitting is the test loss at the end over the smallest of the run.
 """
 
-from experiment import Lab, arguments, deep_runs, middle
-from plots import draw
+from over_training import middle, over_training
+from report import report
 
 
-def main() -> None:
-    options = middle(arguments(__doc__))
-    lab = Lab(options)
+def study(lab):
     numbers, rows = {}, []
-    for name, run in deep_runs(lab).items():
+    for name, run in over_training(lab).items():
         losses = [point["test_loss"] for point in run["curve"]]
         last = losses[-1]
         numbers[name] = (
@@ -22,10 +20,12 @@ def main() -> None:
             f"run; T1 loss without noise {run['train_loss']:.4f}; test error {100 * run['test_error']:.2f} %"
         )
         rows += [{"run": name} | point for point in run["curve"]]
-    lab.table("fig2", rows)
-    lab.claim("fig2", numbers)
-    if options.draw:
-        draw("fig2", lab.out)
+    lab.logs.table("fig2", rows)
+    return numbers
+
+
+def main() -> None:
+    report("fig2", __doc__, study, middle)
 
 
 if __name__ == "__main__":

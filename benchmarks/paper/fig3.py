@@ -14,15 +14,14 @@ alone. Those of ``exact`` are preconditioned by Adam, and differ.
 
 import numpy as np
 from claims import rank_correlation
-from experiment import Lab, arguments, deep_runs, middle, spread
-from plots import draw
+from logs import spread
+from over_training import middle, over_training
+from report import report
 
 
-def main() -> None:
-    options = middle(arguments(__doc__))
-    lab = Lab(options)
+def study(lab):
     numbers, rows = {}, []
-    for name, run in deep_runs(lab).items():
+    for name, run in over_training(lab).items():
         if not run["path"]:
             continue
         noise, l2 = ([row[k] for row in run["path"]] for k in ("input_noise", "l2"))
@@ -35,10 +34,12 @@ def main() -> None:
             f"rank correlation with depth {rank_correlation(depth, np.array(l2[-1])):.2f}"
         )
         rows += [{"run": name} | spread(row) for row in run["path"]]
-    lab.table("fig3", rows)
-    lab.claim("fig3", numbers)
-    if options.draw:
-        draw("fig3", lab.out)
+    lab.logs.table("fig3", rows)
+    return numbers
+
+
+def main() -> None:
+    report("fig3", __doc__, study, middle)
 
 
 if __name__ == "__main__":

@@ -8,27 +8,27 @@ ended. The claim is that no tuned point is poor, however poor its start. Figures
 
 import numpy as np
 from claims import column, grouped
-from experiment import Lab, arguments
-from plots import draw
+from report import report
+from sweep import sweep
 
 
-def main() -> None:
-    options = arguments(__doc__)
-    lab, numbers = Lab(options), {}
-    for name, rows in grouped(lab.sweep(), "setting", "method").items():
-        before, after = (column(rows, f"{when}_test_error") for when in ("before", "after"))
-        better = np.mean(after < before)
+def study(lab):
+    numbers = {}
+    for name, rows in grouped(sweep(lab), "setting", "method").items():
+        before, after = (100 * column(rows, f"{when}_test_error") for when in ("before", "after"))
         losses = [column(rows, f"{when}_test_loss") for when in ("before", "after")]
         lower = np.mean(losses[1] < losses[0])
         numbers[name] = (
-            f"improved {better:.2f} of {len(rows)} starts; test error before {100 * before.mean():.2f} % on "
-            f"average, {100 * before.max():.2f} % at worst, after {100 * after.mean():.2f} % and "
-            f"{100 * after.max():.2f} %; best before {100 * before.min():.2f} %; test loss "
+            f"improved {np.mean(after < before):.2f} of {len(rows)} starts; test error before "
+            f"{before.mean():.2f} % on average, {before.max():.2f} % at worst, after {after.mean():.2f} % "
+            f"and {after.max():.2f} %; best before {before.min():.2f} %; test loss "
             f"{losses[0].mean():.3f} and {losses[1].mean():.3f}, lower in {lower:.2f}"
         )
-    lab.claim("fig4", numbers)
-    if options.draw:
-        draw("fig4", lab.out)
+    return numbers
+
+
+def main() -> None:
+    report("fig4", __doc__, study)
 
 
 if __name__ == "__main__":

@@ -8,31 +8,28 @@ shares these and no tuning: its correlation with T1−T2 is printed beside.
 """
 
 import numpy as np
-from claims import bootstrap, column, grouped, rank_correlation, shown
-from experiment import Lab, arguments
-from plots import draw
+from claims import bootstrap, column, rank_correlation, shown
+from report import report
+from sweep import groups, sweep
 
 
-def main() -> None:
-    options = arguments(__doc__)
-    lab, numbers = Lab(options), {}
-    rows = lab.sweep()
-    groups = grouped(rows, "setting", "method") | {
-        f"all settings, {method}": part for method, part in grouped(rows, "method").items()
-    }
-    for name, part in groups.items():
-        tuned, after = (column(part, f"{when}_test_error") for when in ("tuned", "after"))
-        shared = rank_correlation(tuned, column(part, "before_test_error"))
+def study(lab):
+    numbers = {}
+    for name, rows in groups(sweep(lab)).items():
+        tuned, after = (column(rows, f"{when}_test_error") for when in ("tuned", "after"))
+        shared = rank_correlation(tuned, column(rows, "before_test_error"))
         own = shown(bootstrap(rank_correlation, tuned, after))
         gain = bootstrap(np.mean, tuned - after)
         numbers[name] = (
             f"rank correlation {own}, {shared:.2f} with λ fixed at the start; "
             f"reruns have a test error lower by {shown(gain, 100)} points, "
-            f"and are better in {np.mean(after < tuned):.2f} of {len(part)}"
+            f"and are better in {np.mean(after < tuned):.2f} of {len(rows)}"
         )
-    lab.claim("fig5", numbers)
-    if options.draw:
-        draw("fig5", lab.out)
+    return numbers
+
+
+def main() -> None:
+    report("fig5", __doc__, study)
 
 
 if __name__ == "__main__":

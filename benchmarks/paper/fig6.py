@@ -8,30 +8,27 @@ the runs with λ fixed, which never saw T2, show how much of the difference betw
 """
 
 import numpy as np
-from claims import bootstrap, column, grouped, rank_correlation, shown
-from experiment import Lab, arguments
-from plots import draw
+from claims import bootstrap, column, rank_correlation, shown
+from report import report
+from sweep import groups, sweep
 
 
-def main() -> None:
-    options = arguments(__doc__)
-    lab, numbers = Lab(options), {}
-    rows = lab.sweep()
-    groups = grouped(rows, "setting", "method") | {
-        f"all settings, {method}": part for method, part in grouped(rows, "method").items()
-    }
-    for name, part in groups.items():
-        val, test = (column(part, f"tuned_{on}_error") for on in ("val", "test"))
-        fixed = column(part, "after_test_error") - column(part, "after_val_error")
+def study(lab):
+    numbers = {}
+    for name, rows in groups(sweep(lab)).items():
+        val, test = (column(rows, f"tuned_{on}_error") for on in ("val", "test"))
+        fixed = column(rows, "after_test_error") - column(rows, "after_val_error")
         numbers[name] = (
             f"rank correlation {shown(bootstrap(rank_correlation, val, test))}; test minus T2 error "
             f"{shown(bootstrap(np.mean, test - val), 100)} points, of reruns with λ fixed "
             f"{shown(bootstrap(np.mean, fixed), 100)}, paired difference "
             f"{shown(bootstrap(np.mean, test - val - fixed), 100)}"
         )
-    lab.claim("fig6", numbers)
-    if options.draw:
-        draw("fig6", lab.out)
+    return numbers
+
+
+def main() -> None:
+    report("fig6", __doc__, study)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,14 @@ The grids of figure 1, and their logs: no tuning at all.
 """
 
 import numpy as np
-from experiment import Lab, arguments
-from plots import draw
+from grid import grid
+from report import report
 
 
-def main() -> None:
-    options = arguments(__doc__)
-    lab, numbers, rows = Lab(options), {}, []
+def study(lab):
+    numbers, rows = {}, []
     for setting in lab.settings[:2]:
-        runs = lab.grid(setting)
+        runs = grid(lab, setting)
         rows += [
             {"setting": setting.name}
             | {name: float(np.mean(run["start"][name])) for name in setting.hparams}
@@ -36,10 +35,12 @@ def main() -> None:
             f"{100 * by_error['test_error']:.2f} %, test loss {by_loss['test_loss']:.4f} and "
             f"{by_error['test_loss']:.4f}"
         )
-    lab.table("fig7", rows)
-    lab.claim("fig7", numbers)
-    if options.draw:
-        draw("fig7", lab.out)
+    lab.logs.table("fig7", rows)
+    return numbers
+
+
+def main() -> None:
+    report("fig7", __doc__, study)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,14 @@ class Jax:
         """A function with two results, over starts, as one compiled program."""
         return self.jax.jit(self.jax.vmap(f, axes))
 
+    def each(self, states: Any, name: str) -> Any:
+        """A part of the state of all starts."""
+        return getattr(states, name)
+
+    def paired(self, a: Any, b: Any) -> Any:
+        """What all starts have, and more that all starts have."""
+        return a, b
+
     def in_turn(self, f: Any) -> Any:
         """One of each start and of something shared, where all at once would take too much memory."""
         return self.jax.jit(lambda starts, shared: self.jax.lax.map(lambda start: f(start, shared), starts))
@@ -120,6 +128,12 @@ class Torch:
             return tuple(list(column) for column in zip(*results, strict=True))
 
         return all_starts
+
+    def each(self, states: Any, name: str) -> Any:
+        return [getattr(state, name) for state in states]
+
+    def paired(self, a: Any, b: Any) -> Any:
+        return list(zip(a, b, strict=True))
 
     def in_turn(self, f: Any) -> Any:
         def all_starts(starts: Any, shared: Any) -> Any:

@@ -12,27 +12,27 @@ import time
 
 import data
 import numpy as np
-from experiment import EVERY, FIRST, METHODS, Lab, arguments
+from data import BATCH
+from lab import EVERY
+from methods import FIRST, METHODS
+from report import report
 
 
 def programs(lab, setting, steps):
-    """By name, a function that trains so many steps and waits for the end."""
+    """By method and how often λ moves, a function that trains so many steps and waits for the end."""
     ops, net, start = lab.ops, setting.net(lab.images.shape), setting.random(lab.seed, lab.images.shape)
     params, aux = net.start(lab.seed)
     params, aux, hparams = (ops.backend.map(ops.array, tree) for tree in (params, aux, start))
-    rows = data.split(lab.images, *lab.sizes, lab.seed)
+    rows = data.split(lab.images, *lab.preset.size, lab.seed)
     rng, x, labels = np.random.default_rng(lab.seed), lab.images.x - rows.centre, lab.images.y
 
     def batches(part):
-        picked = [rng.choice(part, 100) for _ in range(8)]
+        picked = [rng.choice(part, BATCH) for _ in range(8)]
         return [(ops.array(x[k]), ops.one_hot(ops.array(labels[k].astype(np.int32)))) for k in picked]
 
     key = ops.key(lab.seed)
     train = [(*batch, ops.draw(key, k)) for k, batch in enumerate(batches(rows.t1))]
     val = batches(rows.t2)
-    chosen = {"plain": (None, EVERY)}
-    for method in (FIRST, METHODS[-1]):
-        chosen |= {(method.name, every): (method, every) for every in (EVERY, 1)}
 
     def timed(tuner):
         def run():
@@ -41,43 +41,39 @@ def programs(lab, setting, steps):
 
         return run
 
-    return {name: timed(lab.tuner(setting, *how)) for name, how in chosen.items()}
+    chosen = [(method, every) for method in (FIRST, METHODS[-1]) for every in (EVERY, 1)]
+    tuners = {(method.name, every): lab.tuner(setting, method, every) for method, every in chosen}
+    return {name: timed(tuner) for name, tuner in {"plain": lab.tuner(setting, None), **tuners}.items()}
 
 
-def main() -> None:
-    options = arguments(__doc__)
-    lab, numbers, rows = Lab(options), {}, []
+def study(lab):
+    numbers, rows = {}, []
     steps = min(20 * EVERY, lab.total)
     for setting in lab.settings[:2]:
         run = programs(lab, setting, steps)
         for each in run.values():
             each()  # compiles
+        spent = {name: [] for name in run}
         for repeat in range(lab.preset.repeats):
             for name, each in run.items():
                 began = time.perf_counter()
                 each()
-                rows.append(
-                    {"setting": setting.name, "program": str(name), "repeat": repeat}
-                    | {"seconds": time.perf_counter() - began}
-                )
-        spent = {
-            name: np.array(
-                [r["seconds"] for r in rows if r["setting"] == setting.name and r["program"] == str(name)]
-            )
-            for name in run
-        }
-        for name in run:
-            if name == "plain":
-                continue
-            method, every = name
-            ratio = spent[name] / spent["plain"]
-            low, mid, high = np.quantile(ratio, [0.25, 0.5, 0.75])
+                spent[name].append(time.perf_counter() - began)
+                about = {"setting": setting.name, "program": str(name), "repeat": repeat}
+                rows.append(about | {"seconds": spent[name][-1]})
+        plain = np.array(spent.pop("plain"))
+        for (method, every), seconds in spent.items():
+            low, mid, high = np.quantile(np.array(seconds) / plain, [0.25, 0.5, 0.75])
             numbers[f"{setting.name}, {method}, every {every}"] = (
                 f"{mid:.2f} [{low:.2f}, {high:.2f}] times the time of plain training"
                 + (f"; a hypergradient costs {mid - 1:.2f} training steps" if every == 1 else "")
             )
-    lab.table("overhead", rows)
-    lab.claim("overhead", numbers)
+    lab.logs.table("overhead", rows)
+    return numbers
+
+
+def main() -> None:
+    report("overhead", __doc__, study)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy  # noqa: E402
+import ours  # noqa: E402
 from frameworks import Entry, Program, Seen, Task  # noqa: E402
 from workloads import PRESETS, Workload, error, workloads  # noqa: E402
 
@@ -137,14 +138,14 @@ def first_line(message: Any) -> str:
 
 def entries(framework: ModuleType, task: Task, peers: list[ModuleType]) -> list[Entry]:
     return [
-        *framework.ours(task),
+        *ours.entries(task, compiled=framework.NAME == "jax"),
         *framework.by_hand(task),
         *(e for peer in peers for e in peer.entries(task)),
     ]
 
 
 def compare(workload: Workload, framework: ModuleType, peers: list[ModuleType], repeats: int) -> list[Row]:
-    task = framework.task(workload)
+    task = Task.of(workload, framework.WORDS)
     counted = framework.counting(task)
     rows = []
     pairs = zip(entries(framework, task, peers), entries(framework, counted, peers), strict=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy
+from losses import Words, losses
 from workloads import Workload
 
 RTOL, MOST = 1e-6, 5000
@@ -29,8 +30,21 @@ class Task:
     def arguments(self) -> tuple[Any, ...]:
         return self.params, self.hparams, self.train, self.val
 
-    def counting(self, losses: tuple[Callable[..., Any], Callable[..., Any]]) -> "Task":
-        return replace(self, inner=losses[0], outer=losses[1])
+    @classmethod
+    def of(cls, workload: Workload, words: Words) -> "Task":
+        params = workload.params
+        params = (
+            {k: words.array(p) for k, p in params.items()}
+            if isinstance(params, dict)
+            else words.array(params)
+        )
+        train, val = (tuple(map(words.array, batch)) for batch in (workload.train, workload.val))
+        return cls(workload, *losses(workload, words), params, words.array(workload.hparams), train, val)
+
+    def counting(self, words: Words, dot: Callable[..., Any]) -> "Task":
+        """The same with a product that counts itself."""
+        inner, outer = losses(self.workload, words, dot)
+        return replace(self, inner=inner, outer=outer)
 
 
 class Entry(NamedTuple):

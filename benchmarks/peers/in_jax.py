@@ -1,7 +1,6 @@
 """The workloads in JAX, each a program of ``jax.jit``; hypergrad's entries and those written by hand."""
 
 import math
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -12,10 +11,8 @@ from frameworks import MOST, RTOL, Entry, Program, Task
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from ours import estimators
-from workloads import LAYERS, RATE, Workload, mlp
-
-import hypergrad as hg
+from losses import Words
+from workloads import RATE
 
 jax.config.update("jax_enable_x64", True)
 
@@ -30,39 +27,11 @@ def wait(result: Any) -> None:
     jax.block_until_ready(result)
 
 
-def task(workload: Workload) -> Task:
-    params = jax.tree.map(jnp.asarray, workload.params)
-    train, val = (tuple(map(jnp.asarray, batch)) for batch in (workload.train, workload.val))
-    return Task(workload, *losses(workload), params, jnp.asarray(workload.hparams), train, val)
+def cross_entropy(logits: Any, labels: Any) -> Any:
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1))
 
 
-def losses(workload: Workload, dot: Callable[..., Any] = jnp.dot) -> tuple[Any, Any]:
-    if workload.loss == "mlp":
-
-        def outer(params, log_l2, batch):
-            out = jax.nn.log_softmax(mlp(jnp, params, batch[0]))
-            return -jnp.mean(jnp.take_along_axis(out, batch[1][:, None], 1))
-
-        def inner(params, log_l2, batch):
-            strengths = jnp.exp(log_l2)
-            return outer(params, log_l2, batch) + sum(
-                strengths[k] * jnp.sum(params[f"w{k}"] ** 2) for k in range(LAYERS)
-            )
-
-        return inner, outer
-
-    signs = 1.0 if workload.penalised is None else jnp.asarray(workload.penalised)
-
-    def data(theta, batch, dot):
-        z = dot(batch[0], theta)
-        if workload.loss == "squares":
-            return 0.5 * jnp.sum((z - batch[1]) ** 2)
-        return jnp.sum(jax.nn.softplus(-batch[1] * z))
-
-    def penalised(theta, log_l2, batch):
-        return data(theta, batch, dot) + 0.5 * jnp.sum(signs * jnp.exp(log_l2) * theta**2)
-
-    return penalised, lambda theta, log_l2, batch: data(theta, batch, jnp.dot) / len(batch[1])
+WORDS = Words(jnp, jnp.asarray, cross_entropy, jax.nn.softplus, jnp.dot)
 
 
 @cache
@@ -154,24 +123,11 @@ def products(task: Task, entry: Entry) -> float:
 
 
 def counting(task: Task) -> Task:
-    return task.counting(losses(task.workload, lambda x, p: _dot.bind(x, p, transposed=False)))
+    return task.counting(WORDS, lambda x, p: _dot.bind(x, p, transposed=False))
 
 
 def value(found: Any) -> numpy.ndarray:
     return numpy.asarray(found)
-
-
-def ours(task: Task) -> list[Entry]:
-    problem = hg.Bilevel(task.inner, task.outer)
-
-    def entry(setting: str, estimator: Any) -> Entry:
-        def estimate(params, hparams, train, val):
-            state = estimator.init(problem, params, hparams)
-            return estimator.estimate(problem, state, hparams, lambda t: train, val)
-
-        return Entry("hypergrad", setting, estimate, lambda out: estimator.check(out).hypergradient)
-
-    return [entry(*each) for each in estimators(task.workload)]
 
 
 def by_hand(task: Task) -> list[Entry]:

@@ -3,18 +3,18 @@
 import gc
 import math
 import weakref
-from typing import Any
 
 import numpy
 import torch
-from frameworks import MOST, RTOL, Entry, Program, Task
-from ours import estimators
+from eager import counting as counting
+from eager import program as program
+from eager import wait as wait
+from frameworks import MOST, RTOL, Entry, Task
+from losses import Words
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from workloads import LAYERS, RATE, Workload, mlp
-
-import hypergrad as hg
+from workloads import RATE
 
 NAME = "torch"
 
@@ -23,51 +23,7 @@ def versions() -> dict[str, str]:
     return {"torch": torch.__version__}
 
 
-def wait(_: Any) -> None:
-    """Eager programs on a CPU are done when they return."""
-
-
-def task(workload: Workload) -> Task:
-    def tensor(a: numpy.ndarray) -> torch.Tensor:
-        return torch.tensor(a)
-
-    params = workload.params
-    params = {k: tensor(p) for k, p in params.items()} if isinstance(params, dict) else tensor(params)
-    train, val = (tuple(map(tensor, batch)) for batch in (workload.train, workload.val))
-    return Task(workload, *losses(workload), params, tensor(workload.hparams), train, val)
-
-
-def losses(workload: Workload) -> tuple[Any, Any]:
-    if workload.loss == "mlp":
-
-        def outer(params, log_l2, batch):
-            return nn.functional.cross_entropy(mlp(torch, params, batch[0]), batch[1])
-
-        def inner(params, log_l2, batch):
-            strengths = torch.exp(log_l2)
-            return outer(params, log_l2, batch) + sum(
-                strengths[k] * torch.sum(params[f"w{k}"] ** 2) for k in range(LAYERS)
-            )
-
-        return inner, outer
-
-    signs = None if workload.penalised is None else torch.tensor(workload.penalised)
-
-    def data(theta, batch):
-        z = torch.mv(batch[0], theta)
-        if workload.loss == "squares":
-            return 0.5 * torch.sum((z - batch[1]) ** 2)
-        return torch.sum(nn.functional.softplus(-batch[1] * z))
-
-    def penalised(theta, log_l2, batch):
-        strengths = torch.exp(log_l2) if signs is None else signs * torch.exp(log_l2)
-        return data(theta, batch) + 0.5 * torch.sum(strengths * theta**2)
-
-    return penalised, lambda theta, log_l2, batch: data(theta, batch) / len(batch[1])
-
-
-def program(task: Task, entry: Entry) -> Program:
-    return lambda: entry.finish(entry.function(*task.arguments))
+WORDS = Words(torch, torch.tensor, nn.functional.cross_entropy, nn.functional.softplus, torch.mv)
 
 
 class Passes(TorchDispatchMode):
@@ -141,19 +97,6 @@ def value(found: torch.Tensor) -> numpy.ndarray:
     return found.detach().numpy()
 
 
-def ours(task: Task) -> list[Entry]:
-    def entry(setting: str, estimator: Any) -> Entry:
-        problem = hg.Bilevel(task.inner, task.outer)
-
-        def estimate(params, hparams, train, val):
-            state = estimator.init(problem, params, hparams)
-            return estimator.estimate(problem, state, hparams, lambda t: train, val).hypergradient
-
-        return Entry("hypergrad", setting, estimate)
-
-    return [entry(*each) for each in estimators(task.workload)]
-
-
 def by_hand(task: Task) -> list[Entry]:
     """The same in torch alone, as one would write it for this problem: no checks, no reports."""
     inner, outer, workload = task.inner, task.outer, task.workload
@@ -190,8 +133,3 @@ def by_hand(task: Task) -> list[Entry]:
     if workload.implicit:
         return [Entry("by hand", "CG, 10 lines", implicit)]
     return [Entry("by hand", "autograd through the loop", unrolled)]
-
-
-def counting(task: Task) -> Task:
-    """The same: what is dispatched is counted from outside."""
-    return task

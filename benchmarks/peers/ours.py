@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from frameworks import MOST, RTOL
+from frameworks import MOST, RTOL, Entry, Task
 from workloads import MOMENTUM, RATE, Workload
 
 import hypergrad as hg
 
 
 def estimators(workload: Workload) -> list[tuple[str, Any]]:
-    """The entries of hypergrad in every framework. Others are compared with the first that is right."""
+    """By setting. Others are compared with the first that is right."""
     if not workload.implicit:
         if workload.steps == 1:
             return [("Greedy", hg.Greedy(hg.SGD(RATE)))]
@@ -29,3 +29,20 @@ def estimators(workload: Workload) -> list[tuple[str, Any]]:
     if workload.key == "saddle":
         found.append(("MINRES", hg.Implicit(hg.MINRES(MOST, rtol=RTOL))))
     return found
+
+
+def entries(task: Task, compiled: bool = False) -> list[Entry]:
+    """What a compiled program says of its estimate is looked at outside of it; otherwise it raises itself."""
+    problem = hg.Bilevel(task.inner, task.outer)
+
+    def entry(setting: str, estimator: Any) -> Entry:
+        def estimate(params, hparams, train, val):
+            state = estimator.init(problem, params, hparams)
+            return estimator.estimate(problem, state, hparams, lambda t: train, val)
+
+        def finish(out):
+            return (estimator.check(out) if compiled else out).hypergradient
+
+        return Entry("hypergrad", setting, estimate, finish)
+
+    return [entry(*each) for each in estimators(task.workload)]

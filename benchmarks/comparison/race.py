@@ -73,6 +73,12 @@ def final(record: dict[str, Any], name: str = "val_loss") -> float:
     return math.inf if record["fault"] or not math.isfinite(value) else value
 
 
+def later(record: dict[str, Any]) -> float:
+    """The mean validation loss of the second half of the way, so that a rate is not chosen for a lucky end."""
+    losses = [row["val_loss"] for row in record["curve"][len(record["curve"]) // 2 :]]
+    return math.inf if record["fault"] or not np.isfinite(losses).all() else float(np.mean(losses))
+
+
 def by(record: dict[str, Any], gradients: float) -> float:
     """The validation loss of what had been found for so many gradients; infinite as above."""
     row = next(row for row in reversed(record["curve"]) if row["gradients"] <= gradients)

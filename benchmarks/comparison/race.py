@@ -54,7 +54,7 @@ def race(
 
 
 def settled(loss: Callable[[float], float], most: int) -> list[dict[str, float]]:
-    """Rates and losses: three around 0.1, half a decade apart, and on until the best is not at an end."""
+    """Rates and losses: three around 0.1, half a decade apart, and on until the best is at no end."""
     tried = {}
     for k in (0, 1, -1)[:most]:
         tried[k] = loss(RATE * 10 ** (k / 2))

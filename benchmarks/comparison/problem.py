@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -89,7 +90,7 @@ class Problem(ABC):
     high: Mapping[str, float]
     """What a user would search in, by leaf, evenly in the coordinates of the space."""
     share: float = 1.0
-    """Of the steps and the budget that the preset gives."""
+    """Of the preset's steps; the budget is counted in runs."""
 
     def __init__(self, backend: Backend, options: Options) -> None:
         self.backend, self.options = backend, options
@@ -113,10 +114,9 @@ class Problem(ABC):
     def outer(self, params: Tree, hparams: Tree, batch: Tree) -> Any:
         """C2."""
 
-    def prepare(self) -> None:
-        """Compile what judging takes; after the hyperparameters are known."""
-        self.bilevel = hg.Bilevel(self.inner, self.outer)
-        self._train = self.backend.compile(self._trained)
+    @cached_property
+    def bilevel(self) -> hg.Bilevel:
+        return hg.Bilevel(self.inner, self.outer)
 
     @property
     def count(self) -> int:
@@ -131,10 +131,15 @@ class Problem(ABC):
         """θ after a run with the hyperparameters fixed."""
         return self._train(episode.params, hparams, self.backend.stack(episode.train))
 
-    def _trained(self, params: Tree, hparams: Tree, batches: Any) -> Tree:
+    @cached_property
+    def _train(self) -> Callable[[Tree, Tree, Any], Tree]:
         phi = Training(self.backend, self.bilevel, self.rule)
-        path = Trajectory(phi, lambda k: self.backend.take(batches, k), 0, self.steps)
-        return path.run(Inner(params, self.rule.init(self.backend, params)), hparams)[0].params
+
+        def train(params: Tree, hparams: Tree, batches: Any) -> Tree:
+            path = Trajectory(phi, lambda k: self.backend.take(batches, k), 0, self.steps)
+            return path.run(Inner(params, self.rule.init(self.backend, params)), hparams)[0].params
+
+        return self.backend.compile(train)
 
     def free(self, hparams: Tree) -> Tree:
         """Free coordinates of hyperparameters."""

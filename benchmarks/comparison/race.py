@@ -74,7 +74,7 @@ def final(record: dict[str, Any], name: str = "val_loss") -> float:
 
 
 def later(record: dict[str, Any]) -> float:
-    """The mean validation loss of the second half of the way, so that a rate is not chosen for a lucky end."""
+    """The mean validation loss of the second half of the way: no rate is chosen for a lucky end."""
     losses = [row["val_loss"] for row in record["curve"][len(record["curve"]) // 2 :]]
     return math.inf if record["fault"] or not np.isfinite(losses).all() else float(np.mean(losses))
 

@@ -27,7 +27,6 @@ class Cleaning(Supervised):
     def __init__(self, backend, options):
         super().__init__(backend, options)
         self.hparams = {"weights": self.array(np.full(options.examples, 0.5))}
-        self.prepare()
 
     @property
     def implicit(self):

@@ -24,7 +24,6 @@ class Denoising(Supervised):
     def __init__(self, backend, options):
         super().__init__(backend, options)
         self.hparams = {"noise": self.array(np.full(2, 0.02))}
-        self.prepare()
 
     @property
     def implicit(self):

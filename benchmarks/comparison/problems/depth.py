@@ -25,7 +25,6 @@ class Depth(Supervised):
         super().__init__(backend, options)
         self.hparams = {"m": self.array(float(LAYERS)), "v": self.array(1.0)}
         self.depths = self.array(np.arange(1, LAYERS + 1))
-        self.prepare()
 
     @property
     def implicit(self):

@@ -34,7 +34,6 @@ class Initialisation(Problem):
         self.runs = round(options.budget / self.share / 4)
         first = weights(np.random.default_rng(0), 64, 32, WAYS)
         self.hparams = {"init": backend.map(self.array, first)}
-        self.prepare()
 
     def start(self, hparams):
         """Each task has its own copy."""

@@ -22,7 +22,6 @@ class MultiplicativeNoise(Supervised):
     def __init__(self, backend, options):
         super().__init__(backend, options)
         self.hparams = {"deviation": self.array(np.full(3, 1.5))}
-        self.prepare()
 
     @property
     def implicit(self):

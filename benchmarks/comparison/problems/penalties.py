@@ -23,7 +23,6 @@ class Penalties(Supervised):
     def __init__(self, backend, options):
         super().__init__(backend, options)
         self.hparams = {"log_l2": self.array(np.full(65, -8.0))}
-        self.prepare()
 
     @property
     def implicit(self):

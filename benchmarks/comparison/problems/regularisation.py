@@ -23,7 +23,6 @@ class Regularisation(Supervised):
     def __init__(self, backend, options):
         super().__init__(backend, options)
         self.hparams = {"log_l2": self.array(np.full(3, -3.0)), "noise": self.array(np.full(2, 1.5))}
-        self.prepare()
 
     @property
     def implicit(self):

@@ -32,7 +32,6 @@ class Schedule(Supervised):
             return backend.xp.exp(backend.xp.sum(hats[step] * hparams["log_lr"]))
 
         self.rule = hg.SGD(hg.Schedule(rate), momentum=0.9)
-        self.prepare()
 
     def weights(self, rng):
         return weights(rng, self.inputs, 32, 32, 10)

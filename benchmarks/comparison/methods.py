@@ -18,6 +18,8 @@ from hypergrad.updates import UpdateRule
 
 FEW = 16
 """A number of hyperparameters up to which there are tangents of each, and a search among them one by one."""
+WORST = 1e9
+"""The loss of a trial that diverged."""
 
 
 class Point(NamedTuple):
@@ -139,10 +141,6 @@ class Search(Method):
     @abstractmethod
     def trials(self, count: int, seed: int) -> Generator[np.ndarray, float, None]:
         """Shares of the box, to each of which a loss is sent back."""
-
-
-WORST = 1e9
-"""The loss of a trial that diverged."""
 
 
 @dataclass(frozen=True)

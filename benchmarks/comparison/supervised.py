@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,13 @@ class Supervised(Problem):
         """Inputs and targets of T1, T2 and test: images."""
         return self.images(rng)
 
+    @abstractmethod
     def weights(self, rng: np.random.Generator) -> Any:
         """θ_0, in NumPy's arrays."""
-        raise NotImplementedError
 
+    @abstractmethod
     def logits(self, params: Tree, hparams: Tree, x: Any, draw: Any = None) -> Any:
         """The model's output; ``draw`` is given in training."""
-        raise NotImplementedError
 
     def inner(self, params: Tree, hparams: Tree, batch: Tree) -> Any:
         return self.loss(self.logits(params, hparams, batch["x"], batch["draw"]), batch["y"])

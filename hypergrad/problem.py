@@ -88,7 +88,8 @@ class Bilevel(Problem):
 
     What a model updates while it trains, and nobody differentiates by, is its auxiliary state: running
     statistics of a BatchNorm, a key or a counter for its noise. With ``has_aux`` it goes through the losses,
-    and through training from step to step, as a constant of every derivative::
+    and through training from step to step, as a constant of every derivative: how noise in training moves the
+    running averages by which T2 is normalised, for instance, no hypergradient sees::
 
         inner(params, hparams, batch, aux) -> (scalar, aux)
         outer(params, hparams, batch, aux) -> scalar

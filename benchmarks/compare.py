@@ -36,11 +36,12 @@ from hypergrad.progress import progress
 PRESETS = {
     "smoke": {
         "steps": 10,
-        "budget": 12,
+        "budget": 5,
         "examples": 100,
         "rates": 1,
+        "tuning": [1000],
         "seeds": [0],
-        "points": 3,
+        "points": 2,
         "reruns": 1,
         "places": 2,
     },
@@ -49,37 +50,37 @@ PRESETS = {
         "budget": 30,
         "examples": 500,
         "rates": 8,
+        "tuning": [1000, 1001],
         "seeds": [0, 1, 2],
         "points": 8,
         "reruns": 2,
         "places": 5,
     },
 }
-TUNING = (1000, 1001)
-"""The seeds on which rates are chosen."""
+"""Rates are chosen on the seeds of ``tuning``, and what is found at them is reported on others."""
 PACKAGES = ("hypergradients", "numpy", "autograd", "torch", "jax", "optuna")
 
 
 def compare(problem, options, chosen, advance):
     """Records of all methods on a problem: by name, its rates and its seeds."""
-    records, seeds = {}, options["seeds"] if chosen is None else options["seeds"][:1]
-    samples = {seed: problem.sample(seed) for seed in (*TUNING, *seeds)}
-    ends = {"points": 2, "reruns": options["reruns"]}
-    judging = ends | {"points": options["points"]} if chosen is None else ends
+    records, tuning = {}, options["tuning"]
+    seeds = options["seeds"] if chosen is None else options["seeds"][:1]
+    samples = {seed: problem.sample(seed) for seed in (*tuning, *seeds)}
+    points, reruns = options["points"] if chosen is None else 2, options["reruns"]
     for name, method in roster(problem).items():
         advance(0, f"{problem.name}: {name}")
         if problem.backend.compiles:  # before any clock runs
-            deque(islice(method.points(problem, samples[TUNING[0]], 0.0), 4), 0)
+            deque(islice(method.points(problem, samples[tuning[0]], 0.0), 4), 0)
         tried, rate = [], (chosen or {}).get(name)
         if method.tunes and chosen is None:
 
             def loss(rate, method=method):
-                runs = (race(problem, method, samples[seed], rate, 5, options["reruns"]) for seed in TUNING)
-                return sum(later(record) for record in runs) / len(TUNING)
+                runs = (race(problem, method, samples[seed], rate, min(points, 5), reruns) for seed in tuning)
+                return sum(later(record) for record in runs) / len(tuning)
 
             tried = settled(loss, options["rates"])
             rate = min(tried, key=lambda row: row["val_loss"])["rate"]
-        found = [race(problem, method, samples[seed], rate, **judging) for seed in seeds]
+        found = [race(problem, method, samples[seed], rate, points, reruns) for seed in seeds]
         records[name] = {"tried": tried, "seeds": found}
         advance(1, f"{problem.name}: {name}")
     about = {"title": problem.title, "source": problem.source, "data": problem.data}

@@ -70,7 +70,7 @@ class Lab:
     def tuner(self, setting: Setting, method: Method | None, every: int = EVERY) -> hg.Tuner:
         """With λ fixed it is a tuner whose turn to move λ never comes."""
         update = annealed_adam(2e-3 if setting.convolutional else 1e-3, self.total)
-        problem = setting.net(self.images.shape).bilevel(self.ops)
+        problem = setting.net(self.images.shape).bilevel(self.ops, own=method is not None and method.own)
         if method is None:
             return hg.Tuner(problem, FIRST.estimator(update), hg.Real(), every=self.total + 1)
         rules = tuple((name, method.update(name, self.preset.travel)) for name in setting.hparams)

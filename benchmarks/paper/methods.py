@@ -15,15 +15,17 @@ class Method:
 
     ``code`` is what the authors' code did: −(∂²_λθ C̃1)ᵀ ∇_θ C2 at θ_t. ``exact`` differentiates through
     Adam's step and takes ∇_θ C2 at θ_{t+1}. ``clipped`` is the linear domain, clipped at 0; ``positive`` are
-    coordinates without a boundary, logarithms for L2 and softplus for noise.
+    coordinates without a boundary, logarithms for L2 and softplus for noise. T2 is normalised by T1's running
+    averages, as in the code, or by its batch's ``own`` statistics.
     """
 
     response: str
     domain: str
+    own: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.response}-{self.domain}"
+        return f"{self.response}-{self.domain}{'-own' if self.own else ''}"
 
     def estimator(self, update: UpdateRule) -> hg.Greedy:
         if self.response == "code":

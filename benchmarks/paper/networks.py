@@ -59,8 +59,13 @@ class Net:
                 aux.append({"mean": np.zeros(n, np.float32), "var": np.ones(n, np.float32)})
         return params, aux
 
-    def logits(self, ops: Any, params: Any, x: Any, aux: Any, noise: Any = None, draw: Any = None) -> Any:
-        """Logits and new running averages; training is what has a ``draw`` of noise."""
+    def logits(
+        self, ops: Any, params: Any, x: Any, aux: Any, noise: Any = None, draw: Any = None, own: bool = False
+    ) -> Any:
+        """Logits and new running averages; training is what has a ``draw`` of noise.
+
+        The batch's ``own`` statistics normalise it in training, and elsewhere if that is asked for.
+        """
         xp, after = ops.xp, []
         x = self.input(xp, x)
         for k, layer in enumerate(params):
@@ -71,8 +76,9 @@ class Net:
             if self.normed(k):
                 axes, seen = tuple(range(x.ndim - 1)), aux[k]
                 mean, var = seen["mean"], seen["var"]
-                if draw is not None:
+                if draw is not None or own:
                     mean, var = xp.mean(x, axis=axes), ops.var(x, axes)
+                if draw is not None:
                     fresh = {"mean": ops.detach(mean), "var": ops.detach(var)}
                     after.append({name: DECAY * seen[name] + (1 - DECAY) * fresh[name] for name in seen})
                 x = (x - mean) / xp.sqrt(var + EPS)
@@ -89,7 +95,8 @@ class Net:
                 levels[k] = hidden if hidden.ndim == 0 else hidden[k - 1]
         return levels
 
-    def bilevel(self, ops: Any) -> hg.Bilevel:
+    def bilevel(self, ops: Any, own: bool = False) -> hg.Bilevel:
+        """The two losses; C2 with T1's running averages, or with its batch's ``own`` statistics."""
         xp = ops.xp
 
         def cross_entropy(logits: Any, y: Any) -> Any:
@@ -107,7 +114,7 @@ class Net:
 
         def outer(params: Any, hparams: Any, batch: Any, aux: Any) -> Any:
             x, y = batch
-            return cross_entropy(self.logits(ops, params, x, aux)[0], y)
+            return cross_entropy(self.logits(ops, params, x, aux, own=own)[0], y)
 
         return hg.Bilevel(inner, outer, has_aux=True)
 

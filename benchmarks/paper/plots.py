@@ -15,6 +15,7 @@ from logs import grids, runs, table, title
 
 COLOURS = {
     "code-clipped": "tab:blue",
+    "code-clipped-own": "tab:purple",
     "code-positive": "tab:orange",
     "exact-clipped": "tab:green",
     "exact-positive": "tab:red",

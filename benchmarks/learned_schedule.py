@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from comparison.networks import cross_entropies, tanh_network
 
 import hypergrad as hg
 from hypergrad.backend import get_backend
@@ -83,16 +84,12 @@ class Network:
         return [self.backend.asarray(rng.integers(size, size=(copies, self.batch))) for _ in range(steps)]
 
     def logits(self, params, x):
-        *hidden, last = params
-        for layer in hidden:
-            x = self.backend.xp.tanh(x @ layer["w"] + layer["b"])
-        return x @ last["w"] + last["b"]
+        return tanh_network(self.backend.xp, params, x)
 
     def losses(self, params, x, y):
         """Cross-entropy of each copy."""
-        xp, logits = self.backend.xp, self.logits(params, x)
-        shifted = logits - xp.max(logits, axis=-1, keepdims=True)
-        return xp.mean(xp.log(xp.sum(xp.exp(shifted), axis=-1)) - xp.sum(shifted * y, axis=-1), axis=-1)
+        xp = self.backend.xp
+        return xp.mean(cross_entropies(xp, self.logits(params, x), y), axis=-1)
 
     def inner(self, params, hparams, rows):
         # The sum, so that each copy has the gradient that it would have alone.

@@ -19,6 +19,14 @@ def dense(layer: dict[str, Any], x: Any) -> Any:
     return x @ layer["w"] + layer["b"]
 
 
+def tanh_network(xp: Any, params: Any, x: Any) -> Any:
+    """Dense layers with tanh between; a leading axis is one of copies."""
+    *hidden, last = params
+    for layer in hidden:
+        x = xp.tanh(dense(layer, x))
+    return dense(last, x)
+
+
 def cross_entropies(xp: Any, logits: Any, y: Any) -> Any:
     """Of each example, for one-hot labels."""
     shifted = logits - xp.max(logits, axis=-1, keepdims=True)

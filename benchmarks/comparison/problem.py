@@ -77,8 +77,6 @@ class Problem(ABC):
     title: ClassVar[str]
     source: ClassVar[str]
     """Where it comes from."""
-    data: str
-    """Where the examples come from."""
     rule: Any
     """The update rule of θ."""
     start: Any = None
@@ -98,9 +96,28 @@ class Problem(ABC):
         self.runs = options.budget
 
     @property
+    @abstractmethod
+    def data(self) -> str:
+        """Where the examples come from."""
+
+    @property
     def implicit(self) -> Mapping[str, tuple[hg.Implicit, int]]:
         """Implicit estimators that make sense here, each with the steps from update to update."""
         return {}
+
+    def neumann(self, step_size: float, every: int) -> dict[str, tuple[hg.Implicit, int]]:
+        """Ten terms of the series, taken as they are (Lorraine et al. 2020)."""
+        solver = hg.Neumann(10, step_size=step_size)
+        return {"implicit, Neumann 10": (hg.Implicit(solver, tolerance=None, on_failure="warn"), every)}
+
+    def amortised(self, rate: float) -> dict[str, tuple[hg.Implicit, int]]:
+        """A product for each step of training (Dagréou et al. 2022)."""
+        return {"implicit, amortised": (hg.Implicit(hg.Amortised(rate), tolerance=None), 1)}
+
+    def cg(self, *settings: float) -> dict[str, tuple[hg.Implicit, int]]:
+        """Conjugate gradients that begin with the last solution (Pedregosa 2016)."""
+        warm = hg.Implicit(hg.CG(*settings), tolerance=None, warm_start=True, on_failure="warn")
+        return {"implicit, CG": (warm, self.steps // 10)}
 
     @abstractmethod
     def sample(self, seed: int) -> Sample:

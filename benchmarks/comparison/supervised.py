@@ -50,7 +50,7 @@ class Supervised(Problem):
         return 64 if self.options.folder is None else 196
 
     @property
-    def data(self) -> str:  # type: ignore[override]
+    def data(self) -> str:
         return "digits" if self.options.folder is None else "MNIST in 14 × 14 pixels"
 
     def images(self, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -27,14 +27,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+import numpy
+import ours
+from frameworks import Entry, Program, Seen, Task
+from workloads import PRESETS, Workload, error, workloads
 
-import numpy  # noqa: E402
-import ours  # noqa: E402
-from frameworks import Entry, Program, Seen, Task  # noqa: E402
-from workloads import PRESETS, Workload, error, workloads  # noqa: E402
-
-from hypergrad.errors import SolveWarning  # noqa: E402
+from hypergrad.errors import SolveWarning
 
 PEERS = {  # what is installed -> (framework, what it is imported as)
     "torchopt": ("torch", "torchopt"),

@@ -30,9 +30,7 @@ class Cleaning(Supervised):
 
     @property
     def implicit(self):
-        cg = hg.Implicit(hg.CG(50, rtol=0.05), tolerance=None, warm_start=True, on_failure="warn")
-        amortised = hg.Implicit(hg.Amortised(0.1), tolerance=None)
-        return {"implicit, CG": (cg, self.steps // 10), "implicit, amortised": (amortised, 1)}
+        return self.cg(50, 0.05) | self.amortised(0.1)
 
     def sample(self, seed):
         return Corrupted(self, seed)

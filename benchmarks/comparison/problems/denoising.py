@@ -27,8 +27,7 @@ class Denoising(Supervised):
 
     @property
     def implicit(self):
-        neumann = hg.Implicit(hg.Neumann(10, step_size=1.0), tolerance=None, on_failure="warn")
-        return {"implicit, Neumann 10": (neumann, self.steps // 10)}
+        return self.neumann(1.0, self.steps // 10)
 
     def parts(self, rng):
         """Targets are images; half of the pixels of the inputs of T2 and test are replaced by their mean."""

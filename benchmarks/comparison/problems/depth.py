@@ -28,8 +28,7 @@ class Depth(Supervised):
 
     @property
     def implicit(self):
-        neumann = hg.Implicit(hg.Neumann(10, step_size=0.05), tolerance=None, on_failure="warn")
-        return {"implicit, Neumann 10": (neumann, self.steps // 10)}
+        return self.neumann(0.05, self.steps // 10)
 
     def weights(self, rng):
         hidden = weights(rng, self.inputs, *[32] * LAYERS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from comparison.networks import cross_entropies, dense, weights
+from comparison.networks import cross_entropies, tanh_network, weights
 from comparison.problem import JUDGING, Episode, Problem, Sample
 
 import hypergrad as hg
@@ -42,8 +42,7 @@ class Initialisation(Problem):
 
     @property
     def implicit(self):
-        neumann = hg.Implicit(hg.Neumann(10, step_size=0.2), tolerance=None, on_failure="warn")
-        return {"implicit, Neumann 10": (neumann, self.steps)}
+        return self.neumann(0.2, self.steps)
 
     def sample(self, seed):
         return Tasks(self, seed)
@@ -54,8 +53,7 @@ class Initialisation(Problem):
         return xp.mean(cross_entropies(xp, self.logits(params, batch["x"]), batch["y"]), axis=-1)
 
     def logits(self, params, x):
-        first, last = params
-        return dense(last, self.backend.xp.tanh(dense(first, x)))
+        return tanh_network(self.backend.xp, params, x)
 
     def inner(self, params, hparams, batch):
         # The sum, so that each task has the gradient that it would have alone.

@@ -25,8 +25,7 @@ class MultiplicativeNoise(Supervised):
 
     @property
     def implicit(self):
-        neumann = hg.Implicit(hg.Neumann(10, step_size=0.1), tolerance=None, on_failure="warn")
-        return {"implicit, Neumann 10": (neumann, self.steps // 10)}
+        return self.neumann(0.1, self.steps // 10)
 
     def weights(self, rng):
         return weights(rng, self.inputs, 64, 64, 10)

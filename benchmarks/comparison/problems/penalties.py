@@ -26,9 +26,7 @@ class Penalties(Supervised):
 
     @property
     def implicit(self):
-        cg = hg.Implicit(hg.CG(200, rtol=1e-2), tolerance=None, warm_start=True, on_failure="warn")
-        amortised = hg.Implicit(hg.Amortised(0.02), tolerance=None)
-        return {"implicit, CG": (cg, self.steps // 10), "implicit, amortised": (amortised, 1)}
+        return self.cg(200, 1e-2) | self.amortised(0.02)
 
     def parts(self, rng):
         """Diabetes: ten measurements, their squares and products; the target has mean 0 and deviation 1."""

@@ -26,11 +26,7 @@ class Regularisation(Supervised):
 
     @property
     def implicit(self):
-        neumann = hg.Implicit(hg.Neumann(10, step_size=0.1), tolerance=None, on_failure="warn")
-        return {
-            "implicit, Neumann 10": (neumann, self.steps // 10),
-            "implicit, amortised": (hg.Implicit(hg.Amortised(0.1), tolerance=None), 1),
-        }
+        return self.neumann(0.1, self.steps // 10) | self.amortised(0.1)
 
     def weights(self, rng):
         return weights(rng, self.inputs, 64, 64, 10)

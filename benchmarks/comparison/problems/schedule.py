@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from comparison.networks import dense, weights
+from comparison.networks import tanh_network, weights
 from comparison.supervised import Supervised
 
 import hypergrad as hg
@@ -37,7 +37,4 @@ class Schedule(Supervised):
         return weights(rng, self.inputs, 32, 32, 10)
 
     def logits(self, params, hparams, x, draw=None):
-        *hidden, last = params
-        for layer in hidden:
-            x = self.backend.xp.tanh(dense(layer, x))
-        return dense(last, x)
+        return tanh_network(self.backend.xp, params, x)

@@ -57,6 +57,15 @@ class TestSystems:
         assert np.linalg.norm(a @ x - v) <= 1e-8 * np.linalg.norm(v)
         np.testing.assert_allclose(x, np.linalg.solve(a, v), rtol=1e-6, atol=1e-6)
 
+    @pytest.mark.parametrize("kind", ["definite", "general"])
+    @pytest.mark.parametrize("n", [64, 65, 131])
+    def test_columns_in_blocks(self, backend, n, kind):
+        """A framework that maps takes them in blocks, of which the last may be longer than what is left."""
+        a, v = system(kind, n)
+        matrix = backend.asarray(a)
+        found = hg.solve(lambda p: matrix @ p, backend.asarray(v), hg.Direct(), symmetric=kind != "general")
+        np.testing.assert_allclose(backend.to_numpy(found.x), np.linalg.solve(a, v), rtol=1e-9, atol=1e-11)
+
     @pytest.mark.parametrize("solver", [hg.CG(), hg.MINRES(), hg.GMRES(), hg.Direct()], ids=str)
     def test_a_singular_system_is_called_so(self, backend, solver):
         with pytest.raises(SolveError) as error:

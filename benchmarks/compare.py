@@ -31,7 +31,7 @@ from comparison.report import draw, markdown, show
 
 from hypergrad.backend import get_backend
 from hypergrad.errors import SolveWarning
-from hypergrad.progress import progress
+from hypergrad.tuning.progress import progress
 
 PRESETS = {
     "smoke": {

@@ -33,7 +33,7 @@ from scipy import optimize, stats
 import hypergrad as hg
 from hypergrad.backend import get_backend
 from hypergrad.demo.images import load_images
-from hypergrad.progress import progress
+from hypergrad.tuning.progress import progress
 
 PENALTIES = (1e-4, 1e-3, 1e-2)
 """Of the models that are trained from scratch in the end."""

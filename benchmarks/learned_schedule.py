@@ -27,11 +27,11 @@ from comparison.networks import cross_entropies, tanh_network
 
 import hypergrad as hg
 from hypergrad.backend import get_backend
+from hypergrad.backend.vectors import nbytes
 from hypergrad.demo.data import load
+from hypergrad.problems.step import Inner, Training
 from hypergrad.tapes import Trajectory
-from hypergrad.training import Inner, Training
 from hypergrad.updates import UpdateRule
-from hypergrad.vectors import nbytes
 
 MOMENTUM, SLOTS = 0.9, 10
 GRID = np.geomspace(1e-3, 1.0, 31)

@@ -27,7 +27,7 @@ from autograd import grad, make_vjp
 from scipy import optimize, stats
 
 import hypergrad as hg
-from hypergrad.progress import progress
+from hypergrad.tuning.progress import progress
 
 SETS = ("breast cancer", "breast cancer, products", "digits", "digits, scales")
 FOLDS = 5

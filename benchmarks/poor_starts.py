@@ -17,7 +17,7 @@ import hypergrad as hg
 from hypergrad.backend import get_backend
 from hypergrad.demo import network
 from hypergrad.demo.data import load
-from hypergrad.training import Inner, Training
+from hypergrad.problems.step import Inner, Training
 
 RULE = hg.SGD(0.05, momentum=0.9)
 SPACE = {"log_l2": hg.Real(), "noise": hg.Positive("softplus")}

@@ -9,11 +9,9 @@ Start with `Bilevel`, then `Greedy`, `Unrolled` and `Implicit`; `Tuner` runs the
 `check_hypergradient` says whether a number is right on your problem.
 """
 
-from hypergrad.check import Check, check_hypergradient
-from hypergrad.curvature import GaussNewton
-from hypergrad.damping import LevenbergMarquardt
-from hypergrad.derivatives import DerivativeCheck, Derivatives, check_derivatives
-from hypergrad.differences import FiniteDifference
+from hypergrad.checks.derivatives import DerivativeCheck, check_derivatives
+from hypergrad.checks.hypergradient import Check, check_hypergradient
+from hypergrad.checks.probe import Probe, probe
 from hypergrad.errors import HypergradError
 from hypergrad.estimators import (
     Estimate,
@@ -27,10 +25,13 @@ from hypergrad.estimators import (
     adjoint,
     hypergradient,
 )
-from hypergrad.fixed_point import FixedPoint
-from hypergrad.history import History
-from hypergrad.probe import Probe, probe
-from hypergrad.problem import Bilevel, Level, Problem
+from hypergrad.problems.base import Problem
+from hypergrad.problems.bilevel import Bilevel
+from hypergrad.problems.derivatives import Derivatives
+from hypergrad.problems.fixed_point import FixedPoint
+from hypergrad.problems.level import Level
+from hypergrad.second_order.differences import FiniteDifference
+from hypergrad.second_order.gauss_newton import GaussNewton
 from hypergrad.solvers import (
     CG,
     GMRES,
@@ -45,20 +46,12 @@ from hypergrad.solvers import (
     Nystrom,
     solve,
 )
-from hypergrad.spaces import Interval, NonNegative, Positive, Real, Simplex
+from hypergrad.solvers.levenberg_marquardt import LevenbergMarquardt
 from hypergrad.tapes import Binomial, Full, Offload, Reversible, States
-from hypergrad.tuner import Tuner
-from hypergrad.updates import (
-    SGD,
-    Adagrad,
-    Adam,
-    AdamW,
-    ClipNorm,
-    Proximal,
-    RMSprop,
-    Schedule,
-    soft_threshold,
-)
+from hypergrad.tuning.history import History
+from hypergrad.tuning.spaces import Interval, NonNegative, Positive, Real, Simplex
+from hypergrad.tuning.tuner import Tuner
+from hypergrad.updates import SGD, Adagrad, Adam, AdamW, ClipNorm, Proximal, RMSprop, Schedule, soft_threshold
 
 __all__ = [
     "Problem",

@@ -8,7 +8,7 @@ import pytest
 
 import hypergrad as hg
 from hypergrad.backend import get_backend
-from hypergrad.check import ridders
+from hypergrad.checks.ridders import ridders
 from hypergrad.errors import ArgumentError, NonFiniteError
 from hypergrad.testing.problems import regression
 

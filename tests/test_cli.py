@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import hypergrad.demo  # noqa: F401
-from hypergrad.cli import main
+from hypergrad.demo.cli import main
 
 FAST = ["compare", "--steps", "16", "--data", "wine"]
 

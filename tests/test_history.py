@@ -8,11 +8,10 @@ import pytest
 from matplotlib.figure import Figure
 
 import hypergrad as hg
-from hypergrad import vectors
-from hypergrad.backend import get_backend
+from hypergrad.backend import get_backend, vectors
 from hypergrad.errors import CheckpointError
-from hypergrad.history import LARGEST_LEAF
 from hypergrad.testing.problems import regression
+from hypergrad.tuning.history import LARGEST_LEAF
 
 RULE = hg.SGD(0.02, momentum=0.9)
 

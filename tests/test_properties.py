@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import hypergrad as hg
-from hypergrad import spaces
-from hypergrad.check import ridders
+from hypergrad.checks.ridders import ridders
 from hypergrad.solvers import System
+from hypergrad.tuning import spaces
 
 TOO_SLOW = [HealthCheck.too_slow]
 MANY = settings(

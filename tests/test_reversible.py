@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hypergrad as hg
-from hypergrad import eager
-from hypergrad.tapes.fixedpoint import (
+from hypergrad.backend import eager
+from hypergrad.tapes.reversible.fixedpoint import (
     DENOMINATOR,
     DIGIT,
     POOL,
@@ -23,8 +23,8 @@ from hypergrad.tapes.fixedpoint import (
     is_full,
     pooled,
 )
-from hypergrad.tapes.integers import Integers, Steps
-from hypergrad.tapes.log import EACH, Log
+from hypergrad.tapes.reversible.integers import Integers, Steps
+from hypergrad.tapes.reversible.log import EACH, Log
 
 parametrize = pytest.mark.parametrize
 BITS = [32, 64]

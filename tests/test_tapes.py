@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hypergrad as hg
-from hypergrad.check import ridders
+from hypergrad.checks.ridders import ridders
 from hypergrad.errors import (
     ArgumentError,
     FixedPointError,
@@ -28,9 +28,9 @@ from hypergrad.errors import (
     ReplayError,
     UnsupportedOpError,
 )
+from hypergrad.problems.step import Inner, Training
 from hypergrad.tapes import Shelf, Trajectory
 from hypergrad.tapes.binomial import forward_steps
-from hypergrad.training import Inner, Training
 
 parametrize = pytest.mark.parametrize
 T, ROWS = 12, 6

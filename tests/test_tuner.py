@@ -8,8 +8,8 @@ import hypergrad as hg
 from hypergrad import testing
 from hypergrad.backend import get_backend
 from hypergrad.errors import ArgumentError, CheckpointError, NonFiniteError
+from hypergrad.problems.step import Inner, Training
 from hypergrad.testing.problems import regression
-from hypergrad.training import Inner, Training
 
 NUMPY = get_backend("numpy")
 RULE = hg.SGD(0.02, momentum=0.9)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import hypergrad as hg
-from hypergrad import spaces
 from hypergrad.backend import find_backend, get_backend
 from hypergrad.errors import ArgumentError, BackendError, LeafTypeError
+from hypergrad.tuning import spaces
 
 SGD = hg.SGD(0.1)
 

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 from jax.tree_util import register_dataclass
 
-from hypergrad.history import History
+from hypergrad.tuning.history import History
 from hypergrad_jax.backend import JaxBackend
 from hypergrad_jax.optimizers import Optax
 

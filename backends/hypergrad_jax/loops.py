@@ -11,7 +11,7 @@ from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
 from hypergrad.backend import Tree
-from hypergrad.eager import blocks
+from hypergrad.backend.eager import blocks
 
 
 def repeat(

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from hypergrad import eager
-from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree
+from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree, eager
 from hypergrad.errors import no_outer_derivative
 from hypergrad_torch.graph import depth, detach, is_float, linearise, nested, one_deeper, pulled_by
 from hypergrad_torch.optimizers import TorchOptimizer

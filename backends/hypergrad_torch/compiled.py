@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hypergrad import eager
+from hypergrad.backend import eager
 from hypergrad.errors import ArgumentError, UnsupportedOpError, explain
 from hypergrad.estimators import State
 from hypergrad_torch.graph import detach

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from hypergrad import eager
+from hypergrad.backend import eager
 from hypergrad.errors import DisconnectedError, explain
 from hypergrad_torch.unsupported import refuse_undifferentiable, translated
 

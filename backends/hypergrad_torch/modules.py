@@ -9,7 +9,7 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hypergrad import eager
+from hypergrad.backend import eager
 from hypergrad.errors import ArgumentError, UnsupportedOpError, explain
 from hypergrad_torch.graph import holds_checkpoints
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hypergrad import eager
-from hypergrad.backend import Backend, Tree
+from hypergrad.backend import Backend, Tree, eager
 from hypergrad.errors import ArgumentError
 from hypergrad.updates import ClipNorm, UpdateRule
 from hypergrad_torch.optimizers import Options, Taken, replay

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hypergrad import eager, vectors
-from hypergrad.arguments import check_scalar, check_variables
-from hypergrad.backend import Tree
+from hypergrad.backend import Tree, eager, vectors
+from hypergrad.backend.arguments import check_scalar, check_variables
 from hypergrad.errors import ArgumentError, CheckpointError, NonFiniteError, ReplayError, UnsupportedOpError
 from hypergrad.estimators import Estimate, Greedy, HypergradientEstimator, Implicit, State, Unrolled
-from hypergrad.problem import Bilevel
+from hypergrad.problems.bilevel import Bilevel
 from hypergrad.updates import SGD, ClipNorm
 from hypergrad_torch.backend import TorchBackend
 from hypergrad_torch.graph import detach, found, history

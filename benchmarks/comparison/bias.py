@@ -10,8 +10,8 @@ from comparison.methods import Tuned, roster
 from comparison.problem import Episode, Problem
 
 import hypergrad as hg
-from hypergrad import spaces
 from hypergrad.errors import HypergradError
+from hypergrad.tuning import spaces
 
 
 def exact(problem: Problem, episode: Episode, steps: int) -> np.ndarray:

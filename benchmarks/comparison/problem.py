@@ -12,10 +12,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 import hypergrad as hg
-from hypergrad import spaces
 from hypergrad.backend import Backend, Tree
+from hypergrad.problems.step import Inner, Training
 from hypergrad.tapes import Trajectory
-from hypergrad.training import Inner, Training
+from hypergrad.tuning import spaces
 
 JUDGING = 2**20
 """Episodes from here on are kept for judging: no method tunes on their minibatches."""

@@ -14,15 +14,15 @@ from typing import Any, final
 import numpy as np
 
 from hypergrad.backend import Backend, Tree
-from hypergrad.check import check_hypergradient
+from hypergrad.checks.hypergradient import check_hypergradient
 from hypergrad.demo import network
 from hypergrad.demo.data import Data
 from hypergrad.estimators import Greedy, HypergradientEstimator, Implicit, State, Unrolled
+from hypergrad.problems.step import Inner, Training
 from hypergrad.solvers import Neumann
-from hypergrad.spaces import Positive, Real
 from hypergrad.tapes import Trajectory
-from hypergrad.training import Inner, Training
-from hypergrad.tuner import Tuner
+from hypergrad.tuning.spaces import Positive, Real
+from hypergrad.tuning.tuner import Tuner
 from hypergrad.updates import SGD, Adam
 
 RULE = SGD(0.05, momentum=0.9)

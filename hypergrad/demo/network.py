@@ -9,7 +9,7 @@ import numpy as np
 
 from hypergrad.backend import Array, Backend, Scalar, Tree
 from hypergrad.demo.data import Split
-from hypergrad.problem import Bilevel
+from hypergrad.problems.bilevel import Bilevel
 
 HIDDEN = 32
 

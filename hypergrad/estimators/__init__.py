@@ -1,12 +1,6 @@
 """Estimators: which terms of the hypergradient's sum are kept."""
 
-from hypergrad.estimators.base import (
-    Estimate,
-    HypergradientEstimator,
-    Report,
-    State,
-    hypergradient,
-)
+from hypergrad.estimators.base import Estimate, HypergradientEstimator, Report, State, hypergradient
 from hypergrad.estimators.forward import Forward
 from hypergrad.estimators.greedy import Greedy
 from hypergrad.estimators.implicit import Implicit, adjoint

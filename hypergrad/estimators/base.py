@@ -17,14 +17,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from hypergrad import vectors
-from hypergrad.arguments import check_same, check_variables
-from hypergrad.backend import Backend, Scalar, Tree, find_backend, undo_draws
-from hypergrad.batches import Batches
+from hypergrad.backend import Backend, Scalar, Tree, find_backend, vectors
+from hypergrad.backend.arguments import check_same, check_variables
+from hypergrad.backend.finite import first_nonfinite
+from hypergrad.backend.random import undo_draws
 from hypergrad.errors import ArgumentError, DisconnectedError, Failure, NonFiniteError, explain
-from hypergrad.finite import first_nonfinite
-from hypergrad.problem import Problem, Validation
-from hypergrad.training import Inner, Seen
+from hypergrad.problems.base import Problem, Validation
+from hypergrad.problems.batches import Batches
+from hypergrad.problems.step import Inner, Seen
 from hypergrad.updates import UpdateRule
 
 

@@ -9,9 +9,7 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
-from hypergrad import vectors
-from hypergrad.backend import Backend, Tree
-from hypergrad.batches import Batches, batch_series, one_batch
+from hypergrad.backend import Backend, Tree, vectors
 from hypergrad.errors import ArgumentError
 from hypergrad.estimators.base import (
     Estimate,
@@ -24,8 +22,9 @@ from hypergrad.estimators.base import (
     starting,
     state_after,
 )
-from hypergrad.problem import Problem
-from hypergrad.training import Inner, Seen, Training
+from hypergrad.problems.base import Problem
+from hypergrad.problems.batches import Batches, batch_series, one_batch
+from hypergrad.problems.step import Inner, Seen, Training
 from hypergrad.updates import as_update_rule
 
 

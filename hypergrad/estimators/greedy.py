@@ -6,11 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
-from hypergrad import vectors
-from hypergrad.backend import Backend, Pullback, Scalar, Tree
-from hypergrad.batches import Batches, one_batch
-from hypergrad.derivatives import Derivatives
-from hypergrad.differences import FiniteDifference, check_mixed
+from hypergrad.backend import Backend, Pullback, Scalar, Tree, vectors
 from hypergrad.errors import ArgumentError
 from hypergrad.estimators.base import (
     Estimate,
@@ -21,9 +17,13 @@ from hypergrad.estimators.base import (
     inner_state,
     state_after,
 )
-from hypergrad.losses import evaluate
-from hypergrad.problem import Bilevel, Problem
-from hypergrad.training import Inner, Seen, Training, inner_gradient, observe
+from hypergrad.problems.base import Problem
+from hypergrad.problems.batches import Batches, one_batch
+from hypergrad.problems.bilevel import Bilevel
+from hypergrad.problems.derivatives import Derivatives
+from hypergrad.problems.losses import evaluate
+from hypergrad.problems.step import Inner, Seen, Training, inner_gradient, observe
+from hypergrad.second_order.differences import FiniteDifference, check_mixed
 from hypergrad.updates import as_update_rule
 
 

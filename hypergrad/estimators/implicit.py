@@ -7,15 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
-from hypergrad import vectors
-from hypergrad.accuracy import bound
-from hypergrad.adjoint import AdjointSystem
-from hypergrad.arguments import is_number
-from hypergrad.backend import Backend, Tree, find_backend
-from hypergrad.batches import Batches, every_batch, one_batch, stream
-from hypergrad.curvature import GaussNewton
-from hypergrad.damping import LevenbergMarquardt
-from hypergrad.differences import FiniteDifference, check_mixed
+from hypergrad.backend import Backend, Tree, find_backend, vectors
+from hypergrad.backend.arguments import is_number
 from hypergrad.errors import (
     ArgumentError,
     Failure,
@@ -25,6 +18,8 @@ from hypergrad.errors import (
     SolveWarning,
     not_converged,
 )
+from hypergrad.estimators.accuracy import bound
+from hypergrad.estimators.adjoint import AdjointSystem
 from hypergrad.estimators.base import (
     Estimate,
     HypergradientEstimator,
@@ -33,12 +28,17 @@ from hypergrad.estimators.base import (
     inner_reaches,
     inner_state,
 )
-from hypergrad.problem import Bilevel, Problem, Validation
+from hypergrad.problems.base import Problem, Validation
+from hypergrad.problems.batches import Batches, every_batch, one_batch, stream
+from hypergrad.problems.bilevel import Bilevel
+from hypergrad.problems.step import Inner, Seen, observe
+from hypergrad.second_order.condition import Stationary, stationary
+from hypergrad.second_order.differences import FiniteDifference, check_mixed
+from hypergrad.second_order.gauss_newton import GaussNewton
 from hypergrad.solvers import CG, Amortised, Solver
 from hypergrad.solvers.diagnosis import diagnosis
+from hypergrad.solvers.levenberg_marquardt import LevenbergMarquardt
 from hypergrad.solvers.solve import check_symmetry
-from hypergrad.stationarity import Stationary, stationary
-from hypergrad.training import Inner, Seen, observe
 from hypergrad.updates import UpdateRule, as_update_rule
 
 

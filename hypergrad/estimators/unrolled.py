@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from operator import or_
 from typing import Any, final
 
-from hypergrad import vectors
-from hypergrad.backend import Backend, Pullback, Tree
-from hypergrad.batches import Batches, batch_series, one_batch, until_it_ends
+from hypergrad.backend import Backend, Pullback, Tree, vectors
 from hypergrad.errors import ArgumentError, FixedPointError
 from hypergrad.estimators.base import (
     Estimate,
@@ -22,10 +20,11 @@ from hypergrad.estimators.base import (
     starting,
     state_after,
 )
-from hypergrad.problem import Problem
+from hypergrad.problems.base import Problem
+from hypergrad.problems.batches import Batches, batch_series, one_batch, until_it_ends
+from hypergrad.problems.step import Inner, Training
 from hypergrad.tapes import Full, Tape, Trajectory
-from hypergrad.tapes.reversible import LOG_IS_FULL
-from hypergrad.training import Inner, Training
+from hypergrad.tapes.reversible.tape import LOG_IS_FULL
 from hypergrad.updates import as_update_rule
 
 

@@ -6,9 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
-from hypergrad import vectors
-from hypergrad.arguments import is_number
-from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.backend import Backend, Scalar, Tree, vectors
+from hypergrad.backend.arguments import is_number
 from hypergrad.errors import ArgumentError, Failure
 
 Product = Callable[[Tree, Any], Tree]

@@ -8,8 +8,7 @@ from typing import Any, final
 
 import numpy as np
 
-from hypergrad import vectors
-from hypergrad.backend import Backend
+from hypergrad.backend import Backend, vectors
 from hypergrad.errors import ArgumentError
 from hypergrad.solvers.base import Solution, Solver, System, check_tolerance
 

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
-from hypergrad import vectors
-from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.backend import Backend, Scalar, Tree, vectors
 from hypergrad.errors import Failure
 from hypergrad.solvers.base import Solution, Solver, System, check_steps, check_tolerance, met, rounding
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from hypergrad import vectors
-from hypergrad.backend import Backend
+from hypergrad.backend import Backend, vectors
 from hypergrad.solvers.base import ApproximateInverse, Prepared, System, check_positive
 
 

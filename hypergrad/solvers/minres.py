@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, final
 
-from hypergrad import vectors
-from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.backend import Backend, Scalar, Tree, vectors
 from hypergrad.errors import Failure
 from hypergrad.solvers.base import Solution, Solver, System, check_steps, check_tolerance, met, rounding
 from hypergrad.solvers.numbers import on_numbers

@@ -8,8 +8,7 @@ from typing import Any, ClassVar, final
 
 import numpy as np
 
-from hypergrad import vectors
-from hypergrad.backend import Backend, Tree
+from hypergrad.backend import Backend, Tree, vectors
 from hypergrad.errors import ArgumentError, Failure
 from hypergrad.solvers.base import (
     ApproximateInverse,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypergrad import vectors
-from hypergrad.arguments import check_same, check_variables
-from hypergrad.backend import Backend, Tree, find_backend
+from hypergrad.backend import Backend, Tree, find_backend, vectors
+from hypergrad.backend.arguments import check_same, check_variables
 from hypergrad.errors import ArgumentError, Failure, SolveError, explain
 from hypergrad.solvers.base import Solution, Solver, System, relative, rounding
 

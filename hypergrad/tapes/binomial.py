@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
 
-from hypergrad import vectors
-from hypergrad.backend import Backend, Tree
+from hypergrad.backend import Backend, Tree, vectors
 from hypergrad.errors import ArgumentError
-from hypergrad.tapes.base import Generator, Kept, Pulled, Recording, Shelf, Sweep, Tape, Trajectory
+from hypergrad.problems.step import Inner, Seen
+from hypergrad.tapes.base import Generator, Kept, Pulled, Recording, Shelf, Sweep, Tape
 from hypergrad.tapes.revolve import Online, Schedule, forward_steps, schedule
-from hypergrad.training import Inner, Seen
+from hypergrad.tapes.trajectory import Trajectory
 
 __all__ = ["Binomial", "Schedule", "forward_steps", "schedule"]
 

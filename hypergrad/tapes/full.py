@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import final
 
 from hypergrad.backend import Tree
-from hypergrad.tapes.base import Pulled, Recording, Tape, Trajectory
-from hypergrad.training import Inner, Seen
+from hypergrad.problems.step import Inner, Seen
+from hypergrad.tapes.base import Pulled, Recording, Tape
+from hypergrad.tapes.trajectory import Trajectory
 
 
 @final

@@ -12,10 +12,11 @@ import numpy as np
 
 from hypergrad.backend import Backend, Tree
 from hypergrad.errors import ArgumentError
-from hypergrad.tapes.base import Recording, Shelf, Tape, Trajectory
+from hypergrad.problems.step import Inner
+from hypergrad.tapes.base import Recording, Shelf, Tape
 from hypergrad.tapes.binomial import Binomial
 from hypergrad.tapes.states import States
-from hypergrad.training import Inner
+from hypergrad.tapes.trajectory import Trajectory
 
 
 @final

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, final
 
-from hypergrad import vectors
-from hypergrad.backend import Tree
-from hypergrad.tapes.base import Generator, Kept, Pulled, Recording, Shelf, Sweep, Tape, Trajectory
-from hypergrad.training import Inner, Seen
+from hypergrad.backend import Tree, vectors
+from hypergrad.problems.step import Inner, Seen
+from hypergrad.tapes.base import Generator, Kept, Pulled, Recording, Shelf, Sweep, Tape
+from hypergrad.tapes.trajectory import Trajectory
 
 
 @final

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hypergrad import vectors
-from hypergrad.backend import Backend
+from hypergrad.backend import Backend, vectors
 from hypergrad.estimators import HypergradientEstimator
-from hypergrad.problem import Bilevel
+from hypergrad.problems.bilevel import Bilevel
 from hypergrad.testing.problems import close, regression
 
 Law = Callable[[Backend, HypergradientEstimator], None]

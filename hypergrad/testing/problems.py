@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hypergrad.backend import Backend, Scalar, Tree
-from hypergrad.problem import Bilevel
+from hypergrad.problems.bilevel import Bilevel
 
 
 def close(backend: Backend, mine: Tree, other: Tree, rtol: float = 1e-10) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, final
 
-from hypergrad import vectors
-from hypergrad.backend import Backend, Tree
+from hypergrad.backend import Backend, Tree, vectors
 from hypergrad.errors import ArgumentError
 from hypergrad.updates.base import UpdateRule, as_update_rule
 

@@ -10,8 +10,7 @@ import autograd.numpy as anp
 import numpy as np
 from autograd.tracer import getval, isbox
 
-from hypergrad import eager
-from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree
+from hypergrad.backend import Array, Kind, Leaf, Scalar, Tree, eager
 from hypergrad.errors import no_outer_derivative
 from hypergrad_numpy.tracing import depth, pulled_by, pushforward, trace
 

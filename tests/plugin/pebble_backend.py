@@ -11,8 +11,7 @@ import optree
 import pebble
 from pebble import Array
 
-from hypergrad import eager
-from hypergrad.backend import Leaf, Scalar, Tree
+from hypergrad.backend import Leaf, Scalar, Tree, eager
 
 _KINDS: dict[str, Literal["float", "int", "bool", "complex"]] = {
     "f": "float",

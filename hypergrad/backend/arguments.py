@@ -1,0 +1,120 @@
+"""What may be handed to an estimator: checks that name the leaf, made before any work is done.
+
+Only shapes and dtypes are read, never values, so that the checks cost microseconds, wait for no device
+and work while a compiler traces.
+"""
+
+from __future__ import annotations
+
+from hypergrad.backend.protocol import Array, Backend, Tree
+from hypergrad.errors import ArgumentError, LeafTypeError, UnsupportedLeafError
+
+
+def check_variables(backend: Backend, **trees: Tree) -> None:
+    """Check the trees that are differentiated by: params and hparams, by the name of the argument.
+
+    Raises:
+        ArgumentError: if a tree has no leaves.
+        LeafTypeError: for integers, booleans, foreign arrays, and mixed dtypes or devices.
+        UnsupportedLeafError: for complex leaves.
+    """
+    first: tuple[str, str, str] | None = None
+    for root, tree in trees.items():
+        leaves, paths = backend.flatten(tree)[0], backend.paths(tree, root)
+        if not leaves:
+            raise ArgumentError(f"{root} is an empty tree: there is nothing to differentiate by")
+        for path, leaf in zip(paths, leaves, strict=True):
+            dtype, device = _check_float(backend, path, leaf)
+            if first is None:
+                first = path, dtype, device
+            for what, mine, other in (("dtype", dtype, first[1]), ("device", device, first[2])):
+                if mine != other:
+                    raise LeafTypeError(
+                        f"{path} has {what} {mine} and {first[0]} has {what} {other}: the derivative "
+                        f"would be converted silently; bring all leaves to one {what}"
+                    )
+
+
+def _check_float(backend: Backend, path: str, leaf: Array) -> tuple[str, str]:
+    if not backend.owns(leaf):
+        raise LeafTypeError(
+            f"{path} is a {type(leaf).__module__}.{type(leaf).__qualname__}, which is no array of "
+            f"{backend.name}: convert it, or leave it out of the tree"
+        )
+    kind, dtype, _, _, device = backend.describe(leaf)
+    if kind == "complex":
+        raise UnsupportedLeafError(f"{path} is complex ({dtype}): split it into real and imaginary parts")
+    if kind in ("int", "bool"):
+        raise LeafTypeError(
+            f"{path} has dtype {dtype}, along which nothing has a derivative: relax it to a real number "
+            "(a soft mask for a boolean, a width or temperature for a count), or pass it in the batch"
+        )
+    if kind != "float":
+        raise LeafTypeError(f"{path} has dtype {dtype}, which is not a floating-point number")
+    return dtype, device
+
+
+def check_batch(backend: Backend, root: str, batch: Tree, params: Tree) -> None:
+    """Refuse a batch whose floats are wider than the parameters: the loss would be upcast silently.
+
+    Raises:
+        LeafTypeError: naming the leaf.
+    """
+    reference = backend.describe(backend.flatten(params)[0][0])
+    for path, leaf in zip(backend.paths(batch, root), backend.flatten(batch)[0], strict=True):
+        if not backend.owns(leaf) or isinstance(leaf, bool | int | float):
+            continue
+        about = backend.describe(leaf)
+        if about.kind == "float" and about.itemsize > reference.itemsize and about.shape != ():
+            raise LeafTypeError(
+                f"{path} has dtype {about.dtype} and the parameters have {reference.dtype}: the loss "
+                f"would be computed in the wider type silently; convert {path} to {reference.dtype}"
+            )
+
+
+def check_scalar(backend: Backend, name: str, value: Array) -> None:
+    """Check that a loss returned one real number.
+
+    Raises:
+        ArgumentError: if it returned anything else, with its shape.
+    """
+    if not backend.owns(value):
+        raise ArgumentError(f"{name} returned {type(value).__name__}: a loss returns a scalar array")
+    about = backend.describe(value)
+    if about.shape != ():
+        raise ArgumentError(
+            f"{name} returned shape {about.shape}, and a loss has shape (): take the mean or the sum"
+        )
+    if about.kind != "float":
+        raise ArgumentError(f"{name} returned dtype {about.dtype}: a loss is a floating-point number")
+
+
+def check_same(backend: Backend, name: str, given: Tree, root: str, expected: Tree) -> None:
+    """Check that a tree has the structure, shapes and dtypes of another.
+
+    Raises:
+        ArgumentError: with both structures or shapes, where they differ.
+        LeafTypeError: with both dtypes, where they differ.
+    """
+    paths, wanted = backend.paths(given, root), backend.paths(expected, root)
+    if paths != wanted:
+        odd = sorted(set(paths) - set(wanted)), sorted(set(wanted) - set(paths))
+        raise ArgumentError(
+            f"{name}: {root} has another structure than expected: it has {', '.join(odd[0]) or 'no leaf'} "
+            f"where {', '.join(odd[1]) or 'no leaf'} should be"
+        )
+    leaves = zip(paths, backend.flatten(given)[0], backend.flatten(expected)[0], strict=True)
+    for path, leaf, model in leaves:
+        mine, other = backend.describe(leaf), backend.describe(model)
+        if mine.shape != other.shape:
+            raise ArgumentError(f"{name}: {path} has shape {mine.shape}, expected {other.shape}")
+        if mine.dtype != other.dtype:
+            raise LeafTypeError(
+                f"{name}: {path} has dtype {mine.dtype}, expected {other.dtype}: something wider or "
+                "narrower was mixed in, and would convert it silently"
+            )
+
+
+def is_number(value: object) -> bool:
+    """Is this a Python number, and no boolean?"""
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,111 @@
+"""Which backends there are, and which one serves a tree of arrays."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NamedTuple
+
+from hypergrad.backend.protocol import Backend, Tree
+from hypergrad.errors import ArgumentError, BackendError, LeafTypeError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+
+GROUP = "hypergrad.backends"
+
+
+class Listing(NamedTuple):
+    """A registered backend, as `available` finds it."""
+
+    name: str
+    installed: bool
+    install: str
+    distribution: str
+
+
+def registered() -> dict[str, EntryPoint]:
+    """Every backend that an installed distribution offers, by the name of its framework."""
+    from importlib.metadata import entry_points  # slow to import, and not needed before now
+
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def available() -> list[Listing]:
+    """Say of each registered backend whether its framework is installed, and what installs it."""
+    found = []
+    for name, entry in sorted(registered().items()):
+        distribution = entry.dist.name if entry.dist is not None else "hypergradients"
+        ours = distribution == "hypergradients"
+        wanted = f"'{distribution}[{name}]'" if ours else f"{distribution} {name}"
+        install = f"python -m pip install {wanted}"
+        found.append(Listing(name, find_spec(name) is not None, install, distribution))
+    return found
+
+
+@cache
+def get_backend(name: str) -> Backend:
+    """Load a backend by the name of its framework.
+
+    Raises:
+        BackendError: if no such backend is registered, or its framework is not installed.
+    """
+    entries = registered()
+    if name not in entries:
+        known = ", ".join(sorted(entries)) or "none: is hypergradients installed?"
+        raise BackendError(f"no backend {name!r} is registered; there are: {known}")
+    if find_spec(name) is None:
+        hint = next(row.install for row in available() if row.name == name)
+        raise BackendError(f"the backend {name!r} needs its framework: {hint}")
+    backend: Backend = entries[name].load()()
+    return backend
+
+
+def find_backend(*trees: Tree, backend: Backend | str | None = None) -> Backend:
+    """Find the one backend whose arrays the trees hold.
+
+    Whoever holds an array of a framework has imported it, so only backends whose framework is already
+    loaded are asked, and none is ever imported by asking.
+
+    Raises:
+        LeafTypeError: if the trees hold no array, arrays that nobody knows, or those of two frameworks.
+        BackendError: if ``backend`` is a name that is not registered or not installed.
+    """
+    if isinstance(backend, str):
+        return get_backend(backend)
+    if backend is not None:
+        return backend
+    owners = [candidate for candidate in loaded() if _owns_any(candidate, trees)]
+    if len(owners) == 1:
+        return owners[0]
+    if owners:
+        names = " and ".join(owner.name for owner in owners)
+        raise LeafTypeError(
+            f"the arguments mix arrays of {names}, and no derivative passes from one framework to "
+            "another: convert all leaves of params and hparams to one of them"
+        )
+    leaves = [leaf for tree in trees for leaf in get_backend("numpy").flatten(tree)[0]]
+    if not leaves:
+        raise ArgumentError("params and hparams hold no arrays: there is nothing to differentiate")
+    kinds = ", ".join(sorted({f"{type(leaf).__module__}.{type(leaf).__qualname__}" for leaf in leaves}))
+    known = ", ".join(candidate.name for candidate in loaded())
+    raise LeafTypeError(
+        f"no loaded backend ({known}) knows leaves of type {kinds}: pass arrays of one of these "
+        "frameworks, or the backend itself as backend="
+    )
+
+
+def loaded() -> list[Backend]:
+    """The backends whose framework is imported already."""
+    return [get_backend(name) for name in _registered_names() if name in sys.modules]
+
+
+@cache
+def _registered_names() -> tuple[str, ...]:
+    return tuple(sorted(registered()))
+
+
+def _owns_any(backend: Backend, trees: tuple[Tree, ...]) -> bool:
+    return any(backend.owns(leaf) for tree in trees for leaf in backend.flatten(tree)[0])

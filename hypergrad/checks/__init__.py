@@ -1,0 +1,7 @@
+"""Is a hypergradient right, and which way to take it is faster?"""
+
+from hypergrad.checks.derivatives import DerivativeCheck, check_derivatives
+from hypergrad.checks.hypergradient import Check, check_hypergradient
+from hypergrad.checks.probe import Probe, probe
+
+__all__ = ["Check", "DerivativeCheck", "Probe", "check_derivatives", "check_hypergradient", "probe"]

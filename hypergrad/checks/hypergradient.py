@@ -1,0 +1,266 @@
+"""Is this number right on *your* problem?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+import numpy as np
+
+from hypergrad.backend import Backend, Scalar, Tree, find_backend, vectors
+from hypergrad.backend.arguments import check_variables
+from hypergrad.checks.ridders import ridders
+from hypergrad.errors import ArgumentError
+from hypergrad.estimators import HypergradientEstimator, Implicit, State, Unrolled
+from hypergrad.problems.base import Problem
+from hypergrad.problems.batches import Batches, batch_series, every_batch, one_batch
+from hypergrad.problems.step import Inner, Training
+from hypergrad.second_order.condition import residual
+from hypergrad.solvers import Direct, System
+from hypergrad.tapes import Trajectory
+from hypergrad.updates import as_update_rule
+
+EVERY_COORDINATE = 64
+"""Up to so many hyperparameters are checked one by one, more along random directions."""
+
+
+@final
+@dataclass(frozen=True)
+class Check:
+    """A hypergradient beside two witnesses, along a set of directions of the hyperparameters.
+
+    ``estimate``, ``differences`` and ``exact`` hold directional derivatives: of the estimator, of central
+    differences of real training, and of that training unrolled exactly. ``uncertainty`` is the error
+    of each difference, by its own estimate.
+    """
+
+    name: str
+    training: str
+    estimate: Any
+    differences: Any
+    uncertainty: Any
+    exact: Any
+
+    @property
+    def relative_error(self) -> float:
+        """‖estimate − differences‖ / ‖differences‖."""
+        return _relative(self.estimate, self.differences)
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle between estimate and differences."""
+        return _cosine(self.estimate, self.differences)
+
+    @property
+    def exact_relative_error(self) -> float:
+        """‖estimate − exact‖ / ‖exact‖."""
+        return _relative(self.estimate, self.exact)
+
+    @property
+    def exact_cosine(self) -> float:
+        """Cosine of the angle between estimate and exact unroll."""
+        return _cosine(self.estimate, self.exact)
+
+    @property
+    def difference_error(self) -> float:
+        """How far the differences themselves can be trusted: ‖uncertainty‖ / ‖differences‖."""
+        return _relative(self.differences + self.uncertainty, self.differences)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} against {self.training}, along {len(self.differences)} directions\n"
+            f"  central differences: relative error {self.relative_error:.1e}, cosine {self.cosine:.6f}"
+            f"  (the differences' own error: {self.difference_error:.1e})\n"
+            f"  exact derivative:    relative error {self.exact_relative_error:.1e}, "
+            f"cosine {self.exact_cosine:.6f}"
+        )
+
+
+def check_hypergradient(
+    problem: Problem,
+    params: Tree,
+    hparams: Tree,
+    train: Batches,
+    val: Batches,
+    estimator: HypergradientEstimator,
+    *,
+    update: Any = None,
+    steps: int | None = None,
+    directions: int | None = None,
+    seed: int = 0,
+    aux: Tree = (),
+    backend: Backend | str | None = None,
+) -> Check:
+    r"""Compare a hypergradient with central differences of real training, and with its exact unroll.
+
+    What is differentiated is F(λ) = C2(θ_T(λ), λ), θ_T being the end of T real training steps from
+    ``params``. By default these are the estimator's own steps, so that an estimator that is exact for
+    them shows only rounding; with ``steps`` larger than that the *bias* of a greedy or truncated
+    estimator shows. For `Implicit`, training means solving the inner problem again by Newton's method
+    from ``params``, unless ``update`` and ``steps`` are given.
+
+    The differences are Richardson-extrapolated over step sizes that halve (Ridders 1982), which chooses
+    the step and estimates the error. Cost: up to 24 training runs for each direction.
+
+    Args:
+        problem, params, hparams, train, val, estimator: as for `hypergradient`.
+        update: the update rule of the real training, if it is not the estimator's.
+        steps: T, if it is not the estimator's own; ``train`` must then give so many batches.
+        directions: how many directions; by default every coordinate of up to 64 hyperparameters, or 32
+            random directions of more.
+        seed: of the random directions.
+        aux: the auxiliary state of losses that have one. C2 is judged with the one that training at λ itself
+            ends with: no estimator differentiates by it.
+        backend: found from the arrays if it is not given.
+
+    Raises:
+        As `HypergradientEstimator.estimate`; ArgumentError if ``update`` is given without ``steps``.
+    """
+    found = find_backend(params, hparams, backend=backend)
+    check_variables(found, params=params, hparams=hparams)
+    if isinstance(train, Iterator):
+        train = list(train)
+    val_batch = one_batch("val", val, 0)
+    draws = found.generator()
+
+    state = estimator.init(problem, params, hparams, aux=aux, backend=found)
+    with found.replay(draws):
+        out = estimator.estimate(problem, state, hparams, train, lambda _: val_batch, backend=found)
+
+    rule = update if update is not None else getattr(estimator, "update", None)
+    if update is not None and steps is None and not estimator.training_steps:
+        raise ArgumentError("check_hypergradient: update= needs steps=, the length of the real training")
+    if rule is not None and problem.by_hand:
+        raise ArgumentError(
+            "check_hypergradient compares with an unroll, which hg.Derivatives do not have: "
+            "hg.check_derivatives compares them themselves"
+        )
+    if rule is not None:
+        reference = _training(found, problem, params, aux, train, rule, steps or estimator.training_steps)
+    else:
+        reference = _optimum(found, problem, params, aux, train)
+    with found.replay(draws):
+        final = reference.train(hparams).aux
+
+    def value(hparams: Tree) -> float:
+        with found.replay(draws):
+            theta = reference.train(hparams).params
+            return float(
+                found.to_numpy(
+                    problem.validation_loss(theta, hparams, val_batch, found.map(lambda x: x, final))
+                )
+            )
+
+    with found.replay(draws):
+        exact = reference.exact(hparams, lambda _: val_batch)
+
+    axes = _directions(found, hparams, directions, seed)
+    slopes = [ridders(lambda h, d=d: value(_moved(found, hparams, h, d)), h0) for d, h0 in axes]  # type: ignore[misc]
+    return Check(
+        name=repr(estimator),
+        training=reference.name,
+        estimate=_along(found, out.hypergradient, axes),
+        differences=np.array([slope for slope, _ in slopes]),
+        uncertainty=np.array([error for _, error in slopes]),
+        exact=_along(found, exact, axes),
+    )
+
+
+class _Reference(NamedTuple):
+    """Real training, and its exact derivative."""
+
+    name: str
+    train: Callable[[Tree], Inner]
+    exact: Callable[[Tree, Batches], Tree]
+
+
+def _training(
+    backend: Backend, problem: Problem, params: Tree, aux: Tree, train: Batches, rule: Any, steps: int
+) -> _Reference:
+    phi = Training(backend, problem, as_update_rule(rule))
+    if steps == 1:
+        only = one_batch("train", train, 0)
+        batch: Callable[[Any], Tree] = lambda k: only  # noqa: E731
+    else:
+        batch = batch_series(backend, "train", train, 0, steps)
+
+    def real(hparams: Tree) -> Inner:
+        z = Inner(params, phi.update.init(backend, params), aux)
+        return Trajectory(phi, batch, 0, steps).run(z, hparams)[0]
+
+    def exact(hparams: Tree, val: Batches) -> Tree:
+        unrolled = Unrolled(rule, steps, allow_unused=True)
+        state = unrolled.init(problem, params, hparams, aux=aux, backend=backend)
+        return unrolled.estimate(problem, state, hparams, batch, val, backend=backend).hypergradient
+
+    return _Reference(f"{steps} step{'s' * (steps > 1)} of real training", backend.compile(real), exact)
+
+
+def _optimum(backend: Backend, problem: Problem, params: Tree, aux: Tree, train: Batches) -> _Reference:
+    """Newton's method from params: near an optimum a few steps reach it to rounding."""
+    batches = every_batch("train", train, 0)
+    solver = Direct()
+
+    @backend.compile
+    def newton(theta: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
+        """‖G‖, and θ − (∂_θ G)⁻¹ G."""
+
+        def condition(theta: Tree) -> Tree:
+            return residual(backend, problem, Inner(theta, (), aux), hparams, batches)[1]
+
+        if problem.symmetric:
+            g, pullback = backend.vjp(condition, theta)
+            push = pullback.onto(0)
+        else:
+            g, push = backend.linearize(condition, theta)
+        system = System.at_rest(backend, lambda p, _: push(p), g, problem.symmetric)
+        return vectors.norm(backend, g), vectors.subtract(backend, theta, solver.solve(backend, system).x)
+
+    def real(hparams: Tree) -> Inner:
+        theta, size = params, float("inf")
+        for _ in range(50):
+            new, after = newton(theta, hparams)
+            if not float(new) < size:
+                break  # rounding is reached: the last step did not help
+            size, best, theta = float(new), theta, after
+        return Inner(best, (), aux)
+
+    def exact(hparams: Tree, val: Batches) -> Tree:
+        implicit = Implicit(solver, tolerance=None, allow_unused=True)
+        at = State(real(hparams).params, aux=aux)
+        return implicit.estimate(problem, at, hparams, batches, val, backend=backend).hypergradient
+
+    return _Reference("the inner problem solved again by Newton's method", real, exact)
+
+
+def _directions(backend: Backend, hparams: Tree, count: int | None, seed: int) -> list[tuple[Any, float]]:
+    """Flat directions, each with a first step: a tenth of the coordinate, or of the vector's scale."""
+    flat = backend.to_numpy(backend.ravel(hparams)[0]).astype(float)
+    n = flat.size
+    if count is None and n <= EVERY_COORDINATE:
+        return [(axis, 0.1 * (abs(x) or 1.0)) for axis, x in zip(np.eye(n), flat, strict=True)]
+    drawn = np.random.default_rng(seed).normal(size=(count or 32, n))
+    scale = float(np.sqrt(np.mean(flat**2))) or 1.0
+    return [(d / np.linalg.norm(d), 0.1 * scale) for d in drawn]
+
+
+def _moved(backend: Backend, hparams: Tree, h: float, direction: Any) -> Tree:
+    flat, unravel = backend.ravel(hparams)
+    tangent = unravel(backend.asarray(direction, like=flat))
+    return backend.axpy(h, tangent, hparams)
+
+
+def _along(backend: Backend, tree: Tree, axes: list[tuple[Any, float]]) -> Any:
+    flat = backend.to_numpy(backend.ravel(tree)[0]).astype(float)
+    return np.array([d @ flat for d, _ in axes])
+
+
+def _relative(x: Any, y: Any) -> float:
+    size = float(np.linalg.norm(y))
+    return float(np.linalg.norm(x - y)) / (size if size > 0 else 1.0)
+
+
+def _cosine(x: Any, y: Any) -> float:
+    size = float(np.linalg.norm(x) * np.linalg.norm(y))
+    return float(x @ y) / size if size > 0 else float("nan")

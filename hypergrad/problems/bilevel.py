@@ -1,0 +1,121 @@
+"""What parameters are the solution of, and what judges them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.backend.arguments import check_same
+from hypergrad.errors import ArgumentError
+from hypergrad.problems.base import Loss, Problem
+from hypergrad.problems.level import lagrangian
+from hypergrad.problems.losses import evaluate
+
+
+@final
+@dataclass(frozen=True)
+class Bilevel(Problem):
+    r"""Minimise C2(θ, λ) over the hyperparameters λ, where training on C̃1(θ, λ) made the parameters θ.
+
+        C̃1 = C1 + Ω   on the training set T1       (Luketina et al. 2016, eq. 1)
+        C2            on the validation set T2
+
+    Both losses are called as ``loss(params, hparams, batch)`` and return a scalar. Parameters,
+    hyperparameters and batches are any trees of the framework's own arrays; they reach the losses as
+    they are, never wrapped and never copied. A loss of the NumPy backend is written with
+    ``autograd.numpy``.
+
+    One array at two places of a tree makes two parameters, as everywhere in functional code. To tie
+    parameters, keep one leaf and use it twice inside the loss.
+
+    What a model updates while it trains, and nobody differentiates by, is its auxiliary state: running
+    statistics of a BatchNorm, a key or a counter for its noise. With ``has_aux`` it goes through the losses,
+    and through training from step to step, as a constant of every derivative: how noise in training moves the
+    running averages by which T2 is normalised, for instance, no hypergradient sees::
+
+        inner(params, hparams, batch, aux) -> (scalar, aux)
+        outer(params, hparams, batch, aux) -> scalar
+        state = estimator.init(problem, params, hparams, aux=aux)
+
+    A problem with more levels is a bilevel problem whose ``inner`` is one, see `Level`.
+
+    Args:
+        inner: the regularised training loss C̃1, or the `Bilevel` problem of the level below.
+        outer: the validation loss C2.
+        has_aux: do the losses take an auxiliary state, and does the inner one return the next?
+
+    Raises:
+        ArgumentError: if either is not callable, or the level below has an auxiliary state.
+    """
+
+    inner: Loss | Bilevel
+    outer: Loss
+    has_aux: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("inner", "outer"):
+            part = getattr(self, name)
+            if not (callable(part) or (name == "inner" and isinstance(part, Bilevel))):
+                raise ArgumentError(f"Bilevel: {name} must be a function (params, hparams, batch) -> scalar")
+        if isinstance(self.inner, Bilevel) and (self.has_aux or self.inner.has_aux):
+            raise ArgumentError("Bilevel: an auxiliary state goes through two levels, and not through three")
+
+    @property
+    def definite(self) -> bool:  # type: ignore[override]
+        """A Lagrangian has a saddle at its solution."""
+        return not isinstance(self.inner, Bilevel)
+
+    def training_loss(self, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> tuple[Scalar, Tree]:
+        """C̃1 and the next auxiliary state.
+
+        Raises:
+            ArgumentError: if ``inner`` should return two things, and does not.
+        """
+        if isinstance(self.inner, Bilevel):
+            return lagrangian(self.inner, params, hparams, batch), aux
+        if not self.has_aux:
+            return self.inner(params, hparams, batch), aux
+        result = self.inner(params, hparams, batch, aux)
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise ArgumentError(
+                f"inner returned {type(result).__name__}: with has_aux=True it returns (loss, aux), the "
+                "loss and the next auxiliary state"
+            )
+        return result
+
+    def loss_on(
+        self, backend: Backend, batch: Tree, aux: Tree
+    ) -> Callable[[Tree, Tree], tuple[Scalar, Tree]]:
+        """C̃1 on a batch, with the auxiliary state filled in: (θ, λ) -> (C̃1, next auxiliary state).
+
+        The loss gets a copy of the state: some write to theirs, as torch's BatchNorm does.
+
+        Raises:
+            ArgumentError, LeafTypeError: when called, if the next state is of another kind than this one.
+        """
+
+        def loss(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
+            value, after = self.training_loss(params, hparams, batch, backend.copy(aux))
+            if self.has_aux:
+                check_same(backend, "inner", after, "aux", aux)
+            return value, after
+
+        return loss
+
+    def inner_gradient(
+        self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree
+    ) -> tuple[Scalar, Tree, Tree]:
+        loss = self.loss_on(backend, batch, aux)
+        value, pullback, aux = evaluate(backend, "inner", lambda p: loss(p, hparams), batch, params)
+        (gradient,) = pullback(backend.xp.ones_like(value))
+        return value, gradient, aux
+
+    def reached(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Tree:
+        loss = self.loss_on(backend, batch, aux)
+        _, pullback, _ = evaluate(backend, "inner", loss, batch, params, hparams)
+        return pullback.reached[1]
+
+    def validation_loss(self, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Scalar:
+        return self.outer(params, hparams, batch, *([aux] if self.has_aux else []))

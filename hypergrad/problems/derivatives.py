@@ -1,0 +1,112 @@
+"""Problems that are given by their derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, final
+
+from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.backend.arguments import check_same
+from hypergrad.backend.finite import first_nonfinite
+from hypergrad.errors import ArgumentError
+from hypergrad.problems.base import Problem, Validation
+
+
+@final
+@dataclass(frozen=True)
+class Derivatives(Problem):
+    r"""A bilevel problem whose derivatives are written by hand.
+
+    For what no framework differentiates, SciPy's sparse matrices or compiled code, and where a formula is
+    cheaper than its automatic derivative. Parameters and hyperparameters are trees of arrays as ever, NumPy's
+    where nothing else is known; batches are whatever the functions understand.
+
+        outer_grads       (params, hparams, batch) -> (∂_θ C2, ∂_λ C2), the latter ``None`` where it is 0
+        hessian_product   (params, hparams, batch, p) -> (∂²_θθ C̃1) p
+        mixed_product     (params, hparams, batch, p) -> (∂²_λθ C̃1)ᵀ p, a tree like the hyperparameters
+
+    These three are enough for `Implicit`, at the cost of what they cost. With ``inner_grad`` it also knows
+    how far from an optimum it is, and `Greedy` and `Tuner` can train. The losses themselves are for reports,
+    which say 0 without them, and for `check_derivatives`.
+
+    Args:
+        inner_grad: (params, hparams, batch) -> ∇_θ C̃1.
+        inner: (params, hparams, batch) -> C̃1.
+        outer: (params, hparams, batch) -> C2.
+
+    Raises:
+        ArgumentError: if one is no function; when used, for trees of other structure or shape than those
+            they stand for, or if one is missing.
+    """
+
+    by_hand: ClassVar[bool] = True
+
+    outer_grads: Callable[[Tree, Tree, Any], tuple[Tree, Tree]]
+    hessian_product: Callable[[Tree, Tree, Any, Tree], Tree]
+    mixed_product: Callable[[Tree, Tree, Any, Tree], Tree]
+    inner_grad: Callable[[Tree, Tree, Any], Tree] | None = field(default=None, kw_only=True)
+    inner: Callable[[Tree, Tree, Any], Scalar] | None = field(default=None, kw_only=True)
+    outer: Callable[[Tree, Tree, Any], Scalar] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("outer_grads", "hessian_product", "mixed_product", "inner_grad", "inner", "outer"):
+            part, optional = getattr(self, name), name in ("inner_grad", "inner", "outer")
+            if not (callable(part) or (optional and part is None)):
+                raise ArgumentError(f"Derivatives: {name} = {part!r}; it is a function")
+
+    def inner_gradient(
+        self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree
+    ) -> tuple[Scalar, Tree, Tree]:
+        if self.inner_grad is None:
+            raise ArgumentError("Derivatives: training needs the gradient of C̃1: give inner_grad=")
+        g = self._like(backend, "inner_grad", self.inner_grad(params, hparams, batch), "params", params)
+        return self._value(backend, self.inner, params, hparams, batch), g, aux
+
+    def reached(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Tree:
+        """All of them, as far as anyone can see."""
+        return backend.map(lambda _: True, hparams)
+
+    def validation_loss(self, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Scalar:
+        if self.outer is None:
+            raise ArgumentError("Derivatives: this needs the loss C2 itself: give outer=")
+        return self.outer(params, hparams, batch)
+
+    def validation(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Validation:
+        found = self.outer_grads(params, hparams, batch)
+        if not (isinstance(found, tuple) and len(found) == 2):
+            raise ArgumentError("Derivatives: outer_grads returns a pair (∂_θ C2, ∂_λ C2)")
+        v = self._like(backend, "outer_grads", found[0], "params", params)
+        direct = backend.zeros(hparams)
+        if found[1] is not None:
+            direct = self._like(backend, "outer_grads", found[1], "hparams", hparams)
+        reached = backend.map(lambda _: found[1] is not None, hparams)
+        value = self._value(backend, self.outer, params, hparams, batch)
+        return Validation(value, v, direct, reached, first_nonfinite(backend, v))
+
+    def products(
+        self, backend: Backend, params: Tree, hparams: Tree, batch: Tree
+    ) -> tuple[Callable[[Tree], Tree], Callable[[Tree], Tree]]:
+        """Return p -> H p and p -> (∂²_λθ C̃1)ᵀ p at one point."""
+
+        def hessian(p: Tree) -> Tree:
+            found = self.hessian_product(params, hparams, batch, p)
+            return self._like(backend, "hessian_product", found, "params", params)
+
+        def mixed(p: Tree) -> Tree:
+            found = self.mixed_product(params, hparams, batch, p)
+            return self._like(backend, "mixed_product", found, "hparams", hparams)
+
+        return hessian, mixed
+
+    @staticmethod
+    def _like(backend: Backend, name: str, given: Tree, root: str, expected: Tree) -> Tree:
+        check_same(backend, f"Derivatives: {name}", given, root, expected)
+        return given
+
+    @staticmethod
+    def _value(backend: Backend, loss: Any, params: Tree, hparams: Tree, batch: Tree) -> Scalar:
+        if loss is not None:
+            return loss(params, hparams, batch)
+        # Nothing is known of it, and nothing is wrong with it.
+        return backend.asarray(0.0, like=backend.flatten(params)[0][0])

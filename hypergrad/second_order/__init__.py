@@ -1,0 +1,1 @@
+"""How the second derivatives of C̃1 are multiplied."""

@@ -1,0 +1,189 @@
+"""What happened in a run of `Tuner`: losses, hyperparameters, hypergradients, reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import numpy as np
+
+from hypergrad.backend import Array, Backend, Scalar, Tree, vectors
+from hypergrad.errors import CheckpointError
+from hypergrad.estimators import Estimate
+from hypergrad.tuning.checkpoint import read_arrays, write_arrays
+
+LARGEST_LEAF = 1024
+"""A leaf with more entries is logged by its least, mean and largest one."""
+
+_REPORTED = (
+    "inner_gradient_norm",
+    "direct_norm",
+    "response_norm",
+    "residual",
+    "iterations",
+    "gradients",
+    "products",
+    "bytes_held",
+)
+
+
+class Row(NamedTuple):
+    """What is kept of one update of the hyperparameters: numbers, which a compiled loop can collect."""
+
+    values: dict[str, Any]
+    outer_value: Scalar
+    hypergradient_norm: Scalar
+    clipped: Any
+    cost: Scalar
+    reports: dict[str, Any]
+
+    @classmethod
+    def of(cls, backend: Backend, hparams: Tree, out: Estimate | None, clipped: Any, cost: Any) -> Row:
+        """A row for λ after an update, or before the first one if there is no estimate yet."""
+        paths, leaves = backend.paths(hparams, "hparams"), backend.flatten(hparams)[0]
+        values = {path: _summary(backend, leaf) for path, leaf in zip(paths, leaves, strict=True)}
+        if out is None:
+            nan = float("nan")
+            return cls(values, nan, nan, clipped, cost, {name: nan for name in _REPORTED})
+        norm = vectors.norm(backend, out.hypergradient)
+        reports = {name: getattr(out.report, name) for name in _REPORTED}
+        return cls(values, out.outer_value, norm, clipped, cost, reports)
+
+
+@final
+@dataclass(frozen=True)
+class History:
+    """One row for each update of the hyperparameters, and the training loss of every step.
+
+    All columns are arrays. They are NumPy's, except in a run that is itself being compiled or mapped (in
+    JAX), where they are what that returns; a start whose run stopped early then has NaN from there on.
+
+    Attributes:
+        inner_values: C̃1 at each training step.
+        steps: the training step of each update; row 0 is the start, before any update.
+        values: the hyperparameters after each update, by path, in their own domain.
+        outer_values: C2 as the estimator measured it; NaN in row 0.
+        hypergradient_norms: ‖dC2/dλ‖; NaN in row 0.
+        clipped: entries that a projection had to move back into their space.
+        cost: gradients spent since the start, a second-order product counting two.
+        reports: the other numbers of `Report`, by name; NaN in row 0.
+    """
+
+    inner_values: Array
+    steps: Array
+    values: dict[str, Array]
+    outer_values: Array
+    hypergradient_norms: Array
+    clipped: Array
+    cost: Array
+    reports: dict[str, Array]
+
+    @classmethod
+    def start(cls, backend: Backend, hparams: Tree) -> History:
+        """Row 0."""
+        row: Row = backend.collect([Row.of(backend, hparams, None, 0, 0.0)])
+        return cls(
+            np.zeros(0),
+            np.zeros(1, int),
+            {path: _joined(parts) for path, parts in row.values.items()},
+            row.outer_value,
+            row.hypergradient_norm,
+            row.clipped,
+            row.cost,
+            row.reports,
+        )
+
+    def then(self, rows: Row, steps: Array) -> History:
+        """The history with more rows, collected along their first axis, at these training steps."""
+        columns = {
+            "values": {path: _joined(parts) for path, parts in rows.values.items()},
+            "outer_values": rows.outer_value,
+            "hypergradient_norms": rows.hypergradient_norm,
+            "clipped": rows.clipped,
+            "cost": self.cost[-1] + rows.cost.cumsum(),
+            "reports": rows.reports,
+        }
+
+        def extend(old: Any, new: Any) -> Any:
+            if isinstance(old, dict):
+                return {name: extend(old[name], new[name]) for name in old}
+            return namespace(old, new).concatenate([old, new])
+
+        longer = {name: extend(getattr(self, name), column) for name, column in columns.items()}
+        return History(self.inner_values, np.concatenate([self.steps, steps]), **longer)
+
+    def trained(self, inner_values: Array) -> History:
+        """The history with the losses of more training steps."""
+        joined = namespace(inner_values).concatenate([self.inner_values, inner_values])
+        return History(**{**vars(self), "inner_values": joined})
+
+    def arrays(self) -> dict[str, Any]:
+        """All of it as named arrays."""
+        columns = {name: column for name, column in vars(self).items() if name not in ("values", "reports")}
+        columns |= {f"value:{path}": rows for path, rows in self.values.items()}
+        columns |= {f"report:{name}": rows for name, rows in self.reports.items()}
+        return columns
+
+    def save(self, path: str | Path) -> None:
+        """Write an ``.npz`` file, whole or not at all.
+
+        Raises:
+            OSError: if the file cannot be written; an older one is then left as it was.
+        """
+        write_arrays(path, self.arrays())
+
+    @classmethod
+    def load(cls, path: str | Path) -> History:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: if the file is not a history; no code of it is run.
+            FileNotFoundError: if there is none.
+        """
+        return cls.from_arrays(read_arrays(path))
+
+    @classmethod
+    def from_arrays(cls, columns: dict[str, Any]) -> History:
+        """Rebuild from `arrays`.
+
+        Raises:
+            CheckpointError: if a column is missing.
+        """
+        grouped: dict[str, Any] = {"values": {}, "reports": {}}
+        for key, rows in columns.items():
+            kind, _, name = key.partition(":")
+            if name and kind in ("value", "report"):
+                grouped[kind + "s"][name] = rows
+        try:
+            names = [name for name in cls.__dataclass_fields__ if name not in grouped]
+            return cls(**grouped, **{name: columns[name] for name in names})
+        except KeyError as error:
+            raise CheckpointError(f"this is no history: it has no column {error}") from error
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Draw losses and hyperparameters over training; see `hypergrad.plot.plot_history`."""
+        from hypergrad.tuning.plot import plot_history
+
+        return plot_history(self, path)
+
+
+def _summary(backend: Backend, leaf: Array) -> Any:
+    """A leaf as it is, or the least, the mean and the largest entry of a large one."""
+    xp = backend.xp
+    if vectors.size(backend, leaf) <= LARGEST_LEAF:
+        return leaf
+    return xp.min(leaf), xp.mean(leaf), xp.max(leaf)
+
+
+def _joined(column: Any) -> Array:
+    """Columns of a summary side by side."""
+    if isinstance(column, tuple):
+        return namespace(*column).stack(column, -1)
+    return column
+
+
+def namespace(*columns: Array) -> Any:
+    """NumPy, or the one of the arrays if a compiler traces them."""
+    strangers = [column for column in columns if not isinstance(column, np.ndarray)]
+    return strangers[0].__array_namespace__() if strangers else np

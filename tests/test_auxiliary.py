@@ -8,6 +8,7 @@ from frameworks import on_torch
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError
+from hypergrad.testing.calculus import value_and_grad
 from hypergrad.testing.problems import close, regression, vector
 
 LR, MOMENTUM = 0.1, 0.9
@@ -86,7 +87,7 @@ class Net:
         def loss(params):
             return self.inner(params, hparams, batch, aux)[0]
 
-        velocity = self.backend.axpy(MOMENTUM, velocity, self.backend.value_and_grad(loss, params)[1])
+        velocity = self.backend.axpy(MOMENTUM, velocity, value_and_grad(self.backend, loss, params)[1])
         new = self.inner(params, hparams, batch, aux)[1]
         return self.backend.axpy(-LR, velocity, params), velocity, new
 

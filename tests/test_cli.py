@@ -48,7 +48,7 @@ def test_quiet_is_quiet(capsys, tmp_path):
 def test_backends_are_listed(capsys, monkeypatch):
     assert main(["backends"]) == 0
     assert "numpy      installed" in capsys.readouterr().out
-    monkeypatch.setattr("hypergrad.backend.find_spec", lambda name: None)
+    monkeypatch.setattr("hypergrad.backend.registry.find_spec", lambda name: None)
     assert main(["backends"]) == 0
     assert "missing: python -m pip install 'hypergradients[numpy]'" in capsys.readouterr().out
 

@@ -212,7 +212,7 @@ class TestAgreement:
         """The same hypergradient, and the generator then stands where it does after the exact way."""
         task, ends = net(backend, noise=drawn), []
         for how in (None, mixed):
-            with backend.replay(backend.generator(1)):
+            with backend.random.replay(backend.random.state(1)):
                 out = task.estimate(make(mixed=how))
                 ends.append((out, drawn(task.train)))
         (exact, after), (out, after_differences) = ends
@@ -472,10 +472,10 @@ class TestProbe:
 
     @on_both
     def test_random_losses_are_compared_on_the_same_draws(self, backend):
-        with backend.replay(backend.generator(3)):
+        with backend.random.replay(backend.random.state(3)):
             task = net(backend, noise=drawn)
             found = drawn(task.train)
-        with backend.replay(backend.generator(3)):
+        with backend.random.replay(backend.random.state(3)):
             seen = self.probe(net(backend, noise=drawn), hg.Greedy(hg.SGD(0.1)))
             np.testing.assert_array_equal(flat(drawn(task.train)), flat(found))
         assert all(way.error <= 1e-4 for way in seen.ways)

@@ -140,7 +140,7 @@ def estimate(backend, estimator, problem=RIDGE, **given):
 def refused(error, built_in, call, *args, **kwargs):
     """Call what must fail; return the error, after seeing that generators and modes are as they were."""
     for backend in BACKENDS.values():
-        backend.restore(backend.generator(seed=5))
+        backend.random.restore(backend.random.state(seed=5))
         normal(backend, 3)
     before = surroundings()
     with np.errstate(all="ignore"), pytest.raises(error) as caught:
@@ -553,11 +553,11 @@ class TestNoiseInsideTheLoss:
 
     @every_estimator
     def test_is_drawn_once_for_gradient_and_product(self, backend, noisy, estimator):
-        backend.restore(backend.generator(seed=3))
+        backend.random.restore(backend.random.state(seed=3))
         used = batches(1 if isinstance(estimator, hg.Greedy) else 3)
         held, after = [batch | {"noise": normal(backend, 5, 2)} for batch in used], surroundings()
         expected = estimate(backend, estimator, hg.Bilevel(noisy, fit), train=held)
-        backend.restore(backend.generator(seed=3))
+        backend.random.restore(backend.random.state(seed=3))
         found = estimate(backend, estimator, hg.Bilevel(noisy, fit))
         assert surroundings() == after
         assert_array_equal(found.hypergradient["x"], expected.hypergradient["x"])

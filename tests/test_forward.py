@@ -264,9 +264,9 @@ class TestDirections:
         assert not np.allclose(*found)
 
     def test_leave_the_generator_alone(self):
-        before = repr(NUMPY.generator())
+        before = repr(NUMPY.random.state())
         estimate(NUMPY, net(NUMPY), fit(HEAVY, T, directions=2))
-        assert repr(NUMPY.generator()) == before
+        assert repr(NUMPY.random.state()) == before
 
     @each_backend
     def test_begin_anew_at_every_estimate(self, backend):
@@ -372,14 +372,14 @@ class TestManners:
             return p.problem.inner(params, hparams, batch | {"x": batch["x"] + hparams["gain"] * noise})
 
         noisy = p._replace(problem=hg.Bilevel(inner, p.problem.outer))
-        backend.restore(backend.generator(seed=3))
+        backend.random.restore(backend.random.state(seed=3))
         noise = [normal() for _ in range(T)]
-        after = repr(backend.generator())
+        after = repr(backend.random.state())
         held = noisy._replace(train=lambda t: p.train(t) | {"noise": noise[t]})
         expected = estimate(backend, held, hg.Unrolled(HEAVY, T, allow_unused=True))
-        backend.restore(backend.generator(seed=3))
+        backend.random.restore(backend.random.state(seed=3))
         found = estimate(backend, noisy, fit(HEAVY, T, directions))
-        assert repr(backend.generator()) == after
+        assert repr(backend.random.state()) == after
         same(backend, found, expected)
 
     @each_backend

@@ -103,7 +103,7 @@ class TestHigherOrder:
             g = hg.hypergradient(told.problem(backend), p, h, train, val, estimator, backend=backend)
             return backend.xp.sum(w_ * g)
 
-        _, pullback = backend.vjp(along, *arrays(backend, theta, lam))
+        _, pullback = backend.pullback(along, *arrays(backend, theta, lam))
         by_theta, by_lam = (numbers(backend, g) for g in pullback(backend.asarray(1.0)))
         differences = central(lambda h: w @ told.hypergradient(theta, h), lam)
         np.testing.assert_allclose(by_lam, differences, rtol=1e-5, atol=1e-8)
@@ -128,7 +128,7 @@ class TestHigherOrder:
         def estimate(h):
             return hg.hypergradient(problem, params, h, train, val, estimator, backend=backend)
 
-        _, pullback = backend.vjp(estimate, backend.asarray(0.3))
+        _, pullback = backend.pullback(estimate, backend.asarray(0.3))
         (slope,) = pullback(backend.asarray(1.0))
         there, back = (float(backend.to_numpy(estimate(backend.asarray(0.3 + d)))) for d in (1e-5, -1e-5))
         np.testing.assert_allclose(float(backend.to_numpy(slope)), (there - back) / 2e-5, rtol=1e-6)
@@ -150,9 +150,9 @@ class TestHigherOrder:
 
         if backend.name in COMPILED and isinstance(solver, hg.Neumann):  # a while loop, which has none there
             with pytest.raises(UnsupportedOpError, match="while_loop"):
-                backend.vjp(along, backend.asarray(told.lam))[1](backend.asarray(1.0))
+                backend.pullback(along, backend.asarray(told.lam))[1](backend.asarray(1.0))
             return
-        _, pullback = backend.vjp(along, backend.asarray(told.lam))
+        _, pullback = backend.pullback(along, backend.asarray(told.lam))
         (slope,) = pullback(backend.asarray(1.0))
         differences = central(lambda h: float(backend.to_numpy(along(backend.asarray(h)))), told.lam)
         np.testing.assert_allclose(numbers(backend, slope), differences, rtol=1e-5, atol=1e-8)
@@ -180,7 +180,7 @@ class TestHigherOrder:
             g = hg.hypergradient(problem, backend.asarray(theta), h, u, y, estimator, backend=backend)
             return backend.xp.sum(w_ * backend.ravel(g)[0])
 
-        value, pullback = backend.vjp(along, lam["s"])
+        value, pullback = backend.pullback(along, lam["s"])
         (slope,) = pullback(backend.asarray(1.0))
         h = 1e-5
         there, back = (float(backend.to_numpy(along(lam["s"] + d))) for d in (h, -h))
@@ -198,7 +198,7 @@ class TestHigherOrder:
             return backend.xp.sum(g)
 
         with pytest.raises(UnsupportedOpError):
-            _, pullback = backend.vjp(along, lam)
+            _, pullback = backend.pullback(along, lam)
             pullback(backend.asarray(1.0))
 
 

@@ -132,7 +132,7 @@ class TestBlocks:
         if turned and len(shape) == 2:
             x, y = x.T, y.T
         total, number = backend.to_numpy(x + 2 * y), float((x * y).sum())
-        (new,), (found,) = backend.elementwise(lambda x, y: ((x + 2 * y,), ((x * y).sum(),)), [x], [y])
+        (new,), (found,) = backend.memory.in_blocks(lambda x, y: ((x + 2 * y,), ((x * y).sum(),)), [x], [y])
         np.testing.assert_array_equal(backend.to_numpy(new), total)
         np.testing.assert_allclose(float(found), number, rtol=1e-12)
 

@@ -31,6 +31,7 @@ from hypergrad.errors import (
 from hypergrad.problems.step import Inner, Training
 from hypergrad.tapes import Shelf, Trajectory
 from hypergrad.tapes.binomial import forward_steps
+from hypergrad.testing.calculus import value_and_grad
 
 parametrize = pytest.mark.parametrize
 T, ROWS = 12, 6
@@ -195,11 +196,11 @@ class TestVerified:
             calls.append(t)
             return batch | {"y": batch["y"] + 1e-9} if t == step and calls.count(t) > 1 else batch
 
-        before = repr(backend.generator())
+        before = repr(backend.random.state())
         with pytest.raises(ReplayError) as caught:
             estimate(backend, p, hg.Unrolled(HEAVY, T, tape=tape), train=train)
         assert caught.value.step == step and isinstance(caught.value, HypergradError)
-        assert str(step) in str(caught.value) and repr(backend.generator()) == before
+        assert str(step) in str(caught.value) and repr(backend.random.state()) == before
 
     @each_verified
     def test_names_the_step_that_counts_from_where_training_stood(self, backend, tape):
@@ -445,13 +446,13 @@ class TestReplays:
     @parametrize("tape", [*TAPES.values(), *VERIFIED.values()], ids=repr)
     def test_noise_of_the_generator(self, backend, noisy, tape, truncate):
         of = partial(hg.Unrolled, HEAVY, T, truncate, allow_unused=True)
-        backend.restore(backend.generator(seed=3))
+        backend.random.restore(backend.random.state(seed=3))
         noise = [normal(backend, ROWS, 3) for _ in range(T)]
         held = estimate(backend, noisy, of(), train=lambda t: noisy.train(t) | {"noise": noise[t]})
-        after = repr(backend.generator())
-        backend.restore(backend.generator(seed=3))
+        after = repr(backend.random.state())
+        backend.random.restore(backend.random.state(seed=3))
         found = estimate(backend, noisy, of(tape=tape))
-        assert repr(backend.generator()) == after
+        assert repr(backend.random.state()) == after
         same(backend, found, held, tape)
 
     @parametrize("tape", TAPES.values(), ids=repr)
@@ -838,7 +839,7 @@ class TestOuterDerivatives:
             out = unrolled.estimate(p.problem, state, hparams, p.train, p.val)
             return backend.xp.sum(out.hypergradient["log_l2"])
 
-        return backend.value_and_grad(total, backend.asarray(np.array(0.05)))[1]
+        return value_and_grad(backend, total, backend.asarray(np.array(0.05)))[1]
 
     @parametrize("tape", [hg.States(), hg.Offload(hg.States())], ids=repr)
     @each_backend

@@ -147,6 +147,6 @@ class TestFindingABackend:
             find_backend({"x": "text"})
 
     def test_a_framework_that_is_missing_says_how_to_install_it(self, monkeypatch):
-        monkeypatch.setattr("hypergrad.backend.find_spec", lambda name: None)
+        monkeypatch.setattr("hypergrad.backend.registry.find_spec", lambda name: None)
         with pytest.raises(BackendError, match="python -m pip install pebble-backend pebble"):
             get_backend.__wrapped__("pebble")

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import partial_eval
 
-from hypergrad.backend import Tree
+from hypergrad.backend import Pullback, Push, Tree
 from hypergrad_jax.leaves import is_float, zeros
 from hypergrad_jax.unsupported import translated
 
 
 @final
-class Pullback:
-    """u ↦ uᵀ ∂f/∂primals at one linearisation; see `hypergrad.backend.Pullback`."""
+class Transposed(Pullback):
+    """u ↦ uᵀ ∂f/∂primals, the function that ``jax.vjp`` returns."""
 
     def __init__(
         self,
@@ -32,14 +32,8 @@ class Pullback:
     def __call__(self, cotangent: Tree) -> tuple[Tree, ...]:
         given = zip(jax.tree_util.tree_leaves(cotangent), self._outputs, strict=True)
         with translated():
-            found = iter(self._pull([jnp.asarray(g, x.dtype) for g, x in given if is_float(x)]))
-        return self._unflatten([next(found) if is_float(x) else zeros(x) for x in self._inputs])
-
-    last = __call__
-
-    def onto(self, k: int) -> Callable[[Tree], Tree]:
-        """What is not asked for is not computed, once it is compiled."""
-        return lambda cotangent: self(cotangent)[k]
+            gradients = iter(self._pull([jnp.asarray(g, x.dtype) for g, x in given if is_float(x)]))
+        return self._unflatten([next(gradients) if is_float(x) else zeros(x) for x in self._inputs])
 
     @cached_property
     def reached(self) -> tuple[Tree, ...]:
@@ -60,8 +54,8 @@ class Pullback:
 
 
 @final
-class Push:
-    """ẋ ↦ ∂f ẋ at one linearisation; see `hypergrad.backend.Backend.linearize`."""
+class Tangent(Push):
+    """ẋ ↦ ∂f ẋ, the function that ``jax.linearize`` returns."""
 
     def __init__(
         self,
@@ -77,8 +71,8 @@ class Push:
     def __call__(self, *tangents: Tree) -> Tree:
         given = zip(jax.tree_util.tree_leaves(tangents), self._inputs, strict=True)
         with translated():
-            found = iter(self._push(*(jnp.asarray(t, x.dtype) for t, x in given if is_float(x))))
-        return self._rebuild([next(found) if is_float(x) else zeros(x) for x in self._outputs])
+            tangents_out = iter(self._push(*(jnp.asarray(t, x.dtype) for t, x in given if is_float(x))))
+        return self._rebuild([next(tangents_out) if is_float(x) else zeros(x) for x in self._outputs])
 
     @cached_property
     def reached(self) -> tuple[Tree, ...]:
@@ -91,61 +85,38 @@ class Push:
 class _Flat:
     """f as a function of its floating-point leaves alone, which returns its own, and all else beside them."""
 
-    def __init__(self, f: Callable[..., Any], primals: tuple[Tree, ...], has_aux: bool) -> None:
+    def __init__(self, f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) -> None:
         self.leaves, structure = jax.tree_util.tree_flatten(primals)
-        self.f, self.has_aux = f, has_aux
+        self.f = f
         self.variables = [x for x in self.leaves if is_float(x)]
-        self.fill = partial(_filled, structure, self.leaves)
         self.unflatten = partial(jax.tree_util.tree_unflatten, structure)
 
     def __call__(self, *variables: jax.Array) -> tuple[list[Any], tuple[list[Any], Tree]]:
-        result = self.f(*self.fill(variables))
-        value, aux = result if self.has_aux else (result, None)
+        value, aux = self.f(*self.unflatten(_filled(self.leaves, variables)))
         outputs, form = jax.tree_util.tree_flatten(value)
         self.rebuild = partial(jax.tree_util.tree_unflatten, form)
         return [x for x in outputs if is_float(x)], (outputs, aux)
 
-    def outputs(self, values: Sequence[Any], outputs: list[Any]) -> list[Any]:
-        """All leaves of the value, in which those that were differentiated take their places."""
-        given = iter(values)
-        return [next(given) if is_float(x) else x for x in outputs]
 
-
-def linearise(f: Callable[..., Any], primals: tuple[Tree, ...], has_aux: bool) -> tuple[Tree, Tree, Pullback]:
-    """Evaluate f and keep its residuals: ``value, aux, pullback``."""
-    flat = _Flat(f, primals, has_aux)
+def vjp(f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) -> tuple[Tree, Transposed, Tree]:
+    """Evaluate f, which returns ``(value, aux)``, and keep its residuals: ``value, pullback, aux``."""
+    flat = _Flat(f, primals)
     with translated():
         values, pull, (outputs, aux) = jax.vjp(flat, *flat.variables, has_aux=True)
-    outputs = flat.outputs(values, outputs)
-    return flat.rebuild(outputs), aux, Pullback(pull, flat.leaves, outputs, flat.unflatten)
+    outputs = _filled(outputs, values)
+    return flat.rebuild(outputs), Transposed(pull, flat.leaves, outputs, flat.unflatten), aux
 
 
-def linearised(f: Callable[..., Any], primals: tuple[Tree, ...], has_aux: bool) -> tuple[Tree, Tree, Push]:
-    """The same, to be pushed forward: ``value, aux, push``."""
-    flat = _Flat(f, primals, has_aux)
+def linearize(f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) -> tuple[Tree, Tangent, Tree]:
+    """Like `vjp`, to be pushed forward: ``value, push, aux``."""
+    flat = _Flat(f, primals)
     with translated():
         values, push, (outputs, aux) = jax.linearize(flat, *flat.variables, has_aux=True)
-    outputs = flat.outputs(values, outputs)
-    return flat.rebuild(outputs), aux, Push(push, flat.leaves, outputs, flat.unflatten, flat.rebuild)
+    outputs = _filled(outputs, values)
+    return flat.rebuild(outputs), Tangent(push, flat.leaves, outputs, flat.unflatten, flat.rebuild), aux
 
 
-def pushforward(
-    f: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tuple[Tree, ...]
-) -> tuple[Tree, Tree]:
-    """Evaluate f and its derivative in a direction: ``value, tangent``."""
-    leaves, structure = jax.tree_util.tree_flatten(primals)
-    directions = jax.tree_util.tree_leaves(tangents)
-    pairs = [(x, t) for x, t in zip(leaves, directions, strict=True) if is_float(x)]
-
-    def g(*variables: jax.Array) -> Tree:
-        return f(*_filled(structure, leaves, variables))
-
-    value, tangent = jax.jvp(g, tuple(x for x, _ in pairs), tuple(t for _, t in pairs))
-    return value, jax.tree_util.tree_map(lambda x, t: t if is_float(x) else zeros(x), value, tangent)
-
-
-def _filled(structure: Any, leaves: list[Any], variables: Sequence[jax.Array]) -> tuple[Tree, ...]:
-    given = iter(variables)
-    filled = [next(given) if is_float(x) else x for x in leaves]
-    trees: tuple[Tree, ...] = jax.tree_util.tree_unflatten(structure, filled)
-    return trees
+def _filled(leaves: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    """The leaves, in which the values take the places of those that are floats."""
+    given = iter(values)
+    return [next(given) if is_float(x) else x for x in leaves]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from hypergrad.backend import Backend, Scalar, Tree
 from hypergrad.errors import ArgumentError
-from hypergrad.updates import UpdateRule
+from hypergrad.updates import UpdateRule, register_optimiser
 
 
 @final
@@ -79,7 +79,6 @@ def _holds(node: Any) -> bool:
     return hasattr(node, "hyperparams") and hasattr(node, "_replace")
 
 
-def as_optax(optimizer: Any) -> Optax | None:
-    """Recognise a transformation of optax, without importing it."""
-    made_by_optax = type(optimizer).__module__.partition(".")[0] == "optax"
-    return Optax(optimizer) if made_by_optax and hasattr(optimizer, "update") else None
+register_optimiser("optax.GradientTransformation", Optax)
+register_optimiser("optax.GradientTransformationExtraArgs", Optax)
+register_optimiser("optax.MultiSteps", Optax)

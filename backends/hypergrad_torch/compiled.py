@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hypergrad.backend import eager
 from hypergrad.errors import ArgumentError, UnsupportedOpError, explain
 from hypergrad.estimators import State
-from hypergrad_torch.graph import detach
+from hypergrad_torch.graph import detach, trees
 from hypergrad_torch.randomness import tracing
 
 
@@ -56,9 +55,9 @@ def compile(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:  # noq
     def compiled(*args: Any, **kwargs: Any) -> Any:
         args = tuple(_with_clock(arg) for arg in args)
         kwargs = {name: _with_clock(arg) for name, arg in kwargs.items()}
-        leaves, unflatten = eager.flatten((args, kwargs))
+        leaves, unflatten = trees.flatten((args, kwargs))
         tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
-        key = (tuple(map(_kind, leaves)), tuple(eager.paths((args, kwargs), "")), _autocast())
+        key = (tuple(map(_kind, leaves)), tuple(trees.paths((args, kwargs), "")), _autocast())
         if key not in programs:
             programs[key] = _trace(f, leaves, unflatten, tensors, options)
         program = programs[key]
@@ -76,7 +75,7 @@ def _trace(
     def flat(*tensors: Tensor) -> list[Tensor]:
         given = iter(tensors)
         args, kwargs = unflatten([next(given) if isinstance(x, Tensor) else x for x in leaves])
-        results, unflatten_results = eager.flatten(detach(f(*args, **kwargs)))
+        results, unflatten_results = trees.flatten(detach(f(*args, **kwargs)))
         places = [isinstance(x, Tensor) for x in results]
 
         def assemble(found: list[Tensor]) -> Any:

@@ -17,12 +17,14 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from hypergrad.backend import eager
+from hypergrad.backend import Pullback, Tree
+from hypergrad.backend.trees import Trees
 from hypergrad.errors import DisconnectedError, explain
 from hypergrad_torch.unsupported import refuse_undifferentiable, translated
 
-Tree = Any
 Node = Any
+
+trees = Trees()
 
 _EDGES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 6)
 """Does ``torch.autograd.grad`` begin at edges, too?"""
@@ -82,8 +84,8 @@ def _end(x: Any) -> _End | None:
 
 
 @final
-class Pullback:
-    """u ↦ uᵀ ∂f/∂primals at one linearisation; see `hypergrad.backend.Pullback`."""
+class GraphPullback(Pullback):
+    """u ↦ uᵀ ∂f/∂primals, by ``torch.autograd.grad`` on a graph that is kept."""
 
     def __init__(
         self, inputs: list[Any], outputs: list[Any], unflatten: Callable[[Sequence[Any]], tuple[Tree, ...]]
@@ -97,14 +99,14 @@ class Pullback:
         return self._unflatten(self._pull(cotangent, self._inputs, keep=nested()))
 
     def onto(self, k: int) -> Callable[[Tree], Tree]:
-        leaves, unflatten = eager.flatten(self._unflatten(self._inputs)[k])
+        leaves, unflatten = trees.flatten(self._unflatten(self._inputs)[k])
         return lambda cotangent: unflatten(self._pull(cotangent, leaves))
 
     def _pull(self, cotangent: Tree, inputs: list[Any], keep: bool = True) -> list[Any]:
         """The engine visits no node from which none of the inputs can be reached."""
         pairs = [
             (end.root, end.cotangent(g))
-            for end, g in zip(self._outputs, eager.flatten(cotangent)[0], strict=True)
+            for end, g in zip(self._outputs, trees.flatten(cotangent)[0], strict=True)
             if end is not None
         ]
         variables = [leaf for leaf in inputs if is_float(leaf)]
@@ -124,7 +126,7 @@ class Pullback:
 
     @cached_property
     def reached(self) -> tuple[Tree, ...]:
-        return self._unflatten(found(self._inputs, self._nodes))
+        return self._unflatten(reached_by(self._inputs, self._nodes))
 
     @cached_property
     def nbytes(self) -> int:
@@ -151,29 +153,28 @@ def _before(todo: list[Node]) -> set[Node]:
     return seen
 
 
-def linearise(f: Callable[..., Any], primals: tuple[Tree, ...], has_aux: bool) -> tuple[Tree, Tree, Pullback]:
-    """Evaluate f and keep its graph: ``value, aux, pullback``.
+def vjp(f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) -> tuple[Tree, GraphPullback, Tree]:
+    """Evaluate f, which returns ``(value, aux)``, and keep its graph: ``value, pullback, aux``.
 
     At the outermost level everything returned is a constant, whatever the tensors given require: nothing
     of the caller's graph is entered, and nothing of this one outlives the pullback. Inside another
     derivative value and aux stay attached to it.
     """
-    leaves, unflatten = eager.flatten(primals)
+    leaves, unflatten = trees.flatten(primals)
     inner = nested()
     inputs = [_variable(leaf, inner) if is_float(leaf) else leaf for leaf in leaves]
     with one_deeper():
-        result = f(*unflatten(inputs))
-    value, aux = result if has_aux else (result, None)
-    pullback = Pullback(inputs, eager.flatten(value)[0], unflatten)
+        value, aux = f(*unflatten(inputs))
+    pullback = GraphPullback(inputs, trees.flatten(value)[0], unflatten)
     if inner:
         refuse_undifferentiable(pullback._nodes, second=any(x.requires_grad for x in leaves if is_float(x)))
-        return value, aux, pullback
-    return detach(value), detach(aux), pullback
+        return value, pullback, aux
+    return detach(value), pullback, detach(aux)
 
 
 def detach(tree: Tree) -> Tree:
     """The same values outside of every graph."""
-    return eager.map(lambda x: x.detach() if isinstance(x, Tensor) else x, tree)
+    return trees.map(lambda x: x.detach() if isinstance(x, Tensor) else x, tree)
 
 
 def depth(leaf: Any) -> int:
@@ -181,7 +182,7 @@ def depth(leaf: Any) -> int:
     return max(_nesting.depth, 1) if isinstance(leaf, Tensor) and leaf.requires_grad else 0
 
 
-def pulled_by(y: Tensor, pull: Callable[[Tensor], Tensor]) -> Tensor:
+def zeros_with_pullback(y: Tensor, pull: Callable[[Tensor], Tensor]) -> Tensor:
     """Zeros like y, whose cotangent ``pull`` takes to one of y."""
 
     def hook(g: Tensor) -> Tensor:
@@ -215,7 +216,7 @@ def _variable(leaf: Tensor, inner: bool) -> Tensor:
     return leaf.detach().requires_grad_()
 
 
-def found(inputs: Sequence[Any], nodes: set[Node]) -> list[bool]:
+def reached_by(inputs: Sequence[Any], nodes: set[Node]) -> list[bool]:
     """Which inputs are in a history?"""
     return [is_float(x) and x.requires_grad and _node(x) in nodes for x in inputs]
 

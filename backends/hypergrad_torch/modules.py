@@ -9,9 +9,8 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hypergrad.backend import eager
 from hypergrad.errors import ArgumentError, UnsupportedOpError, explain
-from hypergrad_torch.graph import holds_checkpoints
+from hypergrad_torch.graph import holds_checkpoints, trees
 
 Tree = Any
 Loss = Callable[[nn.Module, Tree, Any], Tensor]
@@ -65,7 +64,7 @@ class Hyperparameters:
 
     def __init__(self, hparams: Tree) -> None:
         self.tree = hparams
-        self._leaves, self._unflatten = eager.flatten(hparams)
+        self._leaves, self._unflatten = trees.flatten(hparams)
         self.modules = nn.ModuleList([leaf for leaf in self._leaves if isinstance(leaf, nn.Module)])
 
     def tensors(self) -> Tree:
@@ -79,12 +78,12 @@ class Hyperparameters:
         tree = self._unflatten(
             [leaf.state_dict() if isinstance(leaf, nn.Module) else leaf.detach() for leaf in self._leaves]
         )
-        return dict(zip(eager.paths(tree, "hparams"), eager.flatten(tree)[0], strict=True))
+        return dict(zip(trees.paths(tree, "hparams"), trees.flatten(tree)[0], strict=True))
 
     def pairs(self, lam: Tree) -> list[tuple[Any, Any]]:
         """Each tensor or module with what stands in its place in λ."""
         found: list[tuple[Any, Any]] = []
-        eager.map(lambda leaf, value: found.append((leaf, value)), self.tree, lam)
+        trees.map(lambda leaf, value: found.append((leaf, value)), self.tree, lam)
         return found
 
     def filled(self, lam: Tree) -> tuple[Tree, dict[str, Tensor]]:

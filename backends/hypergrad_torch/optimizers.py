@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from hypergrad.backend import Backend, Tree
 from hypergrad.errors import ArgumentError, UnsupportedOpError, explain
-from hypergrad.updates import SGD, Adagrad, Adam, AdamW, RMSprop, UpdateRule
+from hypergrad.updates import SGD, Adagrad, Adam, AdamW, RMSprop, UpdateRule, register_optimiser
 from hypergrad.updates.adagrad import Total
 from hypergrad.updates.adam import Moments
 from hypergrad.updates.rmsprop import Square
@@ -249,3 +249,6 @@ class TorchOptimizer(UpdateRule):
             gradient = backend.map(lambda g: -g, gradient)
         rule = dialect(self.optimizer).rule(group)
         return rule.update(backend, gradient, opt_state, params, hparams, step)
+
+
+register_optimiser("torch.Optimizer", TorchOptimizer)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hypergrad.backend.random import Random
+
 
 class Draws(NamedTuple):
     """State of torch's generators: the CPU's, and those of the CUDA devices if any is in use."""
@@ -41,39 +43,33 @@ def tracing() -> Iterator[Trace]:
         _current.trace = None
 
 
-def generator(seed: int | None = None) -> Draws:
-    """The state as it is now, or as the seed makes it."""
-    if _current.trace is not None:
-        return Draws(torch.empty(0))
-    cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    if seed is None:
-        return Draws(torch.get_rng_state(), tuple(torch.cuda.get_rng_state_all()) if cuda else ())
-    count = torch.cuda.device_count() if cuda else 0
-    return Draws(
-        torch.Generator().manual_seed(seed).get_state(),
-        tuple(torch.Generator(f"cuda:{i}").manual_seed(seed).get_state() for i in range(count)),
-    )
+class Generators(Random):
+    """Torch's default generators, of the CPU and of every CUDA device in use."""
 
+    def state(self, seed: int | None = None) -> Draws:
+        if _current.trace is not None:
+            return Draws(torch.empty(0))
+        cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        if seed is None:
+            return Draws(torch.get_rng_state(), tuple(torch.cuda.get_rng_state_all()) if cuda else ())
+        count = torch.cuda.device_count() if cuda else 0
+        return Draws(
+            torch.Generator().manual_seed(seed).get_state(),
+            tuple(torch.Generator(f"cuda:{i}").manual_seed(seed).get_state() for i in range(count)),
+        )
 
-@contextmanager
-def replay(draws: Draws) -> Iterator[None]:
-    """A block that draws from this state, and leaves the generators as it found them."""
-    if _current.trace is not None:
-        _current.trace.replayed = True
-        yield
-        return
-    found = generator()
-    restore(draws)
-    try:
-        yield
-    finally:
-        restore(found)
+    def restore(self, state: Draws) -> None:
+        if _current.trace is not None:
+            return
+        torch.set_rng_state(state.cpu)
+        if state.cuda:
+            torch.cuda.set_rng_state_all(state.cuda)
 
-
-def restore(draws: Draws) -> None:
-    """Put the generators into this state."""
-    if _current.trace is not None:
-        return
-    torch.set_rng_state(draws.cpu)
-    if draws.cuda:
-        torch.cuda.set_rng_state_all(draws.cuda)
+    @contextmanager
+    def replay(self, state: Draws) -> Iterator[None]:
+        if _current.trace is not None:
+            _current.trace.replayed = True
+            yield
+            return
+        with super().replay(state):
+            yield

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hypergrad.backend import Backend, Tree, eager
+from hypergrad.backend import Backend, Tree
 from hypergrad.errors import ArgumentError
 from hypergrad.updates import ClipNorm, UpdateRule
+from hypergrad_torch.graph import trees
 from hypergrad_torch.optimizers import Options, Taken, replay
 
 
@@ -52,7 +53,7 @@ class Trainer:
 
     def formula(self, first: int, steps: Sequence[Taken]) -> tuple[UpdateRule, Tree]:
         """Steps from where the optimiser stands, as an update rule and its state; see `replay`."""
-        rule, opt_state = replay(self.optimizer, eager.flatten(self.params)[0], first, steps)
+        rule, opt_state = replay(self.optimizer, trees.flatten(self.params)[0], first, steps)
         return rule if self.max_norm is None else ClipNorm(rule, self.max_norm), opt_state
 
     def now(self) -> Taken:

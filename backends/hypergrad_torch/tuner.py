@@ -12,19 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hypergrad.backend import Tree, eager, vectors
+from hypergrad.backend import Tree, vectors
 from hypergrad.backend.arguments import check_scalar, check_variables
 from hypergrad.errors import ArgumentError, CheckpointError, NonFiniteError, ReplayError, UnsupportedOpError
 from hypergrad.estimators import Estimate, Greedy, HypergradientEstimator, Implicit, State, Unrolled
 from hypergrad.problems.bilevel import Bilevel
 from hypergrad.updates import SGD, ClipNorm
 from hypergrad_torch.backend import TorchBackend
-from hypergrad_torch.graph import detach, found, history
+from hypergrad_torch.graph import detach, history, reached_by, trees
 from hypergrad_torch.modules import Buffers, Hyperparameters, Loss, Losses, check_module, has_two_formulas
 from hypergrad_torch.optimizers import TorchOptimizer, dialect
-from hypergrad_torch.randomness import Draws, generator, replay, restore
+from hypergrad_torch.randomness import Draws, Generators
 from hypergrad_torch.records import Record, Window, read, write
 from hypergrad_torch.training import Hooked, InPlace, Snapshot, Trainer, trained
+
+_generators = Generators(None)
+generator, replay, restore = _generators.state, _generators.replay, _generators.restore
 
 
 class Metrics(NamedTuple):
@@ -84,7 +87,7 @@ class _Pass:
     def _look_at(self, terms: list[Tensor], theta: dict[str, Tensor]) -> None:
         """See which parameters are used; take gradients without a graph where those with one differ."""
         nodes = history(terms)
-        self._used = dict(zip(theta, found(list(theta.values()), nodes), strict=True))
+        self._used = dict(zip(theta, reached_by(list(theta.values()), nodes), strict=True))
         if len(terms) > 1 or has_two_formulas(nodes):
             self._gradients = _summed([_gradients(term, theta, keep=True) for term in terms])
 
@@ -302,8 +305,8 @@ class ModuleTuner:
 
     def _named(self, lam: Tree) -> dict[str, Any]:
         """A tree like λ, by path."""
-        paths = eager.paths(self._hyper.tensors(), "hparams")
-        return dict(zip(paths, eager.flatten(lam)[0], strict=True))
+        paths = trees.paths(self._hyper.tensors(), "hparams")
+        return dict(zip(paths, trees.flatten(lam)[0], strict=True))
 
     def _record(self, batch: Any) -> Record:
         return Record(batch, generator(), self._losses.buffers(), self._losses.modes(), self._trainer.now())

@@ -1,7 +1,8 @@
 """What an array framework must say, and what follows from it."""
 
-from hypergrad.backend.protocol import Array, Backend, Kind, Leaf, Pullback, Scalar, Tree
+from hypergrad.backend.protocol import Backend
 from hypergrad.backend.registry import Listing, available, find_backend, get_backend, loaded, registered
+from hypergrad.backend.types import Array, Kind, Leaf, Pullback, Push, Scalar, Tree
 
 __all__ = [
     "Array",
@@ -10,6 +11,7 @@ __all__ = [
     "Leaf",
     "Listing",
     "Pullback",
+    "Push",
     "Scalar",
     "Tree",
     "available",

@@ -7,7 +7,8 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
-from hypergrad.backend.protocol import Backend, Tree
+from hypergrad.backend.protocol import Backend
+from hypergrad.backend.types import Tree
 from hypergrad.errors import ArgumentError, BackendError, LeafTypeError
 
 if TYPE_CHECKING:

@@ -122,10 +122,10 @@ def check_hypergradient(
     if isinstance(train, Iterator):
         train = list(train)
     val_batch = one_batch("val", val, 0)
-    draws = found.generator()
+    draws = found.random.state()
 
     state = estimator.init(problem, params, hparams, aux=aux, backend=found)
-    with found.replay(draws):
+    with found.random.replay(draws):
         out = estimator.estimate(problem, state, hparams, train, lambda _: val_batch, backend=found)
 
     rule = update if update is not None else getattr(estimator, "update", None)
@@ -140,11 +140,11 @@ def check_hypergradient(
         reference = _training(found, problem, params, aux, train, rule, steps or estimator.training_steps)
     else:
         reference = _optimum(found, problem, params, aux, train)
-    with found.replay(draws):
+    with found.random.replay(draws):
         final = reference.train(hparams).aux
 
     def value(hparams: Tree) -> float:
-        with found.replay(draws):
+        with found.random.replay(draws):
             theta = reference.train(hparams).params
             return float(
                 found.to_numpy(
@@ -152,7 +152,7 @@ def check_hypergradient(
                 )
             )
 
-    with found.replay(draws):
+    with found.random.replay(draws):
         exact = reference.exact(hparams, lambda _: val_batch)
 
     axes = _directions(found, hparams, directions, seed)
@@ -210,10 +210,10 @@ def _optimum(backend: Backend, problem: Problem, params: Tree, aux: Tree, train:
             return residual(backend, problem, Inner(theta, (), aux), hparams, batches)[1]
 
         if problem.symmetric:
-            g, pullback = backend.vjp(condition, theta)
+            g, pullback = backend.pullback(condition, theta)
             push = pullback.onto(0)
         else:
-            g, push = backend.linearize(condition, theta)
+            g, push, _ = backend.linearize(lambda theta: (condition(theta), None), theta)
         system = System.at_rest(backend, lambda p, _: push(p), g, problem.symmetric)
         return vectors.norm(backend, g), vectors.subtract(backend, theta, solver.solve(backend, system).x)
 

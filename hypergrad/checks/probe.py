@@ -89,11 +89,11 @@ def probe(
     if not hasattr(estimator, "mixed"):
         raise ArgumentError(f"probe: {type(estimator).__name__} has no mixed= to choose")
     found = find_backend(params, hparams, backend=backend)
-    draws = found.generator()
+    draws = found.random.state()
 
     def estimate(mixed: FiniteDifference | None) -> Estimate:
         chosen: Any = replace(estimator, mixed=mixed)  # type: ignore[call-arg]
-        with found.replay(draws):
+        with found.random.replay(draws):
             state = chosen.init(problem, params, hparams, aux=aux, backend=found)
             out: Estimate = chosen.estimate(problem, state, hparams, train, val, backend=found)
         return out

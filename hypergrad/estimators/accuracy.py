@@ -169,7 +169,8 @@ def bound(
 
     flat, unravel = backend.ravel(theta)
     probes = [
-        norm(at.both(unravel(backend.normal(0, k, tuple(flat.shape), flat)))[1]) for k in range(_PROBES)
+        norm(at.both(unravel(backend.random.normal(0, k, tuple(flat.shape), flat)))[1])
+        for k in range(_PROBES)
     ]
     term, r, hx, mixed = parts(at, validation)
     length = norm(x)

@@ -20,7 +20,6 @@ import numpy as np
 from hypergrad.backend import Backend, Scalar, Tree, find_backend, vectors
 from hypergrad.backend.arguments import check_same, check_variables
 from hypergrad.backend.finite import first_nonfinite
-from hypergrad.backend.random import undo_draws
 from hypergrad.errors import ArgumentError, DisconnectedError, Failure, NonFiniteError, explain
 from hypergrad.problems.base import Problem, Validation
 from hypergrad.problems.batches import Batches
@@ -165,8 +164,8 @@ class HypergradientEstimator(ABC):
                 if problem.has_aux
                 else "aux= is given, and the losses have no auxiliary state: say Bilevel(…, has_aux=True)"
             )
-        state = self._init(found, found.adopt(params))._replace(aux=found.adopt(aux))
-        return state._replace(memory=self._memory(found, state, found.adopt(hparams)))
+        state = self._init(found, found.constants(params))._replace(aux=found.constants(aux))
+        return state._replace(memory=self._memory(found, state, found.constants(hparams)))
 
     def estimate(
         self,
@@ -202,8 +201,8 @@ class HypergradientEstimator(ABC):
         found = find_backend(state.params, hparams, backend=backend)
         check_variables(found, params=state.params, hparams=hparams)
         self._check_problem(problem)
-        state, hparams = found.adopt((state, hparams))
-        with undo_draws(found):
+        state, hparams = found.constants((state, hparams))
+        with found.random.undone_on_failure():
             out = self._estimate(found, problem, state, hparams, train, val)
             check_same(found, type(self).__name__, out.hypergradient, "hparams", hparams)
             if found.readable(out.outer_value, *found.flatten(out.hypergradient)[0]):
@@ -320,7 +319,7 @@ def hypergradient(
     where a framework has to be told (torch's ``create_graph``): for derivatives of the hypergradient.
     """
     found = find_backend(params, hparams, backend=backend)
-    with found.watched() if differentiable else nullcontext():
+    with found.recorded() if differentiable else nullcontext():
         state = estimator.init(problem, params, hparams, aux=aux, backend=found)
         return estimator.estimate(problem, state, hparams, train, val, backend=found).hypergradient
 
@@ -372,9 +371,9 @@ def inner_reaches(
     """A function that says which hyperparameters C̃1 uses, at the price of one evaluation."""
 
     def reached() -> Tree:
-        draws, batch = backend.generator(), first()
+        draws, batch = backend.random.state(), first()
         found = problem.reached(backend, z.params, hparams, batch, z.aux)
-        backend.restore(draws)
+        backend.random.restore(draws)
         return found
 
     return reached

@@ -125,9 +125,7 @@ class Forward(HypergradientEstimator):
                 after, seen = training.step(before, hparams, batch(k), state.step + k)
                 return after[:2], (after.aux, seen)
 
-            (params, opt_state), push, (aux, later) = backend.linearize(
-                step, z.params, z.opt_state, hparams, has_aux=True
-            )
+            (params, opt_state), push, (aux, later) = backend.linearize(step, z.params, z.opt_state, hparams)
             reaches[0] = backend.map(or_, reaches[0], push.reached[2])
             moved = backend.each(lambda tangent, axis: push(*tangent, axis), tangents, axes)
             return (Inner(params, opt_state, aux), moved, seen.then(backend, later)), None
@@ -167,7 +165,8 @@ class Forward(HypergradientEstimator):
         if start is None:
             nowhere = backend.map(lambda _: False, hparams)
             return z, memory.z if self.directions is None else self._at_rest(backend, z, axes), nowhere
-        begin, push = backend.linearize(starting(backend, start, rule, state), hparams)
+        make = starting(backend, start, rule, state)
+        begin, push, _ = backend.linearize(lambda hparams: (make(hparams), None), hparams)
         return begin, backend.each(lambda axis: tuple(push(axis)[:2]), axes), push.reached[0]
 
     @staticmethod
@@ -183,13 +182,13 @@ class Forward(HypergradientEstimator):
         flat, unravel = backend.ravel(hparams)
         n, b = vectors.size(backend, hparams), self._count(backend, hparams)
         if n == 0:
-            return backend.room(hparams, 0)
+            return backend.empty_rows(hparams, 0)
         if b == n:
             basis = backend.asarray(np.eye(n), like=flat)
             return backend.each(unravel, backend.stack([basis[i] for i in range(n)]))
         about = backend.describe(flat)
         wide = flat if about.itemsize >= 4 else backend.cast(flat, "float32")  # where there are eigenvalues
-        drawn = backend.normal(self.seed, count, (n, b), wide)
+        drawn = backend.random.normal(self.seed, count, (n, b), wide)
         for _ in range(2):  # the second time for the rounding of the first
             drawn = _orthonormal(backend, drawn)
         rows = backend.cast(n**0.5 * drawn.T, about.dtype)

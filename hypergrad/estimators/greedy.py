@@ -129,10 +129,10 @@ def _exact(greedy: Greedy, phi: Training, z: Inner, hparams: Tree, batch: Tree, 
         return gradient, (aux, observe(backend, value, gradient, (), t))
 
     if greedy.response == "update":
-        params, pullback, (rest, seen) = backend.vjp(step, hparams, has_aux=True)
+        params, pullback, (rest, seen) = backend.vjp(step, hparams)
         new = rest._replace(params=params)
     else:
-        g, pullback, (aux, seen) = backend.vjp(gradient, hparams, has_aux=True)
+        g, pullback, (aux, seen) = backend.vjp(gradient, hparams)
         new = phi.apply(g, z, hparams, t)._replace(aux=aux)
 
     def respond(v: Tree) -> tuple[Tree, Tree, dict[str, Any]]:
@@ -148,11 +148,11 @@ def _by_differences(greedy: Greedy, phi: Training, z: Inner, hparams: Tree, batc
     assert mixed is not None
     if not isinstance(problem, Bilevel):
         raise ArgumentError(f"FiniteDifference differences a loss, and {type(problem).__name__} has none")
-    loss, draws = problem.loss_on(backend, batch, z.aux), backend.generator()
+    loss, draws = problem.loss_on(backend, batch, z.aux), backend.random.state()
 
     def slopes(params: Tree) -> Tree:
-        with backend.replay(draws):
-            value, pullback, _ = backend.vjp(lambda h: loss(params, h), hparams, has_aux=True)
+        with backend.random.replay(draws):
+            value, pullback, _ = backend.vjp(lambda h: loss(params, h), hparams)
         return pullback(backend.xp.ones_like(value))[0]
 
     value, pullback, aux = evaluate(backend, "inner", loss, batch, z.params, hparams)
@@ -206,7 +206,7 @@ def _stepped(
             new = phi.apply(gradient, z, hparams, t)
             return new.params, new.opt_state
 
-        params, update, opt_state = backend.vjp(apply, at.g, hparams, has_aux=True)
+        params, update, opt_state = backend.vjp(apply, at.g, hparams)
         new = Inner(params, opt_state, at.aux)
     else:
         new = phi.apply(at.g, z, hparams, t)._replace(aux=at.aux)

@@ -178,8 +178,8 @@ class Implicit(HypergradientEstimator):
         self._check_fits(backend, problem, z, rule, symmetric)
         if self.fresh or isinstance(self.solver, Amortised):
             # What moves on with each product, or with each estimate, has no derivative of its own.
-            z, hparams = backend.opaque((z, hparams), type(self.solver).__name__)
-        draws = backend.generator()
+            z, hparams = backend.nondifferentiable((z, hparams), type(self.solver).__name__)
+        draws = backend.random.state()
         at = stationary(backend, problem, z, hparams, batches, rule, self.mixed)
         seen = Seen(at.value, float("nan"))
         if at.residual is None and self.strict:
@@ -187,7 +187,7 @@ class Implicit(HypergradientEstimator):
         if at.residual is not None:
             seen = observe(backend, at.value, at.residual, (), state.step)
         val_batch = one_batch("val", val, state.step)
-        judging = backend.generator()
+        judging = backend.random.state()
         validation = problem.validation(backend, z.params, hparams, val_batch, z.aux)
 
         curved: Callable[[Tree, Any], Tree] = lambda p, k: at.product(p)  # noqa: E731
@@ -211,9 +211,9 @@ class Implicit(HypergradientEstimator):
 
             def elsewhere(params: Tree) -> tuple[Stationary, Validation]:
                 there = z._replace(params=params)
-                with backend.replay(draws):
+                with backend.random.replay(draws):
                     far = stationary(backend, problem, there, hparams, batches, rule, self.mixed)
-                with backend.replay(judging):
+                with backend.random.replay(judging):
                     return far, problem.validation(backend, params, hparams, val_batch, z.aux)
 
             largest = bound(backend, at, validation, z.params, elsewhere, found.solution, found.damping)
@@ -354,7 +354,7 @@ def adjoint(
     """
     implicit = Implicit(solver or CG(1000, rtol=1e-10), warm_start=True, allow_unused=True)
     found = find_backend(params, hparams, backend=backend)
-    params, hparams = found.opaque((params, hparams), "hg.adjoint")
+    params, hparams = found.nondifferentiable((params, hparams), "hg.adjoint")
     state = implicit.init(problem, params, hparams, aux=aux, backend=found)
     return implicit.estimate(problem, state, hparams, train, val, backend=found).state.memory.x
 

@@ -136,7 +136,7 @@ class Unrolled(HypergradientEstimator):
         """z_0, and what pulls back from there to the hyperparameters that made it, if any did."""
         if self.start is None:
             return inner_state(state), None
-        z, pull_start = backend.vjp(
+        z, pull_start = backend.pullback(
             starting(backend, self.start, as_update_rule(self.update), state), hparams
         )
         return z, pull_start

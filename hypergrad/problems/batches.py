@@ -101,13 +101,13 @@ def until_it_ends(
         )
     if one_by_one:
         return lambda k: batches(start + k), None
-    count, draws = 0, backend.generator()
+    count, draws = 0, backend.random.state()
     try:
         while True:
             batches(start + count)
             count += 1
     except StopIteration:
-        backend.restore(draws)
+        backend.random.restore(draws)
     if count == 0:
         raise ArgumentError(f"{_LABEL[name]} is empty: at least one batch is needed")
     return batches, count

@@ -56,7 +56,7 @@ class FixedPoint(Problem):
         return vectors.norm(backend, backend.detach(g)), g, aux
 
     def reached(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Tree:
-        _, pullback = backend.vjp(lambda p, h: self.step(p, h, batch), params, hparams)
+        _, pullback = backend.pullback(lambda p, h: self.step(p, h, batch), params, hparams)
         return pullback.reached[1]
 
     def validation_loss(self, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Scalar:

@@ -35,7 +35,7 @@ def evaluate(
         check_scalar(backend, label, value)
         return value, aux
 
-    value, pullback, aux = backend.vjp(checked, params, *hparams, has_aux=True)
+    value, pullback, aux = backend.vjp(checked, params, *hparams)
     leaf = backend.describe(backend.flatten(params)[0][0])
     about = backend.describe(value)
     if about.itemsize > max(leaf.itemsize, 4):  # half-precision models take their loss in float32

@@ -71,7 +71,7 @@ def exact(
         value, g = residual(backend, problem, z._replace(params=params), hparams, batches, rule)
         return g, (value, g)
 
-    _, pullback, (value, g) = backend.vjp(condition, z.params, hparams, has_aux=True)
+    _, pullback, (value, g) = backend.vjp(condition, z.params, hparams)
 
     def spent(products: Scalar) -> dict[str, Any]:
         count = len(batches)
@@ -128,15 +128,15 @@ def by_differences(
     mixed: FiniteDifference,
 ) -> Stationary:
     """First-order gradients alone, at two points for each product."""
-    draws = backend.generator()
+    draws = backend.random.state()
 
     def losses(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
         values = [problem.loss_on(backend, batch, z.aux)(params, hparams)[0] for batch in batches]
         return sum(values[1:], values[0]) / len(batches), ()
 
     def slopes(params: Tree) -> Tree:
-        with backend.replay(draws):
-            value, pullback, _ = backend.vjp(losses, params, hparams, has_aux=True)
+        with backend.random.replay(draws):
+            value, pullback, _ = backend.vjp(losses, params, hparams)
         return pullback(backend.xp.ones_like(value))
 
     value, pullback, _ = evaluate(backend, "inner", losses, batches, z.params, hparams)

@@ -47,7 +47,7 @@ class GaussNewton:
 
         ``draws`` is the state of the framework's generator with which the training gradient began.
         """
-        with backend.replay(backend.generator() if draws is None else draws):
+        with backend.random.replay(backend.random.state() if draws is None else draws):
             parts = [self._product(backend, params, hparams, batch) for batch in batches]
         return lambda p: vectors.mean(backend, [part(p) for part in parts])
 
@@ -56,13 +56,13 @@ class GaussNewton:
             return self.model_output(params, hparams, batch)
 
         def slope(outputs: Tree) -> Tree:
-            value, pull = backend.vjp(lambda f: self.loss(f, hparams, batch), outputs)
+            value, pull = backend.pullback(lambda f: self.loss(f, hparams, batch), outputs)
             check_scalar(backend, "GaussNewton's loss", value)
             return pull(backend.xp.ones_like(value))[0]
 
-        draws = backend.generator()
-        outputs, push = backend.linearize(model, params)
-        with backend.replay(draws):
-            _, pull = backend.vjp(model, params)
-        _, bend = backend.vjp(slope, outputs)
+        draws = backend.random.state()
+        outputs, push, _ = backend.linearize(lambda params: (model(params), None), params)
+        with backend.random.replay(draws):
+            _, pull = backend.pullback(model, params)
+        _, bend = backend.pullback(slope, outputs)
         return lambda p: pull(bend(push(p))[0])[0]

@@ -53,7 +53,7 @@ class Diagonal(ApproximateInverse):
         count = self.probes
 
         def probe(total: Any, k: Any, _: Any) -> tuple[Any, None]:
-            drawn = backend.normal(self.seed, k, tuple(flat.shape), flat)
+            drawn = backend.random.normal(self.seed, k, tuple(flat.shape), flat)
             signs = xp.where(drawn < 0, -xp.ones_like(flat), xp.ones_like(flat))
             product, _ = backend.ravel(system.product(unravel(signs), k))
             return total + signs * product, None

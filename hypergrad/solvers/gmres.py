@@ -141,7 +141,7 @@ class GMRES(Solver):
             psi = cycle.psi - inverse * xp.sum(cycle.psi * column) * after
             column = column + beta * after
             return _Cycle(
-                backend.put(cycle.basis, cycle.j + 1, vectors.scale(backend, inverse, w)),
+                backend.set_row(cycle.basis, cycle.j + 1, vectors.scale(backend, inverse, w)),
                 cycle.hessenberg + xp.reshape(column, (count, 1)) * here[:places],
                 psi,
                 it.size / xp.sqrt(xp.sum(psi * psi)),

@@ -98,7 +98,7 @@ class Nystrom(ApproximateInverse):
             chosen = np.random.default_rng(self.seed).choice(n, rank, replace=False)
             omega = backend.asarray(np.eye(n)[chosen], like=flat)
         else:
-            omega = backend.normal(self.seed, 0, (rank, n), flat)
+            omega = backend.random.normal(self.seed, 0, (rank, n), flat)
         rows = backend.stack([omega[i] for i in range(rank)])
         image = backend.dense(backend.each(lambda w: backend.ravel(system.product(unravel(w), 0))[0], rows))
         core = omega @ image.T

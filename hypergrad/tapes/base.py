@@ -95,7 +95,7 @@ class Generator:
 
     def state(self) -> Any:
         """The state now: the same object as last time if nothing was drawn."""
-        now = self.backend.generator()
+        now = self.backend.random.state()
         if self.last is None or not _same(self.backend, now, self.last):
             self.last = now
         return self.last

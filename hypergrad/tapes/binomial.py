@@ -101,7 +101,10 @@ class _Run(NamedTuple):
         backend, length = self.path.backend, self.path.length
         plan = schedule(length, min(slots, length))
         first = self._kept(z, 0)
-        table, kept = _Table.of(backend, plan), backend.put(backend.room(first, plan.slots), 0, first)
+        table, kept = (
+            _Table.of(backend, plan),
+            backend.set_row(backend.empty_rows(first, plan.slots), 0, first),
+        )
 
         # The first round runs for the first time: it is looked at.
         def observe(carry: tuple[Inner, Seen], k: Any) -> tuple[Inner, Seen]:
@@ -111,7 +114,7 @@ class _Run(NamedTuple):
 
         kept, (z, before) = self._go(table, kept, 0, (z, Seen.nothing(backend, z.params)), observe)
         end, last, seen = backend.vjp(
-            lambda z, hparams: self.path.observed(z, hparams, length - 1), z, self.hparams, has_aux=True
+            lambda z, hparams: self.path.observed(z, hparams, length - 1), z, self.hparams
         )
 
         def pull_last(v: Inner) -> Pulled:
@@ -137,14 +140,14 @@ class _Run(NamedTuple):
             try:
                 self.path.batch(k)
             except StopIteration:
-                backend.restore(draws)
+                backend.random.restore(draws)
                 break
             if (i := held.visit(k)) is not None:
                 place = places.pop(i) if i < len(places) else i
                 del kept[i : i + 1]
                 kept.append(Kept(self.shelf.put(z, place), draws))
                 places.append(place)
-            backend.restore(draws)
+            backend.random.restore(draws)
             z, later = self.path.observed(z, self.hparams, k)
             seen, k = seen.then(backend, later), k + 1
         if k == 0:
@@ -175,7 +178,7 @@ class _Run(NamedTuple):
             j, kept, state = carry
             begin, end, slot = backend.take(table.moves, j)
             if puts:
-                kept = backend.put(kept, slot, self._kept(state[0], slot))
+                kept = backend.set_row(kept, slot, self._kept(state[0], slot))
             _, state = backend.while_loop(
                 lambda at: at[0] < end, lambda at: (at[0] + 1, advance(at[1], at[0])), (begin, state), limit
             )
@@ -202,7 +205,7 @@ class _Run(NamedTuple):
             kept, adjoint = carry
             step, slot, _, _ = backend.take(table.rounds, r + done)
             found = backend.take(kept, slot)
-            with backend.replay(found.draws):
+            with backend.random.replay(found.draws):
                 state = (self.shelf.take(found.z),)
                 kept, (z,) = self._go(
                     table, kept, r + done, state, lambda at, k: (self.path.replayed(at[0], self.hparams, k),)

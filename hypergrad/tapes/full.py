@@ -23,7 +23,7 @@ class Full(Tape):
         def train(z: Inner, hparams: Tree) -> tuple[Inner, Seen]:
             return path.run(z, hparams)
 
-        end, pullback, seen = path.backend.vjp(train, z, hparams, has_aux=True)
+        end, pullback, seen = path.backend.vjp(train, z, hparams)
 
         def pull(v: Inner) -> Pulled:
             start, total = pullback(v) if path.to_start else (v, pullback.onto(1)(v))

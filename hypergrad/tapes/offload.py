@@ -56,7 +56,7 @@ class Offload(Tape):
         if backend.compiles and self.directory is not None:
             raise ArgumentError("Offload: a compiled program reads no file: leave directory= out")
         if self.directory is not None:
-            z, hparams = backend.opaque((z, hparams), "hg.Offload(directory=…)")
+            z, hparams = backend.nondifferentiable((z, hparams), "hg.Offload(directory=…)")
         shelf = _Host(backend) if self.directory is None else _File(backend, Path(self.directory))
         return tape.record(path, z, hparams, shelf)
 
@@ -68,10 +68,10 @@ class _Host(Shelf):
     backend: Backend
 
     def put(self, z: Inner, place: Any) -> Any:
-        return self.backend.to_host(z)
+        return self.backend.memory.to_host(z)
 
     def take(self, kept: Any) -> Inner:
-        found: Inner = self.backend.from_host(kept)
+        found: Inner = self.backend.memory.from_host(kept)
         return found
 
 

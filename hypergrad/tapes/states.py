@@ -43,7 +43,7 @@ class States(Tape):
         sweep = Sweep(path, hparams)
 
         def backward(carry: tuple[Inner, Tree], k: Any, kept: Kept) -> tuple[tuple[Inner, Tree], None]:
-            with backend.replay(kept.draws):
+            with backend.random.replay(kept.draws):
                 return sweep.step(shelf.take(kept.z), k, carry), None
 
         def pull(v: Inner) -> Pulled:

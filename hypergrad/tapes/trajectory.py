@@ -71,7 +71,7 @@ class Trajectory:
 
     def pulled(self, z: Inner, hparams: Tree, k: Any, v: Inner) -> Pulled:
         """Step k taken again and pulled back through at once: A_kᵀ v and B_kᵀ v."""
-        _, pullback = self.backend.vjp(lambda z, hparams: self.replayed(z, hparams, k), z, hparams)
+        _, pullback = self.backend.pullback(lambda z, hparams: self.replayed(z, hparams, k), z, hparams)
         v, term = pullback.last(v)
         return Pulled(term, pullback.reached[1], v)
 

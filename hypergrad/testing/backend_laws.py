@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hypergrad.backend import Backend, find_backend
+from hypergrad.testing.calculus import jvp, value_and_grad
 from hypergrad.testing.problems import close, smooth, tree, vector
 
 
@@ -68,14 +69,14 @@ def scalars_are_numbers(backend: Backend) -> None:
         seen.append(backend.number(backend.inner(x, x)))
         return backend.inner(x, x)
 
-    backend.value_and_grad(f, tree(backend, 0))
+    value_and_grad(backend, f, tree(backend, 0))
     assert seen and all(value is None for value in seen)
 
 
 def gradients_are_derivatives(backend: Backend) -> None:
     """``value_and_grad`` agrees with central differences."""
     x, d = tree(backend, 0), tree(backend, 9)
-    _, gradient = backend.value_and_grad(lambda x: smooth(backend, x), x)
+    _, gradient = value_and_grad(backend, lambda x: smooth(backend, x), x)
     h = 1e-6
     ends = [backend.to_numpy(smooth(backend, backend.axpy(s * h, d, x))) for s in (1, -1)]
     slope = (ends[0] - ends[1]) / (2 * h)
@@ -89,8 +90,8 @@ def forward_is_reverse_transposed(backend: Backend) -> None:
     def f(x: Any) -> Any:
         return backend.xp.tanh(x["w"] @ x["rest"][0] + x["rest"][1][0])
 
-    value, tangent = backend.jvp(f, (x,), (v,))
-    same, pullback = backend.vjp(f, x)
+    value, tangent = jvp(backend, f, (x,), (v,))
+    same, pullback = backend.pullback(f, x)
     close(backend, value, same)
     close(backend, backend.inner(u, tangent), backend.inner(pullback(u)[0], v))
 
@@ -102,10 +103,10 @@ def linearisations_push_forward(backend: Backend) -> None:
     def f(x: Any) -> tuple[Any, Any]:
         return {"y": backend.xp.tanh(x["w"] @ x["rest"][0])}, x["w"]
 
-    value, push, aux = backend.linearize(f, x, has_aux=True)
+    value, push, aux = backend.linearize(f, x)
     close(backend, (value, aux), f(x))
     for direction in (u, w):
-        close(backend, push(direction), backend.jvp(lambda x: f(x)[0], (x,), (direction,))[1])
+        close(backend, push(direction), jvp(backend, lambda x: f(x)[0], (x,), (direction,))[1])
     close(backend, backend.take(backend.each(push, backend.stack([u, w])), 1), push(w))
     reached = dict(zip(backend.paths(x, "x"), backend.flatten(push.reached[0])[0], strict=True))
     assert [path for path, flag in reached.items() if flag] == ["x['rest'][0]", "x['w']"]
@@ -114,7 +115,7 @@ def linearisations_push_forward(backend: Backend) -> None:
 def pullbacks_are_linear(backend: Backend) -> None:
     """A pullback can be called many times at one linearisation, and is linear."""
     x, u, w = tree(backend, 0), tree(backend, 9), tree(backend, 18)
-    _, pullback = backend.vjp(lambda x: backend.value_and_grad(lambda y: smooth(backend, y), x)[1], x)
+    _, pullback = backend.pullback(lambda x: value_and_grad(backend, lambda y: smooth(backend, y), x)[1], x)
     (first,), (second,) = pullback(u), pullback(w)
     (both,) = pullback(backend.axpy(2.0, u, w))
     close(backend, both, backend.axpy(2.0, first, second))
@@ -128,7 +129,7 @@ def pullbacks_come_apart(backend: Backend) -> None:
     def f(x: Any, y: Any) -> Any:
         return backend.xp.tanh(x * (y["w"] @ y["rest"][0]) + y["rest"][1][0])
 
-    _, pullback = backend.vjp(f, x, y)
+    _, pullback = backend.pullback(f, x, y)
     for k, part in enumerate(pullback(u)):
         close(backend, pullback.onto(k)(u), part, 0.0)
 
@@ -138,14 +139,14 @@ def derivatives_nest(backend: Backend) -> None:
     x, u, w = tree(backend, 0), tree(backend, 9), tree(backend, 18)
 
     def gradient(x: Any) -> Any:
-        return backend.value_and_grad(lambda y: smooth(backend, y), x)[1]
+        return value_and_grad(backend, lambda y: smooth(backend, y), x)[1]
 
     def curvature(x: Any) -> Any:
-        return backend.inner(u, backend.vjp(gradient, x)[1](u)[0])
+        return backend.inner(u, backend.pullback(gradient, x)[1](u)[0])
 
-    _, pullback = backend.vjp(gradient, x)
+    _, pullback = backend.pullback(gradient, x)
     close(backend, backend.inner(w, pullback(u)[0]), backend.inner(u, pullback(w)[0]))
-    _, third = backend.value_and_grad(curvature, x)
+    _, third = value_and_grad(backend, curvature, x)
     h = 1e-5
     ends = [backend.to_numpy(curvature(backend.axpy(s * h, w, x))) for s in (1, -1)]
     slope = (ends[0] - ends[1]) / (2 * h)
@@ -158,9 +159,9 @@ def outer_derivatives_reach_inside(backend: Backend) -> None:
     xp = backend.xp
 
     def gradient(lam: Any) -> Any:
-        return backend.value_and_grad(lambda x: xp.sum(xp.exp(lam) * x**2), x)[1]
+        return value_and_grad(backend, lambda x: xp.sum(xp.exp(lam) * x**2), x)[1]
 
-    _, pullback = backend.vjp(gradient, lam)
+    _, pullback = backend.pullback(gradient, lam)
     close(backend, pullback(xp.ones_like(x))[0], 2.0 * xp.exp(lam) * x)
 
 
@@ -183,12 +184,12 @@ def linear_solves_have_the_derivatives_of_the_inverse(backend: Backend) -> None:
 
     a, (u_, v_) = np.eye(3) + base + 0.7 * slope, (backend.to_numpy(x) for x in (u, v))
     x, w = np.linalg.solve(a, v_), np.linalg.solve(a.T, u_)
-    value, pullback = backend.vjp(along, s, v)
+    value, pullback = backend.pullback(along, s, v)
     np.testing.assert_allclose(backend.to_numpy(value), u_ @ x, rtol=1e-10)
     by_s, by_v = (backend.to_numpy(g) for g in pullback(backend.xp.ones_like(value)))
     np.testing.assert_allclose(by_s, -w @ slope @ x, rtol=1e-8)
     np.testing.assert_allclose(by_v, w, rtol=1e-8)
-    _, second = backend.value_and_grad(lambda s: backend.value_and_grad(lambda s: along(s, v), s)[1], s)
+    _, second = value_and_grad(backend, lambda s: value_and_grad(backend, lambda s: along(s, v), s)[1], s)
     np.testing.assert_allclose(
         backend.to_numpy(second), 2 * w @ slope @ np.linalg.solve(a, slope @ x), rtol=1e-8
     )
@@ -201,7 +202,7 @@ def linear_solves_have_the_derivatives_of_the_inverse(backend: Backend) -> None:
         x, _ = backend.linear_solve(matvec, {"free": u, "held": v}, solve, solve, False)
         return backend.inner({"free": v, "held": u}, x)
 
-    value, slope_of = backend.value_and_grad(apart, s)
+    value, slope_of = value_and_grad(backend, apart, s)
     np.testing.assert_allclose(backend.to_numpy(value), 2 * u_ @ v_ + u_ @ x, rtol=1e-10)
     np.testing.assert_allclose(backend.to_numpy(slope_of), -w @ slope @ x, rtol=1e-8)
 
@@ -209,7 +210,7 @@ def linear_solves_have_the_derivatives_of_the_inverse(backend: Backend) -> None:
 def graphs_say_what_they_reach(backend: Backend) -> None:
     """``reached`` goes by the graph, not by a value, and what is not reached gets zeros."""
     x = {"used": vector(backend, 0, 2), "times_zero": vector(backend, 1, 2), "unused": vector(backend, 2, 2)}
-    _, pullback = backend.vjp(lambda x: backend.xp.sum(x["used"] * x["used"] + 0.0 * x["times_zero"]), x)
+    _, pullback = backend.pullback(lambda x: backend.xp.sum(x["used"] * x["used"] + 0.0 * x["times_zero"]), x)
     (gradient,) = pullback(backend.asarray(np.array(1.0)))
     assert pullback.reached == ({"used": True, "times_zero": True, "unused": False},)
     assert not backend.to_numpy(gradient["unused"]).any()
@@ -219,9 +220,9 @@ def graphs_say_what_they_reach(backend: Backend) -> None:
 def detached_values_are_constant(backend: Backend) -> None:
     """``detach`` and an aux result cut the graph."""
     x, sum_of = vector(backend, 0, 2), backend.xp.sum
-    _, pullback = backend.vjp(lambda x: sum_of(backend.detach(x) * backend.detach(x)), x)
+    _, pullback = backend.pullback(lambda x: sum_of(backend.detach(x) * backend.detach(x)), x)
     assert pullback.reached == (False,)
-    _, _, aux = backend.vjp(lambda x: (sum_of(x), x * 3.0), x, has_aux=True)
+    _, _, aux = backend.vjp(lambda x: (sum_of(x), x * 3.0), x)
     assert backend.readable(aux)
     close(backend, aux, x * 3.0)
 
@@ -229,7 +230,7 @@ def detached_values_are_constant(backend: Backend) -> None:
 def integers_are_carried_along(backend: Backend) -> None:
     """A leaf that is not floating point passes through and gets a zero cotangent."""
     x = {"n": backend.asarray(np.array([2, 3])), "x": vector(backend, 0, 2)}
-    value, pullback = backend.vjp(lambda t: {"n": t["n"], "x": t["x"] * t["x"]}, x)
+    value, pullback = backend.pullback(lambda t: {"n": t["n"], "x": t["x"] * t["x"]}, x)
     (gradient,) = pullback(backend.map(lambda leaf: leaf, value))
     assert not backend.to_numpy(gradient["n"]).any()
     close(backend, gradient["x"], 2.0 * x["x"] * value["x"])
@@ -238,8 +239,8 @@ def integers_are_carried_along(backend: Backend) -> None:
 def dtypes_are_kept(backend: Backend) -> None:
     """float32 in, float32 out: values, gradients, second derivatives, vectors."""
     x = tree(backend, 0, "float32")
-    value, gradient = backend.value_and_grad(lambda x: smooth(backend, x), x)
-    _, pullback = backend.vjp(lambda x: backend.value_and_grad(lambda y: smooth(backend, y), x)[1], x)
+    value, gradient = value_and_grad(backend, lambda x: smooth(backend, x), x)
+    _, pullback = backend.pullback(lambda x: value_and_grad(backend, lambda y: smooth(backend, y), x)[1], x)
     results = (value, gradient, pullback(x), backend.axpy(0.5, x, x), backend.zeros(x), backend.inner(x, x))
     assert {backend.describe(leaf).itemsize for leaf in backend.flatten(results)[0]} == {4}
 
@@ -259,8 +260,8 @@ def loops_are_loops(backend: Backend) -> None:
     close(backend, back, backend.asarray(np.array(32.0 + 27 * 16 + 12 * 8 + 5 * 4 + 2 * 2 + 1)))
     stopped = backend.while_loop(lambda c: c < 20.0, lambda c: 3.0 * c, start, 100)
     close(backend, stopped, backend.asarray(np.array(27.0)))
-    _, slope = backend.value_and_grad(
-        lambda s: backend.scan(lambda c, k, _: (c * c, None), s, 3)[0], 1.1 * start
+    _, slope = value_and_grad(
+        backend, lambda s: backend.scan(lambda c, k, _: (c * c, None), s, 3)[0], 1.1 * start
     )
     close(backend, slope, backend.asarray(np.array(8 * 1.1**7)))
     empty, _ = backend.scan(body, start, 0)
@@ -294,10 +295,10 @@ def places_hold_what_was_put(backend: Backend) -> None:
 
     def program(x: Any) -> Any:
         def body(items: Any, k: Any, _: Any) -> Any:
-            return backend.put(items, 2 - k, {"x": k * x, "none": None}), None
+            return backend.set_row(items, 2 - k, {"x": k * x, "none": None}), None
 
-        items, _ = backend.scan(body, backend.room({"x": x, "none": None}, 3), 3)
-        items = backend.put(items, 1, {"x": 5.0 * x, "none": None})
+        items, _ = backend.scan(body, backend.empty_rows({"x": x, "none": None}, 3), 3)
+        items = backend.set_row(items, 1, {"x": 5.0 * x, "none": None})
         return [backend.take(items, k)["x"] for k in range(3)]
 
     x = backend.asarray(np.array([1.0, -2.0]))
@@ -306,11 +307,12 @@ def places_hold_what_was_put(backend: Backend) -> None:
 
 def normal_numbers_are_the_same_again(backend: Backend) -> None:
     """``normal`` is a function of seed and count, and leaves the generator alone."""
-    like, before = backend.asarray(np.ones(3)), repr(backend.generator())
+    like, before = backend.asarray(np.ones(3)), repr(backend.random.state())
     drawn = [
-        backend.to_numpy(backend.normal(s, k, (500, 4), like)) for s, k in ((1, 2), (1, 2), (1, 3), (2, 2))
+        backend.to_numpy(backend.random.normal(s, k, (500, 4), like))
+        for s, k in ((1, 2), (1, 2), (1, 3), (2, 2))
     ]
-    assert np.array_equal(drawn[0], drawn[1]) and repr(backend.generator()) == before
+    assert np.array_equal(drawn[0], drawn[1]) and repr(backend.random.state()) == before
     for other in drawn[2:]:
         assert abs(np.corrcoef(drawn[0].ravel(), other.ravel())[0, 1]) < 0.1
     assert abs(drawn[0].mean()) < 0.1 and abs(drawn[0].std() - 1) < 0.1
@@ -323,17 +325,21 @@ def dtypes_can_be_changed(backend: Backend) -> None:
     assert backend.describe(whole).dtype == "int32" and backend.to_numpy(whole).tolist() == [1, -2, 3]
     halves, rest, shifted = (backend.to_numpy(x).tolist() for x in (whole // 2, whole % 2, (whole << 3) >> 1))
     assert (halves, rest, shifted) == ([0, -1, 1], [1, 0, 1], [4, -8, 12])
-    close(backend, backend.from_host(backend.to_host({"x": x, "none": None})), {"x": x, "none": None})
+    close(
+        backend,
+        backend.memory.from_host(backend.memory.to_host({"x": x, "none": None})),
+        {"x": x, "none": None},
+    )
 
 
 def randomness_replays(backend: Backend) -> None:
     """A state of the generator can be replayed without disturbing what comes after."""
-    before = backend.generator()
-    with backend.replay(backend.generator(seed=1)):
+    before = backend.random.state()
+    with backend.random.replay(backend.random.state(seed=1)):
         pass
-    assert repr(backend.generator()) == repr(before)
-    backend.restore(before)
-    assert repr(backend.generator()) == repr(before)
+    assert repr(backend.random.state()) == repr(before)
+    backend.random.restore(before)
+    assert repr(backend.random.state()) == repr(before)
 
 
 BACKEND_LAWS: tuple[Callable[[Backend], None], ...] = (

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from hypergrad.backend import Backend, Scalar, Tree, eager
+from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.backend.loops import Loops
 from hypergrad.errors import ArgumentError
 from hypergrad.estimators import Estimate, State
 from hypergrad.estimators.base import inner_state, state_after
@@ -156,12 +157,12 @@ def running(
     A ``hosted`` one runs in Python, because its batches do, and only its steps are compiled.
     """
     train, val = Source(train_data, read_train), Source(val_data, read_val)
-    loops: Any = eager if hosted else backend
+    loops: Loops = Loops(backend) if hosted else backend.loops
     make = tuner.compiled if hosted else tuner.made
 
     def show(count: int, *losses: Scalar) -> None:
         if advance is not silent:
-            loops.tell(partial(_show, advance, count), *losses)
+            loops.callback(partial(_show, advance, count), *losses)
 
     def train_for(state: TunerState, count: int) -> tuple[TunerState, Seen, Tree]:
         def body(carry: tuple[TunerState, Seen], k: Any, _: Any) -> tuple[tuple[TunerState, Seen], Scalar]:

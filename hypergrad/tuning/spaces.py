@@ -215,7 +215,7 @@ def unconstrain(backend: Backend, spaces: Tree, hparams: Tree) -> Tree:
 
 def chain(backend: Backend, spaces: Tree, free: Tree, hypergradient: Tree) -> Tree:
     """dC2/du = (∂λ/∂u)ᵀ dC2/dλ."""
-    _, pullback = backend.vjp(lambda u: constrain(backend, spaces, u), free)
+    _, pullback = backend.pullback(lambda u: constrain(backend, spaces, u), free)
     (gradient,) = pullback(hypergradient)
     return gradient
 

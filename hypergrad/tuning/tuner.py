@@ -13,7 +13,6 @@ import numpy as np
 
 from hypergrad.backend import Backend, Tree, find_backend
 from hypergrad.backend.arguments import check_variables
-from hypergrad.backend.random import undo_draws
 from hypergrad.errors import ArgumentError, CheckpointError, NonFiniteError
 from hypergrad.estimators import HypergradientEstimator
 from hypergrad.problems.base import Problem
@@ -133,7 +132,7 @@ class Tuner:
         """
         found = find_backend(params, hparams, backend=backend)
         check_variables(found, params=params, hparams=hparams)
-        params, hparams = found.adopt((params, hparams))
+        params, hparams = found.constants((params, hparams))
         inner = self.estimator.init(self.problem, params, hparams, aux=aux, backend=found)
         if not self._trains:
             inner = inner._replace(opt_state=self.rule.init(found, params))
@@ -165,8 +164,8 @@ class Tuner:
             As `HypergradientEstimator.estimate`; the state given is then still good.
         """
         found = find_backend(state.inner.params, state.free, backend=backend)
-        with undo_draws(found):
-            state = found.adopt(state)
+        with found.random.undone_on_failure():
+            state = found.constants(state)
             if not found.readable(state.since):
                 return either_once(self, found, state, train, val)
             if int(state.since) >= self.plain_steps:
@@ -247,12 +246,12 @@ class Tuner:
             stream(found, "train", train),
             stream(found, "val", val),
         )
-        seeded = nullcontext() if seed is None else found.replay(found.generator(seed))
+        seeded = nullcontext() if seed is None else found.random.replay(found.random.state(seed))
         done, last = (
             len(history.inner_values),
             Step(Seen.nothing(found, state.inner.params), 0, False, None, 0),
         )
-        with undo_draws(found), seeded, show_progress("training", steps, progress) as advance:
+        with found.random.undone_on_failure(), seeded, show_progress("training", steps, progress) as advance:
             advance(done, "")
             for plain, rounds, tail in self._plan(int(state.since), steps - done):
                 since = 0 if rounds else int(state.since)

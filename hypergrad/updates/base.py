@@ -74,19 +74,37 @@ class CustomUpdate(UpdateRule):
         return self.update_fn(gradient, opt_state, params, hparams)
 
 
+_OPTIMISERS: dict[str, Callable[[Any], UpdateRule]] = {}
+
+
+def register_optimiser(name: str, make: Callable[[Any], UpdateRule]) -> None:
+    """Let `as_update_rule` take the optimisers of a framework.
+
+    Args:
+        name: of their class, by the package that it comes from: ``"torch.Optimizer"``. A name, so that the
+            package need not be imported.
+        make: an optimiser -> the update rule of its step.
+    """
+    _OPTIMISERS[name] = make
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+
+
 def as_update_rule(update: Any) -> UpdateRule:
-    """Take an update rule as it is, an optimiser of a loaded framework as what its backend makes of it, and
-    an ``(init, update)`` pair of functions as a `CustomUpdate`.
+    """Take an update rule as it is, an optimiser of a framework as its backend registered it, and an
+    ``(init, update)`` pair of functions as a `CustomUpdate`.
 
     Raises:
         ArgumentError: if it is none of these.
     """
     if isinstance(update, UpdateRule):
         return update
-    for backend in loaded():
-        rule: UpdateRule | None = backend.update_rule(update)
-        if rule is not None:
-            return rule
+    loaded()  # a framework that is imported has its backend imported now, which registers its optimisers
+    for kind in type(update).__mro__:
+        if (make := _OPTIMISERS.get(_name(kind))) is not None:
+            return make(update)
     if isinstance(update, tuple) and len(update) == 2 and all(callable(part) for part in update):
         return CustomUpdate(*update)
     raise ArgumentError(

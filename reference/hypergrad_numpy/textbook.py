@@ -168,7 +168,9 @@ def implicit(
 def neumann(
     inner: Cost, outer: Cost, theta: Vector, lam: Vector, train: Batch, val: Batch, eta: float, terms: int
 ) -> Vector:
-    """∂_λ C2 − (∂²_λθ C̃1)ᵀ [η Σ_{k<K} (I − ηH)^k] ∇_θ C2 (Lorraine, Vicol and Duvenaud 2020, Algorithm 3)."""
+    """∂_λ C2 − (∂²_λθ C̃1)ᵀ [η Σ_{k<K} (I − ηH)^k] ∇_θ C2 (Lorraine, Vicol and Duvenaud 2020, Algorithm
+    3).
+    """
     H = hessian(inner, theta, lam, train)
     term = nabla_theta(outer, theta, lam, val)
     x: Vector = np.zeros(len(theta))

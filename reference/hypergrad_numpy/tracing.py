@@ -15,13 +15,12 @@ from typing import Any, final
 
 import numpy as np
 import optree
-from autograd.core import JVPNode, VJPNode, add_outgrads, defvjp, vspace
+from autograd.core import VJPNode, add_outgrads, defvjp, vspace
 from autograd.tracer import isbox, new_box, notrace_primitives, primitive, trace_stack
 from autograd.util import toposort
 
+from hypergrad.backend import Pullback, Tree
 from hypergrad.errors import UnsupportedOpError
-
-Tree = Any
 
 _lock = threading.Lock()
 
@@ -64,8 +63,8 @@ class _Sink:
 
 
 @final
-class Pullback:
-    """u ↦ uᵀ ∂f/∂primals at one linearisation; see `hypergrad.backend.Pullback`."""
+class TapedPullback(Pullback):
+    """u ↦ uᵀ ∂f/∂primals, along the nodes that autograd's tracer made."""
 
     def __init__(
         self,
@@ -97,11 +96,6 @@ class Pullback:
             ]
         )
 
-    last = __call__
-
-    def onto(self, k: int) -> Callable[[Tree], Tree]:
-        return lambda cotangent: self(cotangent)[k]
-
     @property
     def reached(self) -> tuple[Tree, ...]:
         nodes = set(self._order)
@@ -114,12 +108,11 @@ class Pullback:
 
 
 def trace(
-    f: Callable[..., Any],
-    primals: tuple[Tree, ...],
-    differentiable: Callable[[Any], bool],
-    has_aux: bool = False,
-) -> tuple[Tree, Tree, Pullback]:
-    """Evaluate f and keep its graph: ``value, aux, pullback``."""
+    f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...], differentiable: Callable[[Any], bool]
+) -> tuple[Tree, Pullback, Tree]:
+    """Evaluate f, which returns ``(value, aux)``, and keep the graph of its value: ``value, pullback,
+    aux``.
+    """
     leaves, unflatten = _flatten(primals)
     level = _new_level()
     ledger: dict[int, weakref.ref[Any]] = {}
@@ -133,38 +126,15 @@ def trace(
     boxes = [
         leaf if node is None else new_box(leaf, level, node) for leaf, node in zip(leaves, roots, strict=True)
     ]
-    result = f(*unflatten(boxes))
-    value, aux = result if has_aux else (result, None)
+    value, aux = f(*unflatten(boxes))
     outputs, rebuild = _flatten(value)
     extras, rebuild_aux = _flatten(aux)
     ends = [out._node if isbox(out) and out._trace == level else None for out in outputs]
     return (
         rebuild([_unbox(out, level) for out in outputs]),
+        TapedPullback(leaves, roots, unflatten, ends, ledger),
         rebuild_aux([_unbox(out, level) for out in extras]),
-        Pullback(leaves, roots, unflatten, ends, ledger),
     )
-
-
-def pushforward(
-    f: Callable[..., Any],
-    primals: tuple[Tree, ...],
-    tangents: tuple[Tree, ...],
-    differentiable: Callable[[Any], bool],
-) -> tuple[Tree, Tree]:
-    """Evaluate f and its derivative in a direction: ``value, tangent``."""
-    leaves, unflatten = _flatten(primals)
-    level = _new_level()
-    boxes = [
-        new_box(leaf, level, JVPNode.new_root(tangent)) if differentiable(leaf) else leaf
-        for leaf, tangent in zip(leaves, _flatten(tangents)[0], strict=True)
-    ]
-    outputs, rebuild = _flatten(f(*unflatten(boxes)))
-    values = [_unbox(out, level) for out in outputs]
-    derivatives = [
-        _cast(out._node.g, value) if isbox(out) and out._trace == level else _zeros_like(value)
-        for out, value in zip(outputs, values, strict=True)
-    ]
-    return rebuild(values), rebuild(derivatives)
 
 
 def depth(x: Any) -> int:
@@ -172,7 +142,7 @@ def depth(x: Any) -> int:
     return len(_levels(x))
 
 
-def pulled_by(y: Any, pull: Callable[[Any], Any]) -> Any:
+def zeros_with_pullback(y: Any, pull: Callable[[Any], Any]) -> Any:
     """Zeros like y, whose cotangent ``pull`` takes to one of y.
 
     The pullback may use values that it found where y was made. At the level that is being pulled back, and at
@@ -188,14 +158,14 @@ def pulled_by(y: Any, pull: Callable[[Any], Any]) -> Any:
         level = levels[-1 - len(_levels(y))]
 
         def at_level(g: Any) -> Any:
-            found, live = pull(g), _levels(g)
-            while isbox(found) and found._trace >= level and found._trace not in live:
-                found = found._value
-            if any(trace >= level and trace not in live for trace in _levels(found)):
+            cotangent, live = pull(g), _levels(g)
+            while isbox(cotangent) and cotangent._trace >= level and cotangent._trace not in live:
+                cotangent = cotangent._value
+            if any(trace >= level and trace not in live for trace in _levels(cotangent)):
                 raise UnsupportedOpError(
                     "forward mode through a linear solve has no formula in NumPy: take reverse mode, or JAX"
                 )
-            return found
+            return cotangent
 
         return at_level
 

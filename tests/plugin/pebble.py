@@ -71,16 +71,24 @@ def history(ends: Iterable[Node]) -> list[Node]:
     return sorted(seen, key=lambda node: node.time, reverse=True)
 
 
-def backward(nodes: Sequence[Node], cotangents: dict[Node, Array]) -> dict[Node, Array]:
+def backward(nodes: Sequence[Node], cotangents: Iterable[tuple[Node, Any]]) -> dict[Node, Array]:
     """Carry the cotangents of the ends back through their history, to the nodes without parents."""
-    found = dict(cotangents)
+    slopes: dict[Node, Array] = {}
+
+    def add(node: Node, g: Array) -> None:
+        slopes[node] = slopes[node] + g if node in slopes else g
+
+    for end, g in cotangents:
+        g = asarray(g, end.out.dtype)
+        if g.shape != end.out.shape:
+            raise ValueError(f"a cotangent has shape {g.shape}, its output {end.out.shape}")
+        add(end, g)
     for node in nodes:
         if node.parents:
-            g = found.pop(node)
+            g = slopes.pop(node)
             for parent, rule in node.parents:
-                part = _fit(rule(g, node.out, *node.args, **node.static), parent.out)
-                found[parent] = found[parent] + part if parent in found else part
-    return found
+                add(parent, _fit(rule(g, node.out, *node.args, **node.static), parent.out))
+    return slopes
 
 
 def _fit(g: Array, x: Array) -> Array:

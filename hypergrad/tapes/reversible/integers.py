@@ -179,7 +179,7 @@ class Steps(NamedTuple):
         rows = []
         for k, kind in enumerate(self.kinds):
             f = partial(method, self._leaf(kind, rates, ratio))
-            new, sums = self.backend.elementwise(f, [x[k] for x in used], [x[k] for x in given])
+            new, sums = self.backend.memory.in_blocks(f, [x[k] for x in used], [x[k] for x in given])
             for leaves, leaf in zip(used, new, strict=True):
                 leaves[k] = leaf
             if last is not None:

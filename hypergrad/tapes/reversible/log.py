@@ -23,7 +23,7 @@ class Log(NamedTuple):
     def begin(cls, backend: Backend, at: Integers, words: int) -> Log:
         """An empty one, with room for so many words."""
         like = [backend.cast(pool, f"uint{WORD}") for pool in at.pool]
-        return cls(backend.room(like, words), at.top)
+        return cls(backend.empty_rows(like, words), at.top)
 
     @property
     def length(self) -> Any:
@@ -68,4 +68,4 @@ class Log(NamedTuple):
             old = backend.take(self.words, place)
             pairs = zip(old, digits, strict=True)
             digits = [backend.cast(a * second + (b << DIGIT * second), f"uint{WORD}") for a, b in pairs]
-        return Log(backend.put(self.words, place, digits), self.count + 1)
+        return Log(backend.set_row(self.words, place, digits), self.count + 1)

@@ -71,7 +71,7 @@ class Reversible(Tape):
         return FixedPoint(backend, bits, fraction)
 
     def record(self, path: Trajectory, z: Inner, hparams: Tree) -> Recording:
-        z, hparams = path.backend.opaque((z, hparams), "hg.Reversible")
+        z, hparams = path.backend.nondifferentiable((z, hparams), "hg.Reversible")
         run = _Run(path, hparams, self.numbers(path.backend, z.params), _momentum_sgd(path.training.update))
         return run.record(z, self.log_bits)
 
@@ -173,8 +173,8 @@ class _Run(NamedTuple):
                 z = Inner(params, (), aux)
                 return inner_gradient(backend, path.training.problem, z, hparams, path.batch(k))[1]
 
-            with backend.replay(draws):
-                g, pull_slope = backend.vjp(slope, params, self.hparams)
+            with backend.random.replay(draws):
+                g, pull_slope = backend.pullback(slope, params, self.hparams)
             reached = pull_slope.reached[1]
             ratio = Ratio.of(backend, rates.momentum, self.form.dtype)
             leaves = backend.flatten(g)[0]
@@ -232,7 +232,7 @@ class _Run(NamedTuple):
         def those(rates: Rates) -> list[Any]:
             return [rate for rate, on in zip(rates, learned, strict=True) if on]
 
-        values, pull = backend.vjp(lambda hparams: those(self._rates(hparams, t, like)), self.hparams)
+        values, pull = backend.pullback(lambda hparams: those(self._rates(hparams, t, like)), self.hparams)
         reached = pull.reached[0]
         if not any(backend.flatten(reached)[0]):
             return None

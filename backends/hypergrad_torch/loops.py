@@ -1,0 +1,52 @@
+"""Loops whose flags lie on a device that nobody waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hypergrad.backend import Tree
+from hypergrad.backend.loops import Loops
+
+
+class TorchLoops(Loops):
+    """Python's loops, in which a flag or a place may be a tensor."""
+
+    def while_loop(
+        self, going: Callable[[Tree], Any], body: Callable[[Tree], Tree], carry: Tree, limit: int
+    ) -> Tree:
+        for _ in range(limit):
+            on = going(carry)
+            if self.backend.readable(on):
+                if not on:
+                    break
+                carry = body(carry)
+            else:
+                # To read the flag would be to wait for the device: go on, and hold what is done.
+                carry = self.backend.map(lambda new, old, on=on: where(on, new, old), body(carry), carry)
+        return carry
+
+    def set_row(self, items: Any, k: Any, item: Tree) -> Any:
+        if not isinstance(k, Tensor):
+            return super().set_row(items, k, item)
+
+        # Which place it is, only the device knows.
+        def here(i: int, kept: Tree) -> Tree:
+            return self.backend.map(lambda new, old: torch.where(k == i, new, old), item, kept)
+
+        return [here(i, kept) for i, kept in enumerate(items)]
+
+    def take(self, items: Any, k: Any) -> Tree:
+        if not isinstance(k, Tensor):
+            return items[k]
+        return self.backend.map(lambda *leaves: torch.stack(leaves).index_select(0, k.reshape(1))[0], *items)
+
+
+def where(condition: Any, x: Any, y: Any) -> Any:
+    """``torch.where`` that takes Python numbers everywhere, and a Python boolean as the condition."""
+    if isinstance(condition, bool):
+        return x if condition else y
+    return torch.where(condition, x, y)

@@ -1,0 +1,61 @@
+"""The derivatives of a linear solve, where a framework lets one say what a pullback is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hypergrad.backend.protocol import Backend
+from hypergrad.backend.types import Tree
+from hypergrad.errors import UnsupportedOpError
+
+
+@dataclass(frozen=True)
+class LinearSolve:
+    """x = A⁻¹v as a constant x̂, and x ← x + A⁻¹(v − A x) for each derivative.
+
+    Such a step adds 0 to x and makes one more of its derivatives right, if A⁻¹ is taken as a constant whose
+    transpose is a solve. ``depth`` says of a leaf how many derivatives pass through it, and
+    ``zeros_with_pullback(y, pull)`` is zero, with the pullback ``pull``.
+    """
+
+    backend: Backend
+    depth: Callable[[Any], int]
+    zeros_with_pullback: Callable[[Any, Callable[[Any], Any]], Any]
+    solve_derivative: Callable[..., tuple[Tree, Tree]]
+    symmetric: bool
+
+    def __call__(
+        self, matvec: Callable[[Tree], Tree], v: Tree, solve: Callable[..., Any], orders: int | None = None
+    ) -> tuple[Tree, Tree]:
+        """x and aux; good for so many derivatives, or for all that are being taken."""
+        backend = self.backend
+        depths = [self.depth(leaf) for leaf in backend.flatten(v)[0]]
+
+        def product(p: Tree) -> Tree:
+            image = matvec(p)
+            depths.extend(self.depth(leaf) for leaf in backend.flatten(image)[0])
+            return backend.detach(image)
+
+        x, aux = solve(product, backend.detach(v))
+        deepest = max(depths)
+        if deepest == 0:
+            return x, aux
+        x, orders = backend.detach(x), deepest if orders is None else orders
+
+        def transposed(p: Tree) -> Tree:
+            return matvec(p) if self.symmetric else backend.pullback(matvec, backend.zeros(v))[1](p)[0]
+
+        def pull(g: Any) -> Any:
+            if orders == 0:
+                raise UnsupportedOpError(
+                    "a derivative of a linear solve was asked for that is of a higher order than those being "
+                    "taken when it was solved: hypergradient(differentiable=True) is good for one more"
+                )
+            return backend.ravel(self(transposed, unravel(g), self.solve_derivative, orders - 1)[0])[0]
+
+        for _ in range(max(orders, 1)):
+            flat, unravel = backend.ravel(backend.axpy(-1.0, matvec(x), v))
+            x = backend.axpy(1.0, unravel(self.zeros_with_pullback(flat, pull)), x)
+        return x, backend.detach(aux)

@@ -44,7 +44,7 @@ class _Of(property, Generic[P, R]):
 
 
 def of(noun: str, method: Callable[Concatenate[Any, P], R]) -> _Of[P, R]:
-    """Make ``backend.scan`` the same as ``backend.loops.scan``, by ``scan = of("loops", Loops.scan)``."""
+    """Share a method of a noun, so that ``backend.scan`` is ``backend.loops.scan``."""
     return _Of(attrgetter(f"{noun}.{method.__name__}"), doc=method.__doc__)
 
 

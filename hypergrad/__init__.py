@@ -7,13 +7,30 @@
 
 Start with `Bilevel`, then `Greedy`, `Unrolled` and `Implicit`; `Tuner` runs the whole loop, and
 `check_hypergradient` says whether a number is right on your problem.
+
+Problems        Bilevel, FixedPoint, Derivatives, Level Estimators      Greedy, Unrolled, Forward, Implicit;
+they return an Estimate with a State and a Report Update rules    SGD, Adam, AdamW, RMSprop, Adagrad; made
+of a rule: ClipNorm, Proximal; Schedule Tapes           Full, States, Binomial, Reversible, Offload: how
+`Unrolled` remembers a run Solvers         CG, MINRES, GMRES, BiCGStab, Neumann, Nystrom, Diagonal, Direct,
+Identity, External, Amortised;
+                made of a solver: Warm, UntilAccurate, Damped, LevenbergMarquardt
+Products        Exact, FiniteDifference, GaussNewton: how ∂²C̃1 is multiplied
+Tuning          Tuner, History; spaces of hyperparameters: Real, Positive, NonNegative, Interval, Simplex
+Checks          check_hypergradient, check_derivatives, error_bound, probe
 """
 
-from hypergrad.checks.derivatives import DerivativeCheck, check_derivatives
-from hypergrad.checks.hypergradient import Check, check_hypergradient
-from hypergrad.checks.probe import Probe, probe
+from hypergrad.checks import (
+    Check,
+    DerivativeCheck,
+    Probe,
+    check_derivatives,
+    check_hypergradient,
+    error_bound,
+    probe,
+)
 from hypergrad.errors import HypergradError
 from hypergrad.estimators import (
+    Checks,
     Estimate,
     Forward,
     Greedy,
@@ -25,91 +42,64 @@ from hypergrad.estimators import (
     adjoint,
     hypergradient,
 )
-from hypergrad.problems.base import Problem
-from hypergrad.problems.bilevel import Bilevel
-from hypergrad.problems.derivatives import Derivatives
-from hypergrad.problems.fixed_point import FixedPoint
-from hypergrad.problems.level import Level
-from hypergrad.second_order.differences import FiniteDifference
-from hypergrad.second_order.gauss_newton import GaussNewton
+from hypergrad.problems import Bilevel, Derivatives, FixedPoint, Level, Problem
+from hypergrad.second_order import Exact, FiniteDifference, GaussNewton, Products
 from hypergrad.solvers import (
     CG,
     GMRES,
     MINRES,
     Amortised,
     BiCGStab,
+    Damped,
     Diagonal,
     Direct,
     External,
     Identity,
+    LevenbergMarquardt,
     Neumann,
     Nystrom,
+    Solver,
+    UntilAccurate,
+    Warm,
     solve,
 )
-from hypergrad.solvers.levenberg_marquardt import LevenbergMarquardt
-from hypergrad.tapes import Binomial, Full, Offload, Reversible, States
-from hypergrad.tuning.history import History
-from hypergrad.tuning.spaces import Interval, NonNegative, Positive, Real, Simplex
-from hypergrad.tuning.tuner import Tuner
-from hypergrad.updates import SGD, Adagrad, Adam, AdamW, ClipNorm, Proximal, RMSprop, Schedule, soft_threshold
+from hypergrad.tapes import Binomial, Full, Offload, Reversible, States, Tape
+from hypergrad.tuning import History, Interval, NonNegative, Positive, Real, Simplex, Space, Tuner
+from hypergrad.updates import (
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    ClipNorm,
+    Proximal,
+    RMSprop,
+    Schedule,
+    UpdateRule,
+    soft_threshold,
+)
+from hypergrad.version import __version__
 
 __all__ = [
-    "Problem",
-    "Level",
-    "FixedPoint",
-    "adjoint",
-    "check_derivatives",
-    "Derivatives",
-    "DerivativeCheck",
-    "LevenbergMarquardt",
-    "CG",
-    "GMRES",
-    "MINRES",
-    "SGD",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Amortised",
-    "BiCGStab",
-    "Bilevel",
-    "Binomial",
-    "Check",
-    "ClipNorm",
-    "Diagonal",
-    "Direct",
-    "Estimate",
-    "External",
-    "FiniteDifference",
-    "Forward",
-    "Full",
-    "GaussNewton",
-    "Greedy",
-    "History",
+    "__version__",
+    # Problems
+    "Problem", "Bilevel", "FixedPoint", "Derivatives", "Level",
+    # Estimators
+    "HypergradientEstimator", "Greedy", "Unrolled", "Forward", "Implicit", "Checks",
+    "hypergradient", "adjoint", "State", "Estimate", "Report",
+    # Update rules
+    "UpdateRule", "SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "ClipNorm", "Proximal",
+    "soft_threshold", "Schedule",
+    # Tapes
+    "Tape", "Full", "States", "Binomial", "Reversible", "Offload",
+    # Solvers
+    "Solver", "CG", "MINRES", "GMRES", "BiCGStab", "Neumann", "Nystrom", "Diagonal", "Direct", "Identity",
+    "External", "Amortised", "Warm", "UntilAccurate", "Damped", "LevenbergMarquardt", "solve",
+    # Products
+    "Products", "Exact", "FiniteDifference", "GaussNewton",
+    # Tuning
+    "Tuner", "History", "Space", "Real", "Positive", "NonNegative", "Interval", "Simplex",
+    # Checks
+    "check_hypergradient", "Check", "check_derivatives", "DerivativeCheck", "error_bound", "probe", "Probe",
+    # Errors
     "HypergradError",
-    "HypergradientEstimator",
-    "Identity",
-    "Implicit",
-    "Interval",
-    "Neumann",
-    "NonNegative",
-    "Nystrom",
-    "Offload",
-    "Positive",
-    "Probe",
-    "Proximal",
-    "RMSprop",
-    "Real",
-    "Report",
-    "Reversible",
-    "Schedule",
-    "Simplex",
-    "State",
-    "States",
-    "Tuner",
-    "Unrolled",
-    "check_hypergradient",
-    "hypergradient",
-    "probe",
-    "soft_threshold",
-    "solve",
-]
+]  # fmt: skip

@@ -12,11 +12,10 @@ from hypergrad.backend import Backend, Scalar, Tree, find_backend, vectors
 from hypergrad.backend.arguments import check_variables
 from hypergrad.checks.ridders import ridders
 from hypergrad.errors import ArgumentError
-from hypergrad.estimators import HypergradientEstimator, Implicit, State, Unrolled
+from hypergrad.estimators import Checks, HypergradientEstimator, Implicit, State, Unrolled
 from hypergrad.problems.base import Problem
 from hypergrad.problems.batches import Batches, batch_series, every_batch, one_batch
 from hypergrad.problems.step import Inner, Training
-from hypergrad.second_order.condition import residual
 from hypergrad.solvers import Direct, System
 from hypergrad.tapes import Trajectory
 from hypergrad.updates import as_update_rule
@@ -89,7 +88,7 @@ def check_hypergradient(
     steps: int | None = None,
     directions: int | None = None,
     seed: int = 0,
-    aux: Tree = (),
+    aux: Tree = None,
     backend: Backend | str | None = None,
 ) -> Check:
     r"""Compare a hypergradient with central differences of real training, and with its exact unroll.
@@ -207,15 +206,15 @@ def _optimum(backend: Backend, problem: Problem, params: Tree, aux: Tree, train:
         """‖G‖, and θ − (∂_θ G)⁻¹ G."""
 
         def condition(theta: Tree) -> Tree:
-            return residual(backend, problem, Inner(theta, (), aux), hparams, batches)[1]
+            return problem.residual(backend, theta, hparams, batches, aux)[1]
 
         if problem.symmetric:
             g, pullback = backend.pullback(condition, theta)
             push = pullback.onto(0)
         else:
             g, push, _ = backend.linearize(lambda theta: (condition(theta), None), theta)
-        system = System.at_rest(backend, lambda p, _: push(p), g, problem.symmetric)
-        return vectors.norm(backend, g), vectors.subtract(backend, theta, solver.solve(backend, system).x)
+        system = System(backend, push, g, problem.symmetric)
+        return vectors.norm(backend, g), vectors.subtract(backend, theta, solver.solve(system).x)
 
     def real(hparams: Tree) -> Inner:
         theta, size = params, float("inf")
@@ -224,10 +223,10 @@ def _optimum(backend: Backend, problem: Problem, params: Tree, aux: Tree, train:
             if not float(new) < size:
                 break  # rounding is reached: the last step did not help
             size, best, theta = float(new), theta, after
-        return Inner(best, (), aux)
+        return Inner(best, None, aux)
 
     def exact(hparams: Tree, val: Batches) -> Tree:
-        implicit = Implicit(solver, tolerance=None, allow_unused=True)
+        implicit = Implicit(solver, checks=Checks(away="ignore"), allow_unused=True)
         at = State(real(hparams).params, aux=aux)
         return implicit.estimate(problem, at, hparams, batches, val, backend=backend).hypergradient
 

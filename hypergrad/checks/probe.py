@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from hypergrad.backend import Backend, Tree, find_backend, vectors
 from hypergrad.errors import ArgumentError, HypergradError
-from hypergrad.estimators import Estimate, HypergradientEstimator
+from hypergrad.estimators import Estimate, Greedy, HypergradientEstimator, Implicit
 from hypergrad.problems.base import Problem
 from hypergrad.problems.batches import Batches
-from hypergrad.second_order.differences import FiniteDifference
+from hypergrad.second_order import Exact, FiniteDifference, Products
 
 
 class Way(NamedTuple):
@@ -21,7 +21,7 @@ class Way(NamedTuple):
     exact hypergradient if that exists, and otherwise the difference's own estimate of it.
     """
 
-    mixed: FiniteDifference | None
+    products: Products
     seconds: float
     error: float
     failure: str = ""
@@ -35,8 +35,8 @@ class Probe:
     ways: tuple[Way, ...]
 
     @property
-    def best(self) -> FiniteDifference | None:
-        """The fastest way that worked: what to pass as ``mixed=``.
+    def best(self) -> Products:
+        """The fastest way that worked: what to pass as ``products=``.
 
         Raises:
             ArgumentError: if none worked.
@@ -44,16 +44,16 @@ class Probe:
         working = [way for way in self.ways if not way.failure]
         if not working:
             raise ArgumentError("no way to take the mixed term works on this problem")
-        return min(working, key=lambda way: way.seconds).mixed
+        return min(working, key=lambda way: way.seconds).products
 
     def __str__(self) -> str:
         rows = [f"{self.estimator}: ways to take the mixed term"]
         for way in self.ways:
-            name = "exact" if way.mixed is None else repr(way.mixed)
-            seen = way.failure.splitlines()[0] if way.failure else (
+            name = repr(way.products)
+            result = way.failure.splitlines()[0] if way.failure else (
                 f"{1e3 * way.seconds:9.2f} ms   error {way.error:.1e}"
             )  # fmt: skip
-            rows.append(f"  {name:64} {seen}")
+            rows.append(f"  {name:64} {result}")
         return "\n".join(rows)
 
 
@@ -65,54 +65,54 @@ def probe(
     val: Batches,
     estimator: HypergradientEstimator,
     *,
-    ways: tuple[FiniteDifference | None, ...] = (None, FiniteDifference(), FiniteDifference(sides=1)),
+    ways: tuple[Products, ...] = (Exact(), FiniteDifference(), FiniteDifference(sides=1)),
     repeats: int = 5,
-    aux: Tree = (),
+    aux: Tree = None,
     backend: Backend | str | None = None,
 ) -> Probe:
     """Time the exact mixed term and finite differences of it, interleaved, and compare what they return.
 
-    Nothing is chosen here: pass ``mixed=probe(...).best`` to the estimator, or what the table suggests to
+    Nothing is chosen here: pass ``products=probe(...).best`` to the estimator, or what the table suggests to
     you. The times are those of whole estimates, after one that does not count.
 
     Args:
         problem, params, hparams, train, val, estimator: as for `hypergradient`. The estimator is a `Greedy`
             or an `Implicit`; ``train`` is no iterator.
-        ways: what to try, ``None`` being the exact term.
+        ways: what to try.
         repeats: estimates of each.
         aux: the auxiliary state of losses that have one.
-        backend: found from the arrays if it is not given.
+        backend: backend from the arrays if it is not given.
 
     Raises:
         ArgumentError: if the estimator has no mixed term to choose.
     """
-    if not hasattr(estimator, "mixed"):
-        raise ArgumentError(f"probe: {type(estimator).__name__} has no mixed= to choose")
-    found = find_backend(params, hparams, backend=backend)
-    draws = found.random.state()
+    if not isinstance(estimator, Greedy | Implicit):
+        raise ArgumentError(f"probe: {type(estimator).__name__} has no products= to choose")
+    backend = find_backend(params, hparams, backend=backend)
+    draws = backend.random.state()
 
-    def estimate(mixed: FiniteDifference | None) -> Estimate:
-        chosen: Any = replace(estimator, mixed=mixed)  # type: ignore[call-arg]
-        with found.random.replay(draws):
-            state = chosen.init(problem, params, hparams, aux=aux, backend=found)
-            out: Estimate = chosen.estimate(problem, state, hparams, train, val, backend=found)
+    def estimate(products: Products) -> Estimate:
+        chosen: Any = replace(estimator, products=products)
+        with backend.random.replay(draws):
+            state = chosen.init(problem, params, hparams, aux=aux, backend=backend)
+            out: Estimate = chosen.estimate(problem, state, hparams, train, val, backend=backend)
         return out
 
     first: list[Estimate | str] = []
-    for mixed in ways:
+    for products in ways:
         try:
-            first.append(estimate(mixed))
+            first.append(estimate(products))
         except HypergradError as error:
             first.append(str(error))
     times: list[list[float]] = [[] for _ in ways]
     for _ in range(repeats):
-        for k, mixed in enumerate(ways):
+        for k, products in enumerate(ways):
             if not isinstance(first[k], str):
                 begin = time.perf_counter()
                 # Reading a number waits for the device, if there is one.
-                found.to_numpy(estimate(mixed).outer_value)
+                backend.to_numpy(estimate(products).outer_value)
                 times[k].append(time.perf_counter() - begin)
-    exact = next((out for mixed, out in zip(ways, first, strict=True) if mixed is None), "")
+    exact = next((out for way, out in zip(ways, first, strict=True) if isinstance(way, Exact)), "")
 
     def way(k: int) -> Way:
         out = first[k]
@@ -120,9 +120,10 @@ def probe(
             return Way(ways[k], float("nan"), float("nan"), out)
         seconds = sorted(times[k])[len(times[k]) // 2]
         if isinstance(exact, str):
-            return Way(ways[k], seconds, float(found.to_numpy(out.report.difference_error)))
-        gap = vectors.norm(found, vectors.subtract(found, out.hypergradient, exact.hypergradient))
-        size = vectors.norm(found, exact.hypergradient)
-        return Way(ways[k], seconds, float(found.to_numpy(gap)) / (float(found.to_numpy(size)) or 1.0))
+            error = out.report.difference_error
+            return Way(ways[k], seconds, float("nan") if error is None else float(backend.to_numpy(error)))
+        gap = vectors.norm(backend, vectors.subtract(backend, out.hypergradient, exact.hypergradient))
+        size = vectors.norm(backend, exact.hypergradient)
+        return Way(ways[k], seconds, float(backend.to_numpy(gap)) / (float(backend.to_numpy(size)) or 1.0))
 
     return Probe(repr(estimator), tuple(way(k) for k in range(len(ways))))

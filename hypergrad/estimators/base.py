@@ -20,10 +20,12 @@ import numpy as np
 from hypergrad.backend import Backend, Scalar, Tree, find_backend, vectors
 from hypergrad.backend.arguments import check_same, check_variables
 from hypergrad.backend.finite import first_nonfinite
-from hypergrad.errors import ArgumentError, DisconnectedError, Failure, NonFiniteError, explain
+from hypergrad.errors import ArgumentError, DisconnectedError, NonFiniteError, explain
+from hypergrad.estimators.report import Faults, Report, SolveReport, TapeReport
 from hypergrad.problems.base import Problem, Validation
 from hypergrad.problems.batches import Batches
-from hypergrad.problems.step import Inner, Seen
+from hypergrad.problems.condition import Spent
+from hypergrad.problems.step import Inner
 from hypergrad.updates import UpdateRule
 
 
@@ -36,65 +38,10 @@ class State(NamedTuple):
     """
 
     params: Tree
-    opt_state: Tree = ()
+    opt_state: Tree = None
     step: Any = 0
-    memory: Tree = ()
-    aux: Tree = ()
-
-
-class Report(NamedTuple):
-    """What an estimate assumed and what was seen. Norms are Euclidean over all leaves.
-
-    A number that does not apply is NaN. The fields are arrays or numbers, so that a compiled estimate
-    can return them; `HypergradientEstimator.check` turns the faults among them into errors.
-    """
-
-    inner_gradient_norm: Scalar
-    """‖∇_θ C̃1‖ at the last point where it was taken."""
-    direct_norm: Scalar
-    """‖∂_λ C2‖, the direct term."""
-    response_norm: Scalar
-    """Norm of the response term: what reaches C2 through the parameters."""
-    responds: Tree
-    """For each hyperparameter: does the response depend on it? By the graph; if not, it is exactly 0."""
-    gradients: Scalar
-    """First-order gradients spent, of C̃1 or C2 on one batch."""
-    products: Scalar
-    """Second-order products spent; one costs about two gradients."""
-    bytes_held: Any
-    """Bytes of graph or of states that were kept for the backward pass."""
-    residual: Scalar = float("nan")
-    """True relative residual ‖Hx − v‖/‖v‖ of a linear solve."""
-    iterations: Any = 0
-    """Iterations of a linear solve."""
-    curvature: Scalar = float("nan")
-    """Largest eigenvalue that the solver met, of H + δI or what stands for it, by its own estimate."""
-    smallest_curvature: Scalar = float("nan")
-    """Smallest curvature that the solver met, of the same: an upper estimate of its smallest eigenvalue."""
-    failure: Any = Failure.NONE
-    """A code of `hypergrad.errors.Failure`."""
-    damping: Scalar = float("nan")
-    """δ, added to the curvature in a linear solve."""
-    error: Scalar = float("nan")
-    """Estimated relative error of the hypergradient, for a solve that was to reach one."""
-    error_bound: Scalar = float("nan")
-    """HOAG's bound on the error ‖dC2/dλ − hypergradient‖ from both residuals, where it was asked for."""
-    difference_error: Scalar = float("nan")
-    """Estimated relative error of a mixed term by finite differences."""
-    tape_fault: Any = -1
-    """Of the tape `Reversible`: the first leaf with a number that did not fit into fixed point; −2 if the run
-    did not come back to its start, −3 if the log was full, −1 if there was none."""
-    bad_step: Any = -1
-    """First step with a non-finite T1 loss or gradient, −1 if there was none."""
-    bad_leaf: Any = -1
-    """The leaf of that gradient, −1 if the loss itself was not finite."""
-    bad_outer_leaf: Any = -1
-    """First leaf of a non-finite ∂_θ C2, −1 if there was none."""
-
-    @property
-    def cost(self) -> Scalar:
-        """Cost in training gradients, a second-order product counting two."""
-        return self.gradients + 2 * self.products
+    memory: Tree = None
+    aux: Tree = None
 
 
 class Estimate(NamedTuple):
@@ -139,7 +86,7 @@ class HypergradientEstimator(ABC):
         params: Tree,
         hparams: Tree,
         *,
-        aux: Tree = (),
+        aux: Tree = None,
         backend: Backend | str | None = None,
     ) -> State:
         """The state before the first training step.
@@ -155,17 +102,17 @@ class HypergradientEstimator(ABC):
             ArgumentError, LeafTypeError, UnsupportedLeafError: as for `estimate`; the first also if ``aux``
                 is given to losses without an auxiliary state, or not to those with one.
         """
-        found = find_backend(params, hparams, backend=backend)
-        check_variables(found, params=params, hparams=hparams)
+        backend = find_backend(params, hparams, backend=backend)
+        check_variables(backend, params=params, hparams=hparams)
         self._check_problem(problem)
-        if problem.has_aux == (isinstance(aux, tuple) and not aux):
+        if problem.has_aux == (aux is None):
             raise ArgumentError(
                 "the losses have an auxiliary state: pass the one to begin with as aux="
                 if problem.has_aux
                 else "aux= is given, and the losses have no auxiliary state: say Bilevel(…, has_aux=True)"
             )
-        state = self._init(found, found.constants(params))._replace(aux=found.constants(aux))
-        return state._replace(memory=self._memory(found, state, found.constants(hparams)))
+        state = self._init(backend, backend.constants(params))._replace(aux=backend.constants(aux))
+        return state._replace(memory=self._memory(backend, state, backend.constants(hparams)))
 
     def estimate(
         self,
@@ -198,15 +145,15 @@ class HypergradientEstimator(ABC):
         Where values cannot be read (under a compiler, or on a device that would have to be waited for)
         the last three kinds are not raised here but by `check`, once they can.
         """
-        found = find_backend(state.params, hparams, backend=backend)
-        check_variables(found, params=state.params, hparams=hparams)
+        backend = find_backend(state.params, hparams, backend=backend)
+        check_variables(backend, params=state.params, hparams=hparams)
         self._check_problem(problem)
-        state, hparams = found.constants((state, hparams))
-        with found.random.undone_on_failure():
-            out = self._estimate(found, problem, state, hparams, train, val)
-            check_same(found, type(self).__name__, out.hypergradient, "hparams", hparams)
-            if found.readable(out.outer_value, *found.flatten(out.hypergradient)[0]):
-                self.check(out, backend=found)
+        state, hparams = backend.constants((state, hparams))
+        with backend.random.undone_on_failure():
+            out = self._estimate(backend, problem, state, hparams, train, val)
+            check_same(backend, type(self).__name__, out.hypergradient, "hparams", hparams)
+            if backend.readable(out.outer_value, *backend.flatten(out.hypergradient)[0]):
+                self.check(out, backend=backend)
         return out
 
     def check(self, out: Estimate, *, backend: Backend | str | None = None) -> Estimate:
@@ -217,22 +164,22 @@ class HypergradientEstimator(ABC):
             NonFiniteError: a NaN or an infinity in a loss or a derivative.
             SolveError, InnerNotConvergedError: `Implicit` only.
         """
-        found = find_backend(out.hypergradient, backend=backend)
+        backend = find_backend(out.hypergradient, backend=backend)
         if shape := np.shape(out.outer_value):
             raise ArgumentError(
                 f"check takes one estimate, and these are {shape[0]}, mapped over: check each of them, "
                 "jax.tree.map(lambda leaf: leaf[k], out)"
             )
-        self._check_finite(found, out)
-        self._check(found, out)
+        self._check_finite(backend, out)
+        self._check(backend, out)
         return out
 
     def sound(self, out: Estimate, *, backend: Backend | str | None = None) -> Any:
         """Would `check` pass? A boolean array, on which a compiled loop can act without reading it."""
-        found = find_backend(out.hypergradient, backend=backend)
-        report, isfinite = out.report, found.xp.isfinite
-        finite = (report.bad_step < 0) & isfinite(out.outer_value) & (report.bad_outer_leaf < 0)
-        return finite & (first_nonfinite(found, out.hypergradient) < 0) & self._sound(found, out)
+        backend = find_backend(out.hypergradient, backend=backend)
+        faults, isfinite = out.report.faults, backend.xp.isfinite
+        finite = (faults.step < 0) & isfinite(out.outer_value) & (faults.outer_leaf < 0)
+        return finite & (first_nonfinite(backend, out.hypergradient) < 0) & self._sound(backend, out)
 
     @abstractmethod
     def _init(self, backend: Backend, params: Tree) -> State: ...
@@ -259,16 +206,16 @@ class HypergradientEstimator(ABC):
         return state.memory
 
     @property
-    def gapless(self) -> bool:
-        """Does it have to see every step of training?"""
+    def needs_every_step(self) -> bool:
+        """Does it have to take part in every step of training?"""
         return False
 
     @property
-    def reads_on(self) -> bool:
+    def resamples(self) -> bool:
         """Does an estimate take batches of T1 beyond those of its training steps?"""
         return False
 
-    def again(self, fresh: State, last: State) -> State:
+    def restarted(self, fresh: State, last: State) -> State:
         """The state from which training begins once more, after a run that ended in another."""
         return fresh
 
@@ -282,17 +229,18 @@ class HypergradientEstimator(ABC):
     def _check_finite(self, backend: Backend, out: Estimate) -> None:
         # Host numbers, one by one as they are looked at: an operation of JAX outside of a program costs ten.
         report, read = out.report, backend.to_numpy
+        faults = report.faults
 
         def at() -> int:
             return int(read(out.state.step))
 
-        if (bad := int(read(report.bad_step))) >= 0:
-            leaf = int(read(report.bad_leaf))
+        if (bad := int(read(faults.step))) >= 0:
+            leaf = int(read(faults.leaf))
             path = None if leaf < 0 else backend.paths(out.state.params, "params")[leaf]
             raise NonFiniteError("T1", bad, path)
         if not np.isfinite(read(out.outer_value)):
             raise NonFiniteError("T2", at())
-        if (leaf := int(read(report.bad_outer_leaf))) >= 0:
+        if (leaf := int(read(faults.outer_leaf))) >= 0:
             raise NonFiniteError("T2", at(), backend.paths(out.state.params, "params")[leaf])
         if (leaf := int(read(first_nonfinite(backend, out.hypergradient)))) >= 0:
             path = backend.paths(out.hypergradient, "hparams")[leaf]
@@ -309,7 +257,7 @@ def hypergradient(
     val: Batches,
     estimator: HypergradientEstimator,
     *,
-    aux: Tree = (),
+    aux: Tree = None,
     differentiable: bool = False,
     backend: Backend | str | None = None,
 ) -> Tree:
@@ -318,21 +266,29 @@ def hypergradient(
     Arguments and errors as for these. With ``differentiable`` the result stays attached to the arrays given,
     where a framework has to be told (torch's ``create_graph``): for derivatives of the hypergradient.
     """
-    found = find_backend(params, hparams, backend=backend)
-    with found.recorded() if differentiable else nullcontext():
-        state = estimator.init(problem, params, hparams, aux=aux, backend=found)
-        return estimator.estimate(problem, state, hparams, train, val, backend=found).hypergradient
+    backend = find_backend(params, hparams, backend=backend)
+    with backend.recorded() if differentiable else nullcontext():
+        state = estimator.init(problem, params, hparams, aux=aux, backend=backend)
+        return estimator.estimate(problem, state, hparams, train, val, backend=backend).hypergradient
+
+
+_NO_FAULTS = Faults()
 
 
 def assemble(
     backend: Backend,
     validation: Validation,
     response: Tree,
-    responds: Tree,
-    seen: Seen,
+    reached: Tree,
+    inner_value: Scalar,
+    inner_gradient_norm: Scalar,
     state: State,
+    spent: Spent,
     unused: Callable[[], Tree] | None,
-    **report: Any,
+    faults: Faults = _NO_FAULTS,
+    solve: SolveReport | None = None,
+    tape: TapeReport | None = None,
+    difference_error: Scalar | None = None,
 ) -> Estimate:
     """Add the direct to the response term, and report both.
 
@@ -343,24 +299,28 @@ def assemble(
         DisconnectedError: for a hyperparameter that neither loss uses.
     """
     if unused is not None:
-        _check_connected(backend, validation.reached, responds, unused)
-    if (held := report.get("bytes_held")) is not None and isinstance(held, int) and held >= 2**31:
-        report["bytes_held"] = float(held)  # an integer of 32 bits, where that is what a program has
-    detached = backend.detach((validation.direct, response))
+        _check_connected(backend, validation.reached, reached, unused)
+    held = spent.bytes_held
+    if isinstance(held, int) and held >= 2**31:
+        held = float(held)  # an integer of 32 bits, where that is what a program has
+    direct, constant = backend.detach((validation.direct, response))
     return Estimate(
         vectors.add(backend, validation.direct, response),
         state,
-        seen.inner_value,
+        inner_value,
         validation.value,
         Report(
-            inner_gradient_norm=seen.gradient_norm,
-            direct_norm=vectors.norm(backend, detached[0]),
-            response_norm=vectors.norm(backend, detached[1]),
-            responds=responds,
-            bad_step=seen.bad_step,
-            bad_leaf=seen.bad_leaf,
-            bad_outer_leaf=validation.bad_leaf,
-            **report,
+            inner_gradient_norm,
+            vectors.norm(backend, direct),
+            vectors.norm(backend, constant),
+            reached,
+            spent.gradients,
+            spent.products,
+            held,
+            faults._replace(outer_leaf=validation.bad_leaf),
+            solve,
+            tape,
+            difference_error,
         ),
     )
 
@@ -372,15 +332,15 @@ def inner_reaches(
 
     def reached() -> Tree:
         draws, batch = backend.random.state(), first()
-        found = problem.reached(backend, z.params, hparams, batch, z.aux)
+        used = problem.reached(backend, z.params, hparams, batch, z.aux)
         backend.random.restore(draws)
-        return found
+        return used
 
     return reached
 
 
-def _check_connected(backend: Backend, direct: Tree, responds: Tree, inner: Callable[[], Tree]) -> None:
-    flags = zip(backend.flatten(direct)[0], backend.flatten(responds)[0], strict=True)
+def _check_connected(backend: Backend, direct: Tree, reached: Tree, inner: Callable[[], Tree]) -> None:
+    flags = zip(backend.flatten(direct)[0], backend.flatten(reached)[0], strict=True)
     silent = [i for i, (outer, update) in enumerate(flags) if not (outer or update)]
     if not silent:
         return

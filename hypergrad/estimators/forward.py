@@ -22,8 +22,10 @@ from hypergrad.estimators.base import (
     starting,
     state_after,
 )
+from hypergrad.estimators.report import Faults
 from hypergrad.problems.base import Problem
 from hypergrad.problems.batches import Batches, batch_series, one_batch
+from hypergrad.problems.condition import Spent
 from hypergrad.problems.step import Inner, Seen, Training
 from hypergrad.updates import as_update_rule
 
@@ -93,15 +95,15 @@ class Forward(HypergradientEstimator):
 
     def _memory(self, backend: Backend, state: State, hparams: Tree) -> Tangents:
         if self.directions is not None:
-            return Tangents((), 0)
+            return Tangents(None, 0)
         return Tangents(self._at_rest(backend, inner_state(state), self._axes(backend, hparams, 0)), 0)
 
     @property
-    def gapless(self) -> bool:
-        """So it does where tangents are carried on."""
+    def needs_every_step(self) -> bool:
+        """It does where tangents are carried on."""
         return self.directions is None
 
-    def again(self, fresh: State, last: State) -> State:
+    def restarted(self, fresh: State, last: State) -> State:
         """Directions are drawn anew here, too."""
         return fresh if self.directions is None else fresh._replace(memory=last.memory)
 
@@ -111,7 +113,7 @@ class Forward(HypergradientEstimator):
         training = Training(backend, problem, as_update_rule(self.update))
         batch = batch_series(backend, "train", train, state.step, self.steps)
         memory = state.memory
-        if not isinstance(memory, Tangents) or (self.directions is None and memory.z == ()):
+        if not isinstance(memory, Tangents) or (self.directions is None and memory.z is None):
             memory = self._memory(backend, state, hparams)  # another estimator's state: nothing is known yet
         axes = self._axes(backend, hparams, memory.count)
         begin, tangents, reached = self._begin(backend, state, hparams, memory, axes)
@@ -143,18 +145,22 @@ class Forward(HypergradientEstimator):
         response, _ = backend.scan(add, backend.zeros(hparams), count)
         if count < vectors.size(backend, hparams):
             response = vectors.scale(backend, 1.0 / count, response)
-        kept = () if self.directions is not None else tangents
+        kept = None if self.directions is not None else tangents
         return assemble(
             backend,
             validation,
             response,
             reaches[0],
-            seen,
+            seen.inner_value,
+            seen.gradient_norm,
             state_after(state, final, end)._replace(memory=Tangents(kept, memory.count + 1)),
+            Spent(
+                self.steps + 1,
+                self.steps * count,
+                count * vectors.nbytes(backend, (final.params, final.opt_state)),
+            ),
             None if self.allow_unused else inner_reaches(backend, problem, begin, hparams, lambda: batch(0)),
-            gradients=self.steps + 1,
-            products=self.steps * count,
-            bytes_held=count * vectors.nbytes(backend, (final.params, final.opt_state)),
+            Faults(seen.bad_step, seen.bad_leaf),
         )
 
     def _begin(

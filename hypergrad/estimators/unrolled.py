@@ -20,8 +20,10 @@ from hypergrad.estimators.base import (
     starting,
     state_after,
 )
+from hypergrad.estimators.report import Faults, TapeReport
 from hypergrad.problems.base import Problem
 from hypergrad.problems.batches import Batches, batch_series, one_batch, until_it_ends
+from hypergrad.problems.condition import Spent
 from hypergrad.problems.step import Inner, Training
 from hypergrad.tapes import Full, Tape, Trajectory
 from hypergrad.tapes.reversible.tape import LOG_IS_FULL
@@ -110,27 +112,28 @@ class Unrolled(HypergradientEstimator):
         first = inner_reaches(backend, problem, begin, hparams, lambda: path.batch(0))
         # What truncation cuts off is used all the same.
         used = first if pull_start is None else lambda: backend.map(or_, first(), pull_start.reached[0])
+        seen = before.then(backend, recording.seen)
         return assemble(
             backend,
             validation,
             pulled.hparams,
             pulled.reached,
-            before.then(backend, recording.seen),
+            seen.inner_value,
+            seen.gradient_norm,
             state_after(state, final, end),
+            Spent(skipped + recording.gradients + 1, recording.products, recording.bytes_held),
             None if self.allow_unused else used,
-            gradients=skipped + recording.gradients + 1,
-            products=recording.products,
-            bytes_held=recording.bytes_held,
-            tape_fault=pulled.fault,
+            Faults(seen.bad_step, seen.bad_leaf),
+            tape=TapeReport(pulled.fault),
         )
 
     def _check(self, backend: Backend, out: Estimate) -> None:
-        if (fault := int(out.report.tape_fault)) != -1:
+        if (fault := int(out.report.tape.fault)) != -1:
             path = None if fault < 0 else backend.paths(out.state.params, "params")[fault]
             raise FixedPointError(path, log=fault == LOG_IS_FULL)
 
     def _sound(self, backend: Backend, out: Estimate) -> Any:
-        return out.report.tape_fault == -1
+        return out.report.tape.fault == -1
 
     def _begin(self, backend: Backend, state: State, hparams: Tree) -> tuple[Inner, Pullback | None]:
         """z_0, and what pulls back from there to the hyperparameters that made it, if any did."""

@@ -6,9 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
-from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.backend import Backend, Scalar, Tree, vectors
 from hypergrad.backend.finite import first_nonfinite
+from hypergrad.errors import ArgumentError
+from hypergrad.problems.condition import Condition, Spent
 from hypergrad.problems.losses import evaluate
+from hypergrad.solvers.system import Image
 
 Loss = Callable[..., Any]
 
@@ -47,9 +50,48 @@ class Problem(ABC):
     ) -> tuple[Scalar, Tree, Tree]:
         """C̃1, G as a differentiable function of θ and λ, and the next auxiliary state."""
 
+    def loss_on(
+        self, backend: Backend, batch: Tree, aux: Tree
+    ) -> Callable[[Tree, Tree], tuple[Scalar, Tree]]:
+        """C̃1 on a batch: (θ, λ) -> (C̃1, next auxiliary state).
+
+        Raises:
+            ArgumentError: if there is no training loss that a framework differentiates.
+        """
+        raise ArgumentError(f"{type(self).__name__} has no training loss that a framework differentiates")
+
     @abstractmethod
     def reached(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Tree:
         """Which hyperparameters are used in training at all, at the price of one evaluation."""
+
+    def residual(
+        self, backend: Backend, params: Tree, hparams: Tree, batches: list[Tree], aux: Tree
+    ) -> tuple[Scalar, Tree]:
+        """C̃1 and G, averaged over the batches; the auxiliary state stays as it is."""
+        pairs = [self.inner_gradient(backend, params, hparams, batch, aux)[:2] for batch in batches]
+        # Apart: a framework that adds all leaves at once would make C̃1 a part of G's graph.
+        value, g = (vectors.mean(backend, list(part)) for part in zip(*pairs, strict=True))
+        return value, g
+
+    def condition(
+        self, backend: Backend, params: Tree, hparams: Tree, batches: list[Tree], aux: Tree
+    ) -> Condition:
+        """G and exact products with its derivatives: one graph, pulled back through for each product."""
+
+        def residual(params: Tree, hparams: Tree) -> tuple[Tree, tuple[Scalar, Tree]]:
+            value, g = self.residual(backend, params, hparams, batches, aux)
+            return g, (value, g)
+
+        _, pullback, (value, g) = backend.vjp(residual, params, hparams)
+        count = len(batches)
+        return Condition(
+            value,
+            g,
+            pullback.onto(0),
+            lambda x: Image(*pullback(x)),
+            lambda: pullback.reached[1],
+            lambda products: Spent(count + 1, count * (products + 1), pullback.nbytes),
+        )
 
     @abstractmethod
     def validation_loss(self, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Scalar:

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
-from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.backend import Backend, Scalar, Tree, vectors
 from hypergrad.backend.arguments import check_same
 from hypergrad.backend.finite import first_nonfinite
 from hypergrad.errors import ArgumentError
 from hypergrad.problems.base import Problem, Validation
+from hypergrad.problems.condition import Condition, Spent
+from hypergrad.solvers.system import Image
 
 
 @final
@@ -73,16 +75,39 @@ class Derivatives(Problem):
         return self.outer(params, hparams, batch)
 
     def validation(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Validation:
-        found = self.outer_grads(params, hparams, batch)
-        if not (isinstance(found, tuple) and len(found) == 2):
+        pair = self.outer_grads(params, hparams, batch)
+        if not (isinstance(pair, tuple) and len(pair) == 2):
             raise ArgumentError("Derivatives: outer_grads returns a pair (∂_θ C2, ∂_λ C2)")
-        v = self._like(backend, "outer_grads", found[0], "params", params)
-        direct = backend.zeros(hparams)
-        if found[1] is not None:
-            direct = self._like(backend, "outer_grads", found[1], "hparams", hparams)
-        reached = backend.map(lambda _: found[1] is not None, hparams)
+        v = self._like(backend, "outer_grads", pair[0], "params", params)
+        direct, given = backend.zeros(hparams), pair[1] is not None
+        if given:
+            direct = self._like(backend, "outer_grads", pair[1], "hparams", hparams)
+        reached = backend.map(lambda _: given, hparams)
         value = self._value(backend, self.outer, params, hparams, batch)
         return Validation(value, v, direct, reached, first_nonfinite(backend, v))
+
+    def condition(
+        self, backend: Backend, params: Tree, hparams: Tree, batches: list[Tree], aux: Tree
+    ) -> Condition:
+        """The user's own products."""
+        pairs = [self.products(backend, params, hparams, batch) for batch in batches]
+
+        def mean(k: int, x: Tree) -> Tree:
+            return vectors.mean(backend, [pair[k](x) for pair in pairs])
+
+        value, g = backend.asarray(0.0, like=backend.flatten(params)[0][0]), None
+        if self.inner_grad is not None:
+            value, g = self.residual(backend, params, hparams, batches, aux)
+        count = len(batches)
+        gradients = 1 + (0 if g is None else count)
+        return Condition(
+            value,
+            g,
+            lambda p: mean(0, p),
+            lambda x: Image(mean(0, x), mean(1, x)),
+            lambda: backend.map(lambda _: True, hparams),
+            lambda products: Spent(gradients, count * (products + 1)),
+        )
 
     def products(
         self, backend: Backend, params: Tree, hparams: Tree, batch: Tree
@@ -90,12 +115,12 @@ class Derivatives(Problem):
         """Return p -> H p and p -> (∂²_λθ C̃1)ᵀ p at one point."""
 
         def hessian(p: Tree) -> Tree:
-            found = self.hessian_product(params, hparams, batch, p)
-            return self._like(backend, "hessian_product", found, "params", params)
+            hp = self.hessian_product(params, hparams, batch, p)
+            return self._like(backend, "hessian_product", hp, "params", params)
 
         def mixed(p: Tree) -> Tree:
-            found = self.mixed_product(params, hparams, batch, p)
-            return self._like(backend, "mixed_product", found, "hparams", hparams)
+            bp = self.mixed_product(params, hparams, batch, p)
+            return self._like(backend, "mixed_product", bp, "hparams", hparams)
 
         return hessian, mixed
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
-from hypergrad.backend import Backend, Scalar, Tree, vectors
+from hypergrad.backend import Backend, Scalar, Tree, find_backend, vectors
 from hypergrad.backend.arguments import check_batch, check_same
 from hypergrad.errors import ArgumentError
 from hypergrad.problems.base import Loss, Problem
+from hypergrad.problems.bilevel import Bilevel
+from hypergrad.updates import UpdateRule, as_update_rule
 
 
 @final
@@ -23,13 +24,15 @@ class FixedPoint(Problem):
     ``Unrolled(SGD(1.0), steps=T)`` differentiates T of them, `Greedy` the last one (the "Jacobian-free"
     derivative of Fung et al. 2022), and `Implicit` the limit (Bai, Kolter and Koltun 2019). The system is not
     symmetric: take `GMRES`, `BiCGStab`, `Neumann` or `Direct`. Where φ is a step of an optimiser on a loss,
-    the problem is a `Bilevel` one, and ``Implicit(update=…)`` says so.
+    `of_update` makes the problem.
 
     What stands for the inner value in estimates and histories is ‖G‖.
 
     Args:
-        step: the map φ: (params, hparams, batch) -> params.
-        outer: C2: (params, hparams, batch) -> scalar.
+        step: the map φ: (params, hparams, batch) -> params; with ``has_aux`` (params, hparams, batch, aux) ->
+            (params, aux).
+        outer: C2: (params, hparams, batch) -> scalar; with ``has_aux`` it takes the auxiliary state, too.
+        has_aux: is there an auxiliary state? See `Bilevel`.
 
     Raises:
         ArgumentError: if either is not callable; when used, if φ returns another structure or shape.
@@ -38,26 +41,85 @@ class FixedPoint(Problem):
 
     symmetric: ClassVar[bool] = False
 
-    step: Callable[[Tree, Tree, Tree], Tree]
+    step: Loss
     outer: Loss
+    has_aux: bool = False
 
     def __post_init__(self) -> None:
         for name in ("step", "outer"):
             if not callable(getattr(self, name)):
                 raise ArgumentError(f"FixedPoint: {name} must be a function of (params, hparams, batch)")
 
+    @classmethod
+    def of_update(cls, problem: Bilevel, rule: Any) -> FixedPoint:
+        r"""The fixed point of training by an update rule that is no gradient step:
+
+            θ = Φ(θ, λ),    such as θ = prox_λ(θ − η ∇_θ C̃1(θ, λ))
+
+        For penalties without a gradient, whose minimum is the fixed point of `Proximal` steps (Bertrand et
+        al. 2020)::
+
+            lasso = hg.FixedPoint.of_update(problem, hg.Proximal(hg.SGD(eta), prox))
+            hg.hypergradient(lasso, params, hparams, train, val, hg.Implicit(hg.GMRES()))
+
+        Args:
+            problem: C̃1 and C2.
+            rule: an update rule without a state of its own. Fixed points of rules with momentum are those
+                without.
+
+        Raises:
+            ArgumentError: if it is no update rule, or the problem has no training loss; when used, if the
+                rule has a state.
+        """
+        if not isinstance(problem, Bilevel):
+            raise ArgumentError(
+                f"FixedPoint.of_update trains on a loss, and {type(problem).__name__} has none that a "
+                "framework differentiates: it takes an hg.Bilevel problem"
+            )
+        return cls(UpdateMap(problem, as_update_rule(rule)), problem.outer, problem.has_aux)
+
     def inner_gradient(
         self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree
     ) -> tuple[Scalar, Tree, Tree]:
         check_batch(backend, "train", batch, params)
-        after = self.step(params, hparams, batch)
+        after, aux = self._step(backend, params, hparams, batch, aux)
         check_same(backend, "FixedPoint: step", after, "params", params)
         g = vectors.subtract(backend, params, after)
         return vectors.norm(backend, backend.detach(g)), g, aux
 
     def reached(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Tree:
-        _, pullback = backend.pullback(lambda p, h: self.step(p, h, batch), params, hparams)
+        _, pullback, _ = backend.vjp(lambda p, h: self._step(backend, p, h, batch, aux), params, hparams)
         return pullback.reached[1]
 
     def validation_loss(self, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Scalar:
-        return self.outer(params, hparams, batch)
+        return self.outer(params, hparams, batch, *([aux] if self.has_aux else []))
+
+    def _step(
+        self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree
+    ) -> tuple[Tree, Tree]:
+        if not self.has_aux:
+            return self.step(params, hparams, batch), aux
+        after, new = self.step(params, hparams, batch, backend.copy(aux))
+        check_same(backend, "FixedPoint: step", new, "aux", aux)
+        return after, new
+
+
+@final
+@dataclass(frozen=True)
+class UpdateMap:
+    """θ ↦ Φ(θ, λ): one step of training, as the map of a `FixedPoint`."""
+
+    problem: Bilevel
+    rule: UpdateRule
+
+    def __call__(self, params: Tree, hparams: Tree, batch: Tree, aux: Tree = None) -> Any:
+        backend = find_backend(params, hparams)
+        state = self.rule.init(backend, params)
+        if backend.flatten(state)[0]:
+            raise ArgumentError(
+                f"FixedPoint.of_update: {self.rule!r} has a state, of which a fixed point knows nothing: "
+                "give the rule without momentum, whose fixed points are the same"
+            )
+        _, g, aux = self.problem.inner_gradient(backend, params, hparams, batch, aux)
+        after, _ = self.rule.update(backend, g, state, params, hparams, 0)
+        return (after, aux) if self.problem.has_aux else after

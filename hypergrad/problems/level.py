@@ -55,6 +55,6 @@ def lagrangian(problem: Problem, level: Level, above: Tree, batches: tuple[Tree,
     backend = find_backend(level)
     theta, lam, x = level
     train, val = batches
-    _, g, _ = problem.inner_gradient(backend, theta, (lam, above), train, ())
-    c2 = problem.validation_loss(theta, (lam, above), val, ())
+    _, g, _ = problem.inner_gradient(backend, theta, (lam, above), train, None)
+    c2 = problem.validation_loss(theta, (lam, above), val, None)
     return c2 - backend.inner(x, g)

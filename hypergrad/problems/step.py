@@ -20,7 +20,7 @@ class Inner(NamedTuple):
 
     params: Tree
     opt_state: Tree
-    aux: Tree = ()
+    aux: Tree = None
 
 
 class Seen(NamedTuple):

@@ -1,1 +1,8 @@
 """How the second derivatives of C̃1 are multiplied."""
+
+from hypergrad.second_order.base import Products
+from hypergrad.second_order.differences import FiniteDifference
+from hypergrad.second_order.exact import Exact
+from hypergrad.second_order.gauss_newton import GaussNewton
+
+__all__ = ["Exact", "FiniteDifference", "GaussNewton", "Products"]

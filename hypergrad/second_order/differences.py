@@ -1,4 +1,4 @@
-"""Derivatives by differences: of real functions, and of first-order gradients for second-order products."""
+"""Products as directional differences of first-order gradients."""
 
 from __future__ import annotations
 
@@ -9,22 +9,29 @@ from typing import Any, Literal, NamedTuple, final
 from hypergrad.backend import Backend, Scalar, Tree, vectors
 from hypergrad.backend.arguments import is_number
 from hypergrad.errors import ArgumentError, DifferenceError
+from hypergrad.problems.base import Problem
+from hypergrad.problems.condition import Condition, Spent
+from hypergrad.problems.losses import evaluate
+from hypergrad.problems.step import Inner, Training
+from hypergrad.second_order.base import Products
+from hypergrad.second_order.step import Gradient, PulledBack, Step, step_with_mixed_term
+from hypergrad.solvers.system import Image
 
 Slopes = Callable[[Tree], Tree]
 """θ -> first-order derivatives of C̃1 there, the same random draws each time."""
 
 
 class Difference(NamedTuple):
-    """A product, the estimate of its relative error, and the gradients that it took."""
+    """A product, the estimate of its relative error if there is one, and the gradients that it took."""
 
     product: Tree
-    error: Scalar
+    error: Scalar | None
     gradients: int
 
 
 @final
 @dataclass(frozen=True)
-class FiniteDifference:
+class FiniteDifference(Products):
     r"""The product (∂²_θ∂ C̃1)ᵀ u as a directional difference of ∂C̃1 (Liu et al. 2019, eq. 8).
 
         sides=2:  D(ε) = [∂C̃1(θ + εu) − ∂C̃1(θ − εu)] / 2ε      error O(ε²)
@@ -66,12 +73,65 @@ class FiniteDifference:
         if not (is_number(self.tolerance) and self.tolerance > 0):
             raise ArgumentError(f"FiniteDifference: tolerance = {self.tolerance!r}; it is a positive number")
 
+    def of(
+        self, backend: Backend, problem: Problem, z: Inner, hparams: Tree, batches: list[Tree]
+    ) -> Condition:
+        """First-order gradients alone, at two points for each product."""
+        draws = backend.random.state()
+
+        def mean_loss(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
+            values = [problem.loss_on(backend, batch, z.aux)(params, hparams)[0] for batch in batches]
+            return sum(values[1:], values[0]) / len(batches), None
+
+        def slopes(params: Tree) -> tuple[Tree, ...]:
+            with backend.random.replay(draws):
+                value, pullback, _ = backend.vjp(mean_loss, params, hparams)
+            return pullback(backend.xp.ones_like(value))
+
+        value, pullback, _ = evaluate(backend, "inner", mean_loss, batches, z.params, hparams)
+        base = pullback(backend.xp.ones_like(value))
+
+        def product(p: Tree) -> Tree:
+            return self.roughly(backend, lambda theta: slopes(theta)[0], z.params, p, base[0])
+
+        def both(x: Tree) -> Image:
+            (hx, mixed), error, _ = self.along(backend, slopes, z.params, x, base)
+            return Image(hx, mixed, error)
+
+        def spent(products: Scalar) -> Spent:
+            last = 2 if self.estimate_error else 1
+            return Spent(len(batches) * (1 + self.sides * (products + last)) + 1, 0)
+
+        return Condition(value, base[0], product, both, lambda: pullback.reached[1], spent)
+
+    def step(
+        self, training: Training, z: Inner, hparams: Tree, batch: Tree, t: Any, through_update: bool
+    ) -> Step:
+        """The optimiser is pulled back through exactly, C̃1 is differenced."""
+        backend = training.backend
+        loss, draws = training.problem.loss_on(backend, batch, z.aux), backend.random.state()
+
+        def slopes(params: Tree) -> Tree:
+            with backend.random.replay(draws):
+                value, pullback, _ = backend.vjp(lambda h: loss(params, h), hparams)
+            return pullback(backend.xp.ones_like(value))[0]
+
+        value, pullback, aux = evaluate(backend, "inner", loss, batch, z.params, hparams)
+        g, base = pullback(backend.xp.ones_like(value))
+
+        def mixed(u: Tree) -> PulledBack:
+            product, error, gradients = self.along(backend, slopes, z.params, u, base)
+            return PulledBack(product, pullback.reached[1], Spent(2 + gradients, 0), error)
+
+        at = Gradient(value, g, aux)
+        return step_with_mixed_term(training, z, hparams, t, through_update, at, mixed)
+
     def along(self, backend: Backend, slopes: Slopes, theta: Tree, u: Tree, base: Tree) -> Difference:
         """The product along u, and its error; ``base`` are the slopes at θ itself."""
         epsilon = self._epsilon(backend, theta, u)
         near, bend = self._at(backend, slopes, theta, u, base, epsilon)
         if not self.estimate_error:
-            return Difference(near, float("nan"), self.sides)
+            return Difference(near, None, self.sides)
         far, wider = self._at(backend, slopes, theta, u, base, 2.0 * epsilon)
         size = vectors.norm(backend, near)
         gap = vectors.norm(backend, vectors.subtract(backend, far, near))
@@ -84,18 +144,12 @@ class FiniteDifference:
         """The product along u alone, at half the price."""
         return self._at(backend, slopes, theta, u, base, self._epsilon(backend, theta, u))[0]
 
-    def check(self, error: Scalar) -> None:
-        """Refuse a product whose error is above the tolerance.
-
-        Raises:
-            DifferenceError: with the error.
-        """
-        if not bool(self.accepts(error)):
+    def check(self, error: Scalar | None) -> None:
+        if error is not None and not bool(self.accepts(error)):
             raise DifferenceError(float(error), self.tolerance)
 
-    def accepts(self, error: Scalar) -> Any:
-        """Is an error within the tolerance? It may be traced."""
-        return self.tolerance == float("inf") or not self.estimate_error or error <= self.tolerance
+    def accepts(self, error: Scalar | None) -> Any:
+        return error is None or self.tolerance == float("inf") or error <= self.tolerance
 
     def _epsilon(self, backend: Backend, theta: Tree, u: Tree) -> Scalar:
         xp, size = backend.xp, vectors.norm(backend, u)
@@ -114,13 +168,3 @@ class FiniteDifference:
         fall = vectors.subtract(backend, base, slopes(backend.axpy(-epsilon, u, theta)))
         first = vectors.scale(backend, 0.5 / epsilon, vectors.add(backend, rise, fall))
         return first, vectors.scale(backend, epsilon**-2, vectors.subtract(backend, rise, fall))
-
-
-def check_mixed(estimator: str, mixed: FiniteDifference | None) -> None:
-    """Check how an estimator is told to take the mixed term.
-
-    Raises:
-        ArgumentError: if it is neither ``None`` nor a `FiniteDifference`.
-    """
-    if mixed is not None and not isinstance(mixed, FiniteDifference):
-        raise ArgumentError(f"{estimator}: mixed = {mixed!r}; it is None, or hg.FiniteDifference()")

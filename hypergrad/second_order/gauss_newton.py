@@ -1,59 +1,100 @@
-"""What stands for the Hessian in an implicit hypergradient."""
+"""The Gauss-Newton matrix in the place of the Hessian."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 from hypergrad.backend import Backend, Scalar, Tree, vectors
 from hypergrad.backend.arguments import check_scalar
 from hypergrad.errors import ArgumentError
+from hypergrad.problems.base import Problem
+from hypergrad.problems.condition import Condition
+from hypergrad.problems.step import Inner, Training
+from hypergrad.second_order.base import Products
+from hypergrad.second_order.exact import Exact
+from hypergrad.second_order.step import Step
+from hypergrad.solvers.system import Image
 
 
 @final
 @dataclass(frozen=True)
-class GaussNewton:
+class GaussNewton(Products):
     r"""The generalised Gauss-Newton matrix in place of the Hessian (Schraudolph 2002, section 3).
 
-        H ≈ Jᵀ (∂²_ff ℓ) J,    f = model_output(θ, λ, batch),  C̃1 = ℓ(f, λ, batch),  J = ∂f/∂θ
+        ∂²_θθ C̃1 ≈ Jᵀ (∂²_ff ℓ) J,    f = output(θ, λ, batch),  C̃1 = ℓ(f, λ, batch),  J = ∂f/∂θ
 
-    Positive semidefinite wherever ℓ is convex in f, also far from an optimum; equal to H where f is linear in
-    θ or ℓ has a slope of 0. A penalty belongs to ℓ: let ``model_output`` return ``(output, params)``. Only
-    the solve uses it, the mixed term stays exact.
+    Positive semidefinite wherever ℓ is convex in f, also far from an optimum; equal to the Hessian where f
+    is linear in θ or ℓ has a slope of 0. A penalty belongs to ℓ: let ``output`` return ``(output,
+    params)``. Only the solve uses it: the term with ∂²_λθ C̃1 is taken by ``mixed``.
 
-    Cost: the model's derivative forth and back, 4/3 of a gradient where a product with H is 2.
+    Cost: the model's derivative forth and back, 4/3 of a gradient where an exact product is 2.
 
     Args:
-        model_output: (params, hparams, batch) -> a tree of arrays.
+        output: (params, hparams, batch) -> a tree of arrays.
         loss: (outputs, hparams, batch) -> scalar.
+        mixed: `Exact` or `FiniteDifference`.
 
     Raises:
-        ArgumentError: if either is no function; when used, if the loss is not scalar.
+        ArgumentError: if ``output`` or ``loss`` is no function, or ``mixed`` neither of the two; when used,
+        if
+            the loss is not scalar, or the problem has no training loss.
     """
 
-    model_output: Callable[[Tree, Tree, Tree], Tree]
+    output: Callable[[Tree, Tree, Tree], Tree]
     loss: Callable[[Tree, Tree, Tree], Scalar]
+    mixed: Products = field(default_factory=Exact)
 
     def __post_init__(self) -> None:
-        for name in ("model_output", "loss"):
+        for name in ("output", "loss"):
             if not callable(getattr(self, name)):
                 raise ArgumentError(f"GaussNewton: {name} = {getattr(self, name)!r}; it is a function")
+        if not isinstance(self.mixed, Products) or isinstance(self.mixed, GaussNewton):
+            raise ArgumentError(
+                f"GaussNewton: mixed = {self.mixed!r}; it is hg.Exact() or hg.FiniteDifference()"
+            )
 
-    def products(
-        self, backend: Backend, params: Tree, hparams: Tree, batches: list[Tree], draws: Any = None
-    ) -> Callable[[Tree], Tree]:
-        """Linearise once: p -> Jᵀ (∂²ℓ) J p, the mean over the batches.
+    def of(
+        self, backend: Backend, problem: Problem, z: Inner, hparams: Tree, batches: list[Tree]
+    ) -> Condition:
+        for batch in batches:
+            problem.loss_on(backend, batch, z.aux)  # raises if there is none
+        draws = backend.random.state()
+        exact = self.mixed.of(backend, problem, z, hparams, batches)
+        # The same draws as in the training gradient.
+        with backend.random.replay(draws):
+            parts = [self._product(backend, z.params, hparams, batch) for batch in batches]
 
-        ``draws`` is the state of the framework's generator with which the training gradient began.
+        def product(p: Tree) -> Tree:
+            return vectors.mean(backend, [part(p) for part in parts])
+
+        def both(x: Tree) -> Image:
+            return exact.both(x)._replace(ax=product(x))
+
+        return exact._replace(product=product, both=both)
+
+    def step(
+        self, training: Training, z: Inner, hparams: Tree, batch: Tree, t: Any, through_update: bool
+    ) -> Step:
+        """There is no Hessian in one training step.
+
+        Raises:
+            ArgumentError: always.
         """
-        with backend.random.replay(backend.random.state() if draws is None else draws):
-            parts = [self._product(backend, params, hparams, batch) for batch in batches]
-        return lambda p: vectors.mean(backend, [part(p) for part in parts])
+        raise ArgumentError(
+            "GaussNewton stands for a Hessian, and one training step has none: take hg.Exact()"
+        )
+
+    def accepts(self, error: Scalar | None) -> Any:
+        return self.mixed.accepts(error)
+
+    def check(self, error: Scalar | None) -> None:
+        self.mixed.check(error)
 
     def _product(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree) -> Callable[[Tree], Tree]:
         def model(params: Tree) -> Tree:
-            return self.model_output(params, hparams, batch)
+            return self.output(params, hparams, batch)
 
         def slope(outputs: Tree) -> Tree:
             value, pull = backend.pullback(lambda f: self.loss(f, hparams, batch), outputs)

@@ -1,18 +1,23 @@
 """Solvers of A x = v, matrix-free, on trees."""
 
 from hypergrad.solvers.amortised import Amortised
-from hypergrad.solvers.base import Preconditioner, Prepared, Solution, Solver, System
+from hypergrad.solvers.base import Preconditioner, Prepared, Solver
 from hypergrad.solvers.bicgstab import BiCGStab
 from hypergrad.solvers.cg import CG
+from hypergrad.solvers.damped import Damped
 from hypergrad.solvers.diagonal import Diagonal
 from hypergrad.solvers.direct import Direct
 from hypergrad.solvers.external import External
 from hypergrad.solvers.gmres import GMRES
 from hypergrad.solvers.identity import Identity
+from hypergrad.solvers.levenberg_marquardt import LevenbergMarquardt
 from hypergrad.solvers.minres import MINRES
 from hypergrad.solvers.neumann import Neumann
 from hypergrad.solvers.nystrom import Nystrom
 from hypergrad.solvers.solve import solve
+from hypergrad.solvers.system import Image, Solution, System
+from hypergrad.solvers.until_accurate import UntilAccurate
+from hypergrad.solvers.warm import Warm
 
 __all__ = [
     "CG",
@@ -20,10 +25,13 @@ __all__ = [
     "MINRES",
     "Amortised",
     "BiCGStab",
+    "Damped",
     "Diagonal",
     "Direct",
     "External",
     "Identity",
+    "Image",
+    "LevenbergMarquardt",
     "Neumann",
     "Nystrom",
     "Preconditioner",
@@ -31,5 +39,7 @@ __all__ = [
     "Solution",
     "Solver",
     "System",
+    "UntilAccurate",
+    "Warm",
     "solve",
 ]

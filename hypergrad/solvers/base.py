@@ -1,94 +1,34 @@
-"""What a linear system is, what solves it, and how a solution is judged."""
+"""What solves a linear system."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from hypergrad.backend import Backend, Scalar, Tree, vectors
 from hypergrad.backend.arguments import is_number
 from hypergrad.errors import ArgumentError, Failure
-
-Product = Callable[[Tree, Any], Tree]
-"""(p, k) -> A p, where k counts the products of this solve before."""
-
-
-class System(NamedTuple):
-    """A x = v, of which a solver sees products alone, and where it begins: x, and r = v − A x there.
-
-    ``definite`` says that a symmetric A should be so, and negative curvature a fault. ``goal`` is the
-    ‖Ax − v‖ to reach, where that is not the solver's own to say, and ``direction`` the search direction in
-    which a solve goes on that was interrupted, zeros if it was not. ``met`` is a first estimate of ‖A‖ from
-    below, 0 if there is none: near a solution r alone may not show of what size A is.
-    """
-
-    product: Product
-    v: Tree
-    x: Tree
-    r: Tree
-    symmetric: bool = True
-    definite: bool = True
-    goal: Scalar | None = None
-    direction: Tree | None = None
-    met: Scalar = 0.0
-
-    @classmethod
-    def at_rest(
-        cls, backend: Backend, product: Product, v: Tree, symmetric: bool = True, definite: bool = True
-    ) -> System:
-        """From x = 0, where the residual costs nothing."""
-        return cls(product, v, backend.zeros(v), v, symmetric, definite)
-
-    @classmethod
-    def begun(
-        cls,
-        backend: Backend,
-        product: Product,
-        v: Tree,
-        x: Tree,
-        symmetric: bool = True,
-        definite: bool = True,
-    ) -> System:
-        """From an x that is near the solution: one product. Where v = 0 the solution is 0, whatever x is."""
-        one = backend.xp.ones_like(vectors.norm(backend, v))
-        x = vectors.scale(backend, backend.xp.where(vectors.norm(backend, v) > 0, one, 0.0 * one), x)
-        ax, size = product(x, 0), vectors.norm(backend, x)
-        met = vectors.norm(backend, ax) / backend.xp.where(size > 0, size, one)
-        return cls(product, v, x, vectors.subtract(backend, v, ax), symmetric, definite, met=met)
-
-
-class Solution(NamedTuple):
-    """What a solver found, and what it saw on the way.
-
-    ``curvature`` is its estimate of the largest |eigenvalue| of A, NaN if it made none; 2 / curvature is the
-    largest stable step of gradient descent. ``smallest`` is the smallest curvature that it met, |pᵀAp|/pᵀp or
-    ‖Ap‖/‖p‖, NaN if it looked for none: never below the smallest singular value of a definite A, so that A is
-    ill-conditioned by curvature / smallest at least. ``failure`` is a code of `Failure`. ``residual`` is the
-    true ‖Ax − v‖/‖v‖, measured by whoever asked for the solution, and never by the solver. ``direction`` is
-    where the solver would go next, if that helps it to go on.
-    """
-
-    x: Tree
-    iterations: Any
-    products: Any
-    failure: Any = Failure.NONE
-    curvature: Scalar = float("nan")
-    smallest: Scalar = float("nan")
-    residual: Scalar = float("nan")
-    direction: Tree = ()
+from hypergrad.solvers.system import Solution, System
 
 
 class Solver(ABC):
     """An approximation of x = A⁻¹ v from products with A alone.
 
-    ``rtol`` and ``atol`` promise ‖Ax − v‖ ≤ max(rtol ‖v‖, atol); a solver with ``rtol = None`` is a
-    truncation that promises nothing. One that ``needs_symmetry`` is given no other system.
+    To write one, implement `solve`. It works on constants: whoever asks for a solution takes its derivatives
+    (`hypergrad.solvers.solve`), and measures its residual.
+
+    ``rtol`` and ``atol`` promise ‖Ax − v‖ ≤ max(rtol ‖v‖, atol). A solver with ``rtol = None`` is a
+    truncation: it takes ``max_steps`` products and promises nothing.
     """
 
-    needs_symmetry: ClassVar[bool] = False
     rtol: float | None = None
     atol: float = 0.0
+
+    @property
+    def needs_symmetry(self) -> bool:
+        """Is it for symmetric systems alone?"""
+        return False
 
     @property
     def promises_nothing(self) -> bool:
@@ -97,72 +37,139 @@ class Solver(ABC):
 
     @property
     def truncates(self) -> bool:
-        """Is it a few steps towards A⁻¹v, with a derivative of their own, and not A⁻¹v itself?"""
+        """Does it return a few steps towards A⁻¹v? Then derivatives go through these steps."""
         return self.promises_nothing
 
-    @abstractmethod
-    def solve(self, backend: Backend, system: System) -> Solution:
-        """Solve A x = v from where the system begins."""
+    @property
+    def differentiable(self) -> bool:
+        """Does its solution have derivatives?"""
+        return True
 
-    def target(self, backend: Backend, system: System) -> Scalar:
+    @property
+    def resamples(self) -> bool:
+        """Does it take the matrix of another batch for each product?"""
+        return False
+
+    @property
+    def core(self) -> Solver:
+        """The solver itself, without what is wrapped around it."""
+        return self
+
+    def init(self, backend: Backend, v: Tree) -> Tree | None:
+        """What the first of several solves is given, for right-hand sides like v; ``None`` for no memory."""
+        return None
+
+    def prepared(self, system: System, memory: Tree | None) -> System:
+        """The system as it is going to be solved, which may have a shift and a start.
+
+        Called once, before `solve`, with a system of constants.
+        """
+        return system.shifted(0.0)
+
+    def for_one_system(self, system: System) -> tuple[Solver, Any]:
+        """This solver for several solves of one system, at which it looks once, and the products that
+        took.
+        """
+        return self, 0
+
+    @abstractmethod
+    def solve(self, system: System, memory: Tree | None = None) -> Solution:
+        """Solve A x = v from where the system begins.
+
+        Args:
+            system: what is solved; ``system.begun()`` has x and r.
+            memory: from `init`, or the memory of the last solution.
+        """
+
+    def finished(self, system: System, solution: Solution) -> Solution:
+        """The solution of a system that this solver prepared and another one solved."""
+        return solution
+
+    def target(self, system: System) -> Scalar:
         """The largest ‖Ax − v‖ that counts as success; 0 if nothing is promised."""
         if system.goal is not None:
             return system.goal
-        size = vectors.norm(backend, system.v)
-        return backend.xp.maximum((self.rtol or 0.0) * size, self.atol + 0.0 * size)
+        size = vectors.norm(system.backend, system.v)
+        return system.backend.xp.maximum((self.rtol or 0.0) * size, self.atol + 0.0 * size)
 
-    def prepared(self, backend: Backend, system: System) -> tuple[Solver, Any]:
-        """This solver, having looked at the system once for several solves, and the products that took."""
-        return self, 0
 
-    def remembered(self, backend: Backend, x: Tree, r: Tree) -> Tree:
-        """Where the next solve begins if it begins warm, from this x and its residual."""
-        return x
+class Iterative(Solver):
+    """A solver that steps towards A⁻¹v until its residual is small, or for a given number of products."""
+
+    max_steps: int | None
+
+    def limit(self, system: System) -> int:
+        """Products at most: ``max_steps``, by default min(2n, 1000) for n unknowns."""
+        return self.max_steps or min(2 * vectors.size(system.backend, system.v), 1000)
+
+    def iterate(
+        self, system: System, going: Callable[[Any], Any], body: Callable[[Any], Any], start: Any, limit: int
+    ) -> Any:
+        """Run the body while it is going. A truncation runs in a `scan`, which has a reverse mode
+        everywhere.
+        """
+        backend = system.backend
+        if not (self.promises_nothing and system.goal is None):
+            return backend.while_loop(going, body, start, limit)
+
+        def step(it: Any, k: Any, _: Any) -> tuple[Any, None]:
+            return backend.cond(going(it), lambda: body(it), lambda: it), None
+
+        return backend.scan(step, start, limit)[0]
+
+    def ended(self, system: System, failure: Any, missed: Any) -> Any:
+        """The failure of a solve that ended with this one, and ``missed`` its target or did not."""
+        if self.promises_nothing and system.goal is None:
+            return failure
+        where = system.backend.xp.where
+        return where((failure == Failure.NONE) & missed, int(Failure.MAX_STEPS), failure)
 
 
 class Preconditioner(ABC):
     """An approximate inverse M ≈ A⁻¹, positive definite, that is cheap to apply."""
 
     @abstractmethod
-    def prepare(self, backend: Backend, system: System) -> Prepared:
+    def prepare(self, system: System) -> Prepared:
         """Look at the system once."""
 
 
 class Prepared(NamedTuple):
-    """p ↦ M p, the products that it took to make it, and what was seen of A meanwhile."""
+    """p ↦ M p, the products that it took to make it, and what it showed of A."""
 
     apply: Callable[[Tree], Tree]
     products: Any = 0
-    failure: Any = Failure.NONE
+    failure: Any = int(Failure.NONE)
     curvature: Scalar = float("nan")
 
 
 class ApproximateInverse(Preconditioner, Solver):
     """A preconditioner that may also stand for the inverse itself: x ← x + M r."""
 
-    def solve(self, backend: Backend, system: System) -> Solution:
-        made = self.prepare(backend, system)
-        x = vectors.add(backend, system.x, made.apply(system.r))
-        return Solution(x, 1, made.products, made.failure, made.curvature)
+    def solve(self, system: System, memory: Tree | None = None) -> Solution:
+        system, made = system.begun(), self.prepare(system)
+        x = vectors.add(system.backend, system.x, made.apply(system.r))
+        return Solution(x, 1, made.products + system.spent, made.failure, made.curvature)
 
 
-def prepare(preconditioner: Any, backend: Backend, system: System) -> Prepared:
+def prepare(preconditioner: Any, system: System) -> Prepared:
     """A preconditioner, a function of trees or ``None``, made ready for one system."""
     if preconditioner is None:
         return Prepared(lambda p: p)
     if isinstance(preconditioner, Preconditioner):
-        return preconditioner.prepare(backend, system)
+        return preconditioner.prepare(system)
     return Prepared(preconditioner)
 
 
-def check_steps(solver: str, max_steps: int, name: str = "max_steps") -> None:
-    """Check a number of iterations.
+def check_count(solver: str, name: str, count: int | None, optional: bool = False) -> None:
+    """Check a number of iterations, or whatever else is counted.
 
     Raises:
         ArgumentError: if it is not a positive integer.
     """
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-        raise ArgumentError(f"{solver}: {name} = {max_steps!r}; it is a positive integer")
+    if count is None and optional:
+        return
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ArgumentError(f"{solver}: {name} = {count!r}; it is a positive integer")
 
 
 def check_tolerance(solver: str, rtol: float | None, atol: float = 0.0) -> None:
@@ -172,7 +179,10 @@ def check_tolerance(solver: str, rtol: float | None, atol: float = 0.0) -> None:
         ArgumentError: if the first is not in (0, 1), or the second is negative.
     """
     if rtol is not None and not (is_number(rtol) and 0 < rtol < 1):
-        raise ArgumentError(f"{solver}: rtol = {rtol!r}; it is a number between 0 and 1")
+        raise ArgumentError(
+            f"{solver}: rtol = {rtol!r}; it is a number between 0 and 1, or None: then the solver takes "
+            "all of its steps and promises nothing"
+        )
     check_size(solver, "atol", atol)
 
 

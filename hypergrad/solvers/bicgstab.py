@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
-from hypergrad.backend import Backend, Scalar, Tree, vectors
+from hypergrad.backend import Scalar, Tree, vectors
 from hypergrad.errors import Failure
-from hypergrad.solvers.base import Solution, Solver, System, check_steps, check_tolerance, rounding
+from hypergrad.solvers.base import Iterative, check_count, check_tolerance, rounding
 from hypergrad.solvers.numbers import on_numbers
+from hypergrad.solvers.system import Solution, System
 
 
 class _Iterate(NamedTuple):
@@ -27,7 +28,7 @@ class _Iterate(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class BiCGStab(Solver):
+class BiCGStab(Iterative):
     r"""Stabilised biconjugate gradients, for any A (van der Vorst 1992).
 
         p ← r + β (p − ω Ap),   s = r − α Ap,   x ← x + α p + ω s,   r ← s − ω As,   ω = (As)ᵀs / ‖As‖²
@@ -37,23 +38,30 @@ class BiCGStab(Solver):
     of its own.
 
     Args:
-        max_steps: products at most.
-        rtol: the relative residual ‖Ax − v‖/‖v‖ to reach,
+        max_steps: products at most; by default min(2n, 1000) for n unknowns.
+        rtol: the relative residual ‖Ax − v‖/‖v‖ to reach; ``None`` takes ``max_steps`` products and promises
+            nothing,
         atol: or the residual itself.
     """
 
-    max_steps: int = 100
-    rtol: float = 1e-6
+    max_steps: int | None = None
+    rtol: float | None = 1e-6
     atol: float = 0.0
 
     def __post_init__(self) -> None:
-        check_steps("BiCGStab", self.max_steps)
+        check_count("BiCGStab", "max_steps", self.max_steps, optional=True)
         check_tolerance("BiCGStab", self.rtol, self.atol)
 
+    def solve(self, system: System, memory: Tree | None = None) -> Solution:
+        system = system.begun()
+        solution = self._descend(system)
+        return solution._replace(products=solution.products + system.spent)
+
     @on_numbers
-    def solve(self, backend: Backend, system: System) -> Solution:
+    def _descend(self, system: System) -> Solution:
+        backend, product, limit = system.backend, system.product, self.limit(system)
         xp, axpy, inner = backend.xp, backend.axpy, backend.inner
-        target = self.target(backend, system)
+        target = self.target(system)
         size, shadow = vectors.norm(backend, system.r), system.r
         shade, one, zero = size, xp.ones_like(size), 0.0 * size
         eps = rounding(backend, target)
@@ -62,17 +70,17 @@ class BiCGStab(Solver):
             return xp.where(b == 0, zero, a / xp.where(b == 0, one, b))
 
         def going(it: _Iterate) -> Any:
-            return (it.k + 2 <= self.max_steps) & (it.size > target) & (it.failure == Failure.NONE)
+            return (it.k + 2 <= limit) & (it.size > target) & (it.failure == Failure.NONE)
 
         def body(it: _Iterate) -> _Iterate:
             rho = inner(shadow, it.r)
             beta = ratio(rho, it.rho) * ratio(it.alpha, it.omega)
             p = axpy(beta, axpy(-it.omega, it.ap, it.p), it.r)
-            ap = system.product(p, it.k)
+            ap = product(p)
             stretch, shadowed = vectors.norm(backend, ap), inner(shadow, ap)
             alpha = ratio(rho, shadowed)
             s = axpy(-alpha, ap, it.r)
-            t = system.product(s, it.k + 1)
+            t = product(s)
             omega = ratio(inner(t, s), inner(t, t))
             x, r = axpy(omega, s, axpy(alpha, p, it.x)), axpy(-omega, t, s)
             new = vectors.norm(backend, r)
@@ -90,8 +98,6 @@ class BiCGStab(Solver):
         start = _Iterate(
             system.x, system.r, nothing, nothing, one, one, one, size, 0, int(Failure.NONE), zero + system.met
         )
-        end = backend.while_loop(going, body, start, max(1, self.max_steps // 2))
-        failure = xp.where(
-            (end.failure == Failure.NONE) & (end.size > target), int(Failure.MAX_STEPS), end.failure
-        )
+        end = self.iterate(system, going, body, start, max(1, limit // 2))
+        failure = self.ended(system, end.failure, end.size > target)
         return Solution(end.x, end.k // 2, end.k, failure, end.curvature)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, NamedTuple, final
 
-from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.backend import Scalar, Tree
 from hypergrad.errors import Failure
 from hypergrad.solvers.base import (
-    Solution,
+    Iterative,
     Solver,
-    System,
+    check_count,
     check_preconditioner,
-    check_steps,
     check_tolerance,
     met,
     prepare,
     rounding,
 )
 from hypergrad.solvers.numbers import on_numbers
+from hypergrad.solvers.system import Solution, System
 
 
 class _Iterate(NamedTuple):
@@ -36,62 +36,67 @@ class _Iterate(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class CG(Solver):
-    r"""Conjugate gradients on H itself, which is symmetric (Hestenes and Stiefel 1952).
+class CG(Iterative):
+    r"""Conjugate gradients on A itself, which is symmetric (Hestenes and Stiefel 1952).
 
-        α = rᵀz / pᵀHp,   x ← x + α p,   r ← r − α Hp,   z = M r,   p ← z + (r'ᵀz' / rᵀz) p
+        α = rᵀz / pᵀAp,   x ← x + α p,   r ← r − α Ap,   z = M r,   p ← z + (r'ᵀz' / rᵀz) p
 
-    For a positive definite H, about √κ/2 · log(2/rtol) products, κ being its condition number, or that of
-    MH with a preconditioner M ≈ H⁻¹. Each direction's curvature pᵀHp/pᵀp is tested: below 0 the solve fails
+    For a positive definite A, about √κ/2 · log(2/rtol) products, κ being its condition number, or that of
+    MA with a preconditioner M ≈ A⁻¹. Each direction's curvature pᵀAp/pᵀp is tested: below 0 the solve fails
     with ``negative_curvature``; lost in the rounding of the largest curvature met so far, with ``singular``.
-    A test against the scale of H itself neither rejects large well-posed systems nor accepts small ill-posed
+    A test against the scale of A itself neither rejects large well-posed systems nor accepts small ill-posed
     ones.
 
     Args:
-        max_steps: products at most, those of the preconditioner not counted.
-        rtol: the relative residual ‖Hx − v‖/‖v‖ to reach,
+        max_steps: products at most, those of the preconditioner not counted; by default min(2n, 1000) for n
+            unknowns.
+        rtol: the relative residual ‖Ax − v‖/‖v‖ to reach; ``None`` takes ``max_steps`` products and promises
+            nothing (five of them are the estimator of Rajeswaran et al. 2019, iMAML),
         atol: or the residual itself.
         preconditioner: M, by `Nystrom`, `Diagonal`, or a function p -> M p of trees, symmetric and positive
             definite.
     """
 
-    needs_symmetry: ClassVar[bool] = True
-
-    max_steps: int = 100
-    rtol: float = 1e-6
+    max_steps: int | None = None
+    rtol: float | None = 1e-6
     atol: float = 0.0
     preconditioner: Any = None
 
     def __post_init__(self) -> None:
-        check_steps("CG", self.max_steps)
+        check_count("CG", "max_steps", self.max_steps, optional=True)
         check_tolerance("CG", self.rtol, self.atol)
         check_preconditioner("CG", self.preconditioner)
 
-    def prepared(self, backend: Backend, system: System) -> tuple[Solver, Any]:
-        made = prepare(self.preconditioner, backend, system)
+    @property
+    def needs_symmetry(self) -> bool:
+        return True
+
+    def for_one_system(self, system: System) -> tuple[Solver, Any]:
+        made = prepare(self.preconditioner, system)
         return (replace(self, preconditioner=made.apply) if self.preconditioner else self), made.products
 
-    def solve(self, backend: Backend, system: System) -> Solution:
-        made = prepare(self.preconditioner, backend, system)
-        seen = backend.xp.where(made.curvature > system.met, made.curvature, system.met)
-        solution = self._descend(backend, system._replace(met=seen), made.apply)
-        return solution._replace(products=solution.products + made.products)
+    def solve(self, system: System, memory: Tree | None = None) -> Solution:
+        system, made = system.begun(), prepare(self.preconditioner, system)
+        largest = system.backend.xp.where(made.curvature > system.met, made.curvature, system.met)
+        solution = self._descend(replace(system, met=largest), made.apply)
+        return solution._replace(products=solution.products + made.products + system.spent)
 
     @on_numbers
-    def _descend(self, backend: Backend, system: System, precondition: Callable[[Tree], Tree]) -> Solution:
-        xp, inner = backend.xp, backend.inner
-        target = self.target(backend, system) ** 2
+    def _descend(self, system: System, precondition: Callable[[Tree], Tree]) -> Solution:
+        backend, product, limit = system.backend, system.product, self.limit(system)
+        xp, axpy, inner = backend.xp, backend.axpy, backend.inner
+        target = self.target(system) ** 2
         lost = 10 * rounding(backend, target)
 
         def going(it: _Iterate) -> Any:
-            return (it.k < self.max_steps) & (it.rr > target) & (it.failure == Failure.NONE)
+            return (it.k < limit) & (it.rr > target) & (it.failure == Failure.NONE)
 
         def body(it: _Iterate) -> _Iterate:
-            hp = system.product(it.p, it.k)
-            php, pp = inner(it.p, hp), inner(it.p, it.p)
-            stretch, curvature = xp.sqrt(inner(hp, hp) / pp), php / pp
+            ap = product(it.p)
+            pap, pp = inner(it.p, ap), inner(it.p, it.p)
+            stretch, curvature = xp.sqrt(inner(ap, ap) / pp), pap / pp
             largest = xp.maximum(it.curvature, stretch)
-            # For a semidefinite H, ‖Hp‖² ≤ ‖H‖ pᵀHp: where pᵀHp = 0 and Hp ≠ 0, H is indefinite. Of ‖H‖ more
+            # For a semidefinite A, ‖Ap‖² ≤ ‖A‖ pᵀAp: where pᵀAp = 0 and Ap ≠ 0, A is indefinite. Of ‖A‖ more
             # than a tenth is likely to have been met, by directions that a preconditioner may have bent.
             flat = xp.abs(curvature) <= lost * largest
             null = flat & (stretch <= 10 * lost**0.5 * largest)
@@ -103,12 +108,12 @@ class CG(Solver):
             sound = failure == Failure.NONE
             # pᵀr is rᵀz, but for a direction that a solve goes on in, and a residual that was measured since.
             along = inner(it.p, it.r)
-            alpha = xp.where(sound, along, 0.0 * along) / xp.where(sound, php, xp.ones_like(php))
-            x, r = backend.axpy(alpha, it.p, it.x), backend.axpy(-alpha, hp, it.r)
+            alpha = xp.where(sound, along, 0.0 * along) / xp.where(sound, pap, xp.ones_like(pap))
+            x, r = axpy(alpha, it.p, it.x), axpy(-alpha, ap, it.r)
             z = precondition(r)
             rr = inner(r, r)
             rz = rr if z is r else inner(r, z)
-            p = backend.axpy(rz / it.rz, it.p, z)
+            p = axpy(rz / it.rz, it.p, z)
             smallest = xp.minimum(it.smallest, xp.abs(curvature))
             return _Iterate(x, r, p, rz, rr, it.k + 1, failure, largest, smallest)
 
@@ -120,9 +125,8 @@ class CG(Solver):
             none = inner(system.direction, system.direction) == 0
             p = backend.map(lambda fresh, old: xp.where(none, fresh, old), z, system.direction)
         start = _Iterate(system.x, r, p, rz, rr, 0, int(Failure.NONE), largest, 0.0 * rr + float("inf"))
-        end = backend.while_loop(going, body, start, self.max_steps)
-        failure = xp.where(
-            (end.failure == Failure.NONE) & (end.rr > target), int(Failure.MAX_STEPS), end.failure
+        end = self.iterate(system, going, body, start, limit)
+        failure = self.ended(system, end.failure, end.rr > target)
+        return Solution(
+            end.x, end.k, end.k, failure, end.curvature, met(backend, end.smallest), direction=end.p
         )
-        smallest = met(backend, end.smallest)
-        return Solution(end.x, end.k, end.k, failure, end.curvature, smallest=smallest, direction=end.p)

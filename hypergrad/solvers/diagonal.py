@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, final
 
-from hypergrad.backend import Backend, Tree
+from hypergrad.backend import Tree
 from hypergrad.errors import Failure
-from hypergrad.solvers.base import (
-    ApproximateInverse,
-    Prepared,
-    System,
-    check_size,
-    check_steps,
-    check_tolerance,
-)
+from hypergrad.solvers.base import ApproximateInverse, Prepared, check_count, check_size, check_tolerance
+from hypergrad.solvers.system import System
 
 
 @final
@@ -35,27 +29,29 @@ class Diagonal(ApproximateInverse):
         rtol: the relative residual above which a solution counts as failed; by default nothing is promised.
     """
 
-    needs_symmetry: ClassVar[bool] = True
-
     probes: int = 20
     damping: float = 0.0
     seed: int = 0
     rtol: float | None = None
 
     def __post_init__(self) -> None:
-        check_steps("Diagonal", self.probes, "probes")
+        check_count("Diagonal", "probes", self.probes)
         check_tolerance("Diagonal", self.rtol)
         check_size("Diagonal", "damping", self.damping)
 
-    def prepare(self, backend: Backend, system: System) -> Prepared:
-        xp = backend.xp
+    @property
+    def needs_symmetry(self) -> bool:
+        return True
+
+    def prepare(self, system: System) -> Prepared:
+        backend, xp = system.backend, system.backend.xp
         flat, unravel = backend.ravel(system.v)
         count = self.probes
 
         def probe(total: Any, k: Any, _: Any) -> tuple[Any, None]:
             drawn = backend.random.normal(self.seed, k, tuple(flat.shape), flat)
             signs = xp.where(drawn < 0, -xp.ones_like(flat), xp.ones_like(flat))
-            product, _ = backend.ravel(system.product(unravel(signs), k))
+            product, _ = backend.ravel(system.product(unravel(signs)))
             return total + signs * product, None
 
         total, _ = backend.scan(probe, 0.0 * flat, count)

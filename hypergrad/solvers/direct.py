@@ -7,9 +7,10 @@ from typing import Any, final
 
 import numpy as np
 
-from hypergrad.backend import Backend, vectors
+from hypergrad.backend import Backend, Tree, vectors
 from hypergrad.errors import ArgumentError, Failure
-from hypergrad.solvers.base import Solution, Solver, System, check_steps, check_tolerance, rounding
+from hypergrad.solvers.base import Solver, check_count, check_tolerance, rounding
+from hypergrad.solvers.system import Solution, System
 
 _SIDE_BY_SIDE = 64
 
@@ -36,11 +37,12 @@ class Direct(Solver):
     rtol: float = 1e-4
 
     def __post_init__(self) -> None:
-        check_steps("Direct", self.max_unknowns, "max_unknowns")
+        check_count("Direct", "max_unknowns", self.max_unknowns)
         check_tolerance("Direct", self.rtol)
 
-    def solve(self, backend: Backend, system: System) -> Solution:
-        xp = backend.xp
+    def solve(self, system: System, memory: Tree | None = None) -> Solution:
+        system = system.begun()
+        backend, xp = system.backend, system.backend.xp
         flat, unravel = backend.ravel(system.r)
         n = vectors.size(backend, system.r)
         if n > self.max_unknowns:
@@ -55,7 +57,7 @@ class Direct(Solver):
 
         def block(_: tuple[()], k: Any, __: Any) -> tuple[tuple[()], Any]:
             def column(i: Any) -> Any:
-                return backend.ravel(system.product(unravel(identity[k * side + i]), k * side))[0]
+                return backend.ravel(system.product(unravel(identity[k * side + i])))[0]
 
             return (), backend.dense(backend.each(column, places))
 
@@ -78,7 +80,7 @@ class Direct(Solver):
         )
         inverse = xp.where(lost, 0.0 * values, 1.0 / xp.where(lost, largest + 1.0, values))
         x = vectors.add(backend, system.x, unravel(right @ (inverse * (left @ flat))))
-        return Solution(x, n, n, failure, largest, smallest=xp.min(xp.abs(values)))
+        return Solution(x, n, n + system.spent, failure, largest, xp.min(xp.abs(values)))
 
 
 def _blocks(backend: Backend, n: int) -> tuple[int, Any]:

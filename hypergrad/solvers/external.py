@@ -8,9 +8,10 @@ from typing import Any, final
 
 import numpy as np
 
-from hypergrad.backend import Backend, vectors
+from hypergrad.backend import Tree, vectors
 from hypergrad.errors import ArgumentError
-from hypergrad.solvers.base import Solution, Solver, System, check_tolerance
+from hypergrad.solvers.base import Solver, check_tolerance
+from hypergrad.solvers.system import Solution, System
 
 
 @final
@@ -52,7 +53,9 @@ class External(Solver):
         """No: whatever it does within is its own."""
         return False
 
-    def solve(self, backend: Backend, system: System) -> Solution:
+    def solve(self, system: System, memory: Tree | None = None) -> Solution:
+        system = system.begun()
+        backend = system.backend
         flat, unravel = backend.ravel(system.r)
         if self.on_host and not backend.readable(flat):
             raise ArgumentError(
@@ -64,7 +67,7 @@ class External(Solver):
         def matvec(p: Any) -> Any:
             nonlocal count
             p = backend.asarray(np.asarray(p), like=flat) if self.on_host else p
-            product, _ = backend.ravel(system.product(unravel(p), count))
+            product, _ = backend.ravel(system.product(unravel(p)))
             count += 1
             return backend.to_numpy(product) if self.on_host else product
 
@@ -74,4 +77,4 @@ class External(Solver):
         x = backend.asarray(np.asarray(x), like=flat) if self.on_host else x
         # Within a compiled program nobody knows how often a loop calls it.
         spent = count if backend.readable(flat) else float("nan")
-        return Solution(vectors.add(backend, system.x, unravel(x)), spent, spent)
+        return Solution(vectors.add(backend, system.x, unravel(x)), spent, spent + system.spent)

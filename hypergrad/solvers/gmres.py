@@ -9,7 +9,8 @@ import numpy as np
 
 from hypergrad.backend import Backend, Scalar, Tree, vectors
 from hypergrad.errors import Failure
-from hypergrad.solvers.base import Solution, Solver, System, check_steps, check_tolerance, met, rounding
+from hypergrad.solvers.base import Iterative, check_count, check_tolerance, met, rounding
+from hypergrad.solvers.system import Solution, System
 
 
 class _Cycle(NamedTuple):
@@ -37,7 +38,7 @@ class _Iterate(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class GMRES(Solver):
+class GMRES(Iterative):
     r"""Generalised minimal residuals, for any A (Saad and Schultz 1986).
 
         x = x_0 + Q_j y,    y = argmin ‖ ‖r_0‖ e_1 − H̄_j y ‖,    A Q_j = Q_{j+1} H̄_j by Arnoldi
@@ -48,33 +49,36 @@ class GMRES(Solver):
     with a residual left shows that A is ``singular``.
 
     Args:
-        max_steps: products at most.
-        rtol: the relative residual ‖Ax − v‖/‖v‖ to reach,
+        max_steps: products at most; by default min(2n, 1000) for n unknowns.
+        rtol: the relative residual ‖Ax − v‖/‖v‖ to reach; ``None`` takes ``max_steps`` products and promises
+            nothing,
         atol: or the residual itself.
         restart: the most directions that are kept.
     """
 
-    max_steps: int = 100
-    rtol: float = 1e-6
+    max_steps: int | None = None
+    rtol: float | None = 1e-6
     atol: float = 0.0
     restart: int = 30
 
     def __post_init__(self) -> None:
-        check_steps("GMRES", self.max_steps)
-        check_steps("GMRES", self.restart, "restart")
+        check_count("GMRES", "max_steps", self.max_steps, optional=True)
+        check_count("GMRES", "restart", self.restart)
         check_tolerance("GMRES", self.rtol, self.atol)
 
-    def solve(self, backend: Backend, system: System) -> Solution:
-        xp, target = backend.xp, self.target(backend, system)
-        size, places = vectors.norm(backend, system.r), min(self.restart, self.max_steps)
-        limit, eye = -(-self.max_steps // places), backend.asarray(np.eye(places + 1), like=size)
+    def solve(self, system: System, memory: Tree | None = None) -> Solution:
+        system = system.begun()
+        backend, most = system.backend, self.limit(system)
+        xp, target = backend.xp, self.target(system)
+        size, places = vectors.norm(backend, system.r), min(self.restart, most)
+        limit, eye = -(-most // places), backend.asarray(np.eye(places + 1), like=size)
 
         def going(it: _Iterate) -> Any:
-            room = (it.k < self.max_steps) & (it.cycles < limit)
+            room = (it.k < most) & (it.cycles < limit)
             return room & (it.size > target) & (it.failure == Failure.NONE)
 
         def body(it: _Iterate) -> _Iterate:
-            cycle = self._cycle(backend, system, it, target, eye)
+            cycle = self._cycle(system, it, target, eye, most)
             y, values, regular = _least_squares(backend, cycle, it.size, eye)
             steps, left = eye[:, :places] @ y, it.size * eye[0] - cycle.hessenberg @ y
 
@@ -103,25 +107,24 @@ class GMRES(Solver):
         start = _Iterate(
             system.x, system.r, size, 0, 0, int(Failure.NONE), nothing + system.met, nothing + float("inf")
         )
-        end = backend.while_loop(going, body, start, limit)
-        failure = xp.where(
-            (end.failure == Failure.NONE) & (end.size > target), int(Failure.MAX_STEPS), end.failure
-        )
-        smallest = met(backend, end.smallest)
-        return Solution(end.x, end.k, end.k, failure, end.curvature, smallest=smallest)
+        end = self.iterate(system, going, body, start, limit)
+        failure = self.ended(system, end.failure, end.size > target)
+        products, smallest = end.k + system.spent, met(backend, end.smallest)
+        return Solution(end.x, end.k, products, failure, end.curvature, smallest)
 
-    def _cycle(self, backend: Backend, system: System, it: _Iterate, target: Scalar, eye: Any) -> _Cycle:
+    def _cycle(self, system: System, it: _Iterate, target: Scalar, eye: Any, most: int) -> _Cycle:
         """Arnoldi's process from the residual, until it is small or the basis full."""
+        backend = system.backend
         xp, count, eps = backend.xp, eye.shape[0], 10 * rounding(backend, target)
         places, one = count - 1, xp.ones_like(it.size)
 
         def going(cycle: _Cycle) -> Any:
-            room = (cycle.j < places) & (it.k + cycle.j < self.max_steps)
+            room = (cycle.j < places) & (it.k + cycle.j < most)
             return room & (cycle.size > target) & ~cycle.closed
 
         def body(cycle: _Cycle) -> _Cycle:
             here, after = backend.take(eye, cycle.j), backend.take(eye, cycle.j + 1)
-            w = system.product(backend.take(cycle.basis, cycle.j), it.k + cycle.j)
+            w = system.product(backend.take(cycle.basis, cycle.j))
             largest = xp.maximum(cycle.curvature, vectors.norm(backend, w))
 
             # Modified Gram-Schmidt loses orthogonality only as the residual falls, and GMRES with it is
@@ -153,8 +156,8 @@ class GMRES(Solver):
         unit = vectors.scale(backend, one / xp.where(it.size > 0, it.size, one), it.r)
         basis = backend.stack([unit] + [backend.zeros(it.r)] * places)
         start = _Cycle(basis, 0.0 * eye[:, :places], eye[0], it.size, 0, it.size < 0, it.curvature)
-        made: _Cycle = backend.while_loop(going, body, start, places)
-        return made
+        end: _Cycle = self.iterate(system, going, body, start, places)
+        return end
 
 
 def _known(j: Any, places: int) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from hypergrad.backend import Backend, vectors
-from hypergrad.solvers.base import ApproximateInverse, Prepared, System, check_positive
+from hypergrad.backend import vectors
+from hypergrad.solvers.base import ApproximateInverse, Prepared, check_positive
+from hypergrad.solvers.system import System
 
 
 @final
@@ -31,5 +32,5 @@ class Identity(ApproximateInverse):
     def __post_init__(self) -> None:
         check_positive("Identity", "scale", self.scale)
 
-    def prepare(self, backend: Backend, system: System) -> Prepared:
-        return Prepared(lambda p: vectors.scale(backend, self.scale, p))
+    def prepare(self, system: System) -> Prepared:
+        return Prepared(lambda p: vectors.scale(system.backend, self.scale, p))

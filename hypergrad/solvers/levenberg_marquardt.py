@@ -2,90 +2,132 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, final
 
-from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.backend import Backend, Scalar, Tree, vectors
 from hypergrad.backend.arguments import is_number
 from hypergrad.errors import ArgumentError, Failure
-from hypergrad.solvers import Solution
+from hypergrad.solvers.base import Solver, check_count
+from hypergrad.solvers.residual import judge
+from hypergrad.solvers.system import Solution, System, Trials
+from hypergrad.solvers.wrapper import Wrapper
 
 
-class Damped(NamedTuple):
-    """The δ with which a solve succeeds, or the last that was tried, and how it went.
+class Damping(NamedTuple):
+    """The δ of the next solve, and the memory of the solver that it is made of."""
 
-    That is x, the failure, the smallest curvature met, and what the trials cost.
-    """
+    delta: Scalar
+    inner: Tree | None
 
-    damping: Scalar
-    x: Tree
+
+class _Search(NamedTuple):
+    delta: Scalar
     failure: Any
+    x: Tree
     smallest: Scalar
     products: Any
     iterations: Any
+    tried: Any
 
 
 @final
 @dataclass(frozen=True)
-class LevenbergMarquardt:
-    r"""As little damping δ as the solve of (H + δI) x = v succeeds with (Levenberg 1944, Marquardt 1963).
+class LevenbergMarquardt(Wrapper):
+    r"""As little damping δ as the solve of (A + δI) x = v succeeds with (Levenberg 1944, Marquardt 1963).
 
         δ ← factor · δ    after a solve that failed, which then begins again
         δ ← δ / factor    for the next estimate, after one that succeeded
 
-    A fixed δ large enough for the worst Hessian of a run biases all the others; this one follows, and is
-    carried on in the state. What counts as a failure is what `SolveError` would say: negative curvature, a
-    singular H, a residual above ``rtol`` after ``max_steps``. The report gives the δ used.
+    A fixed δ large enough for the worst Hessian of a run biases all the others; this one follows, and is kept
+    in the solver's memory. What counts as a failure is what `SolveError` would say: negative curvature, a
+    singular A, a residual above ``rtol`` after ``max_steps``. The report gives δ as the solve's shift.
 
     Args:
+        solver: how each damped system is solved.
         initial: δ of the first estimate.
         factor: more than 1.
         smallest: δ is never below it.
         attempts: solves at most in one estimate; after the last, a failure is one.
 
     Raises:
-        ArgumentError: for numbers out of range.
+        ArgumentError: for numbers out of range, and around a solver that neither fails nor ends.
     """
 
+    rank: ClassVar[int] = 1
+
+    solver: Solver
     initial: float = 1e-4
     factor: float = 10.0
     smallest: float = 1e-10
     attempts: int = 12
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sizes = self.initial, self.factor, self.smallest
         fine = all(is_number(x) and 0 < x < float("inf") for x in sizes)
         if not (fine and self.factor > 1 and self.smallest <= self.initial):
             raise ArgumentError(f"{self!r}: it takes 0 < smallest <= initial, and factor > 1")
-        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
-            raise ArgumentError(f"LevenbergMarquardt: attempts = {self.attempts!r}; it is a positive integer")
+        check_count("LevenbergMarquardt", "attempts", self.attempts)
+        if not self.solver.differentiable:
+            raise ArgumentError(
+                f"LevenbergMarquardt looks for a δ with which a solve succeeds, and that of {self.solver!r} "
+                "neither fails nor succeeds: take hg.Damped"
+            )
 
-    def search(
-        self, backend: Backend, solve: Callable[[Scalar], Solution], damping: Scalar, x: Tree
-    ) -> Damped:
-        """Try from this δ upwards; ``solve`` tells how it went, by its true residual. x is of its kind."""
-        xp = backend.xp
+    def init(self, backend: Backend, v: Tree) -> Damping:
+        return Damping(self.initial + 0.0 * vectors.norm(backend, v), self.solver.init(backend, v))
 
-        def going(carry: tuple[Any, ...]) -> Any:
-            return (carry[1] != int(Failure.NONE)) & (carry[6] < self.attempts)
+    def prepared(self, system: System, memory: Tree | None) -> System:
+        """The system with the δ that was found, begun where the last trial ended."""
+        backend, xp = system.backend, system.backend.xp
+        known: Damping = self.init(backend, system.v) if memory is None else memory
 
-        def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            damping, _, _, _, products, iterations, tried = carry
-            damping = xp.where(tried > 0, self.factor * damping, damping)
-            found = solve(damping)
-            # One product more, to judge it by.
-            products = products + found.products + 1
-            iterations = iterations + found.iterations
-            return damping, found.failure, found.x, found.smallest, products, iterations, tried + 1
+        def going(it: _Search) -> Any:
+            return (it.failure != int(Failure.NONE)) & (it.tried < self.attempts)
 
-        start = damping, int(Failure.MAX_STEPS), x, float("nan") * damping, 0, 0, 0
-        end = backend.while_loop(going, body, start, self.attempts)
-        damping, failure, x, smallest, products, iterations, _ = end
-        return Damped(damping, x, failure, smallest, products, iterations)
+        def body(it: _Search) -> _Search:
+            delta = xp.where(it.tried > 0, self.factor * it.delta, it.delta)
+            damped = self._damped(system, delta, known)
+            solution = self.solver.solve(damped, known.inner)
+            r = vectors.subtract(backend, damped.v, damped.product(solution.x))
+            solution = judge(self.solver, damped, solution, r)
+            return _Search(
+                delta,
+                solution.failure,
+                solution.x,
+                solution.smallest,
+                it.products + solution.products + 1,  # one more, to judge it by
+                it.iterations + solution.iterations,
+                it.tried + 1,
+            )
 
-    def after(self, backend: Backend, damping: Scalar, failure: Any) -> Scalar:
-        """δ of the next estimate, after one that ended with this failure."""
-        xp = backend.xp
-        failed = failure != int(Failure.NONE)
-        return xp.where(failed, damping, xp.maximum(damping / self.factor, self.smallest + 0.0 * damping))
+        x = backend.zeros(system.v) if system.x is None else system.x
+        start = _Search(known.delta, int(Failure.MAX_STEPS), x, float("nan") * known.delta, 0, 0, 0)
+        end: _Search = backend.while_loop(going, body, start, self.attempts)
+        trials = Trials(end.failure, end.smallest, end.products, end.iterations)
+        return replace(self._damped(system, end.delta, known), x=end.x, r=None, trials=trials)
+
+    def solve(self, system: System, memory: Tree | None = None) -> Solution:
+        system = self.ready(system, memory)
+        solution = self.solver.solve(system, None if memory is None else memory.inner)
+        return self.finished(system, solution)
+
+    def finished(self, system: System, solution: Solution) -> Solution:
+        solution = solution._replace(shift=system.shift)
+        if (trials := system.trials) is None:
+            return solution
+        xp, delta = system.backend.xp, system.shift
+        # A solve that failed at this δ stays failed, even if restarting from its iterate succeeds.
+        failed = trials.failure != int(Failure.NONE)
+        lower = xp.maximum(delta / self.factor, self.smallest + 0.0 * delta)
+        return solution._replace(
+            products=solution.products + trials.products,
+            iterations=solution.iterations + trials.iterations,
+            failure=xp.where(failed, trials.failure, solution.failure),
+            smallest=xp.where(solution.smallest < trials.smallest, solution.smallest, trials.smallest),
+            memory=Damping(xp.where(failed, delta, lower), solution.memory),
+        )
+
+    def _damped(self, system: System, delta: Scalar, known: Damping) -> System:
+        return replace(self.solver.prepared(system.shifted(delta), known.inner), shift=delta)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, NamedTuple, final
 
-from hypergrad.backend import Backend, Scalar, Tree, vectors
+from hypergrad.backend import Scalar, Tree, vectors
 from hypergrad.errors import Failure
-from hypergrad.solvers.base import Solution, Solver, System, check_steps, check_tolerance, met, rounding
+from hypergrad.solvers.base import Iterative, check_count, check_tolerance, met, rounding
 from hypergrad.solvers.numbers import on_numbers
+from hypergrad.solvers.system import Solution, System
 
 
 class _Iterate(NamedTuple):
@@ -31,7 +32,7 @@ class _Iterate(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class MINRES(Solver):
+class MINRES(Iterative):
     r"""Minimal residuals on a symmetric H, definite or not (Paige and Saunders 1975).
 
         x_k = argmin ‖Hx − v‖ over the Krylov space of v,     H Q_k = Q_{k+1} T_k by Lanczos
@@ -41,25 +42,34 @@ class MINRES(Solver):
     least-squares solution with a residual left, H r = 0, is found and called ``singular``.
 
     Args:
-        max_steps: products at most.
-        rtol: the relative residual ‖Hx − v‖/‖v‖ to reach,
+        max_steps: products at most; by default min(2n, 1000) for n unknowns.
+        rtol: the relative residual ‖Hx − v‖/‖v‖ to reach; ``None`` takes ``max_steps`` products and promises
+            nothing,
         atol: or the residual itself.
     """
 
-    needs_symmetry: ClassVar[bool] = True
-
-    max_steps: int = 100
-    rtol: float = 1e-6
+    max_steps: int | None = None
+    rtol: float | None = 1e-6
     atol: float = 0.0
 
     def __post_init__(self) -> None:
-        check_steps("MINRES", self.max_steps)
+        check_count("MINRES", "max_steps", self.max_steps, optional=True)
         check_tolerance("MINRES", self.rtol, self.atol)
 
+    @property
+    def needs_symmetry(self) -> bool:
+        return True
+
+    def solve(self, system: System, memory: Tree | None = None) -> Solution:
+        system = system.begun()
+        solution = self._lanczos(system)
+        return solution._replace(products=solution.products + system.spent)
+
     @on_numbers
-    def solve(self, backend: Backend, system: System) -> Solution:
+    def _lanczos(self, system: System) -> Solution:
+        backend, product, limit = system.backend, system.product, self.limit(system)
         xp, axpy, inner = backend.xp, backend.axpy, backend.inner
-        target = self.target(backend, system)
+        target = self.target(system)
         # ‖Hr‖/(‖H‖‖r‖) is 0 at a least-squares solution, to which rounding lets Lanczos come as near as √ε.
         # Where H is regular it is above 1/κ, and beyond κ = 1/√ε an error of ε κ² leaves MINRES no digit.
         eps = rounding(backend, target)
@@ -68,10 +78,10 @@ class MINRES(Solver):
         one, zero = xp.ones_like(size), 0.0 * size
 
         def going(it: _Iterate) -> Any:
-            return (it.k < self.max_steps) & (it.size > target) & (it.failure == Failure.NONE)
+            return (it.k < limit) & (it.size > target) & (it.failure == Failure.NONE)
 
         def body(it: _Iterate) -> _Iterate:
-            hq = system.product(it.q, it.k)
+            hq = product(it.q)
             alpha, stretch = inner(it.q, hq), vectors.norm(backend, hq)
             largest = xp.maximum(it.curvature, stretch)
             y = axpy(-it.beta, it.q_before, axpy(-alpha, it.q, hq))
@@ -117,9 +127,6 @@ class MINRES(Solver):
             system.x, q, nothing, nothing, nothing, zero, -one, zero, zero, zero, size, 0,
             int(Failure.NONE), zero + system.met, zero + float("inf"),
         )  # fmt: skip
-        end = backend.while_loop(going, body, start, self.max_steps)
-        failure = xp.where(
-            (end.failure == Failure.NONE) & (end.size > target), int(Failure.MAX_STEPS), end.failure
-        )
-        smallest = met(backend, end.smallest)
-        return Solution(end.x, end.k, end.k, failure, end.curvature, smallest=smallest)
+        end = self.iterate(system, going, body, start, limit)
+        failure = self.ended(system, end.failure, end.size > target)
+        return Solution(end.x, end.k, end.k, failure, end.curvature, met(backend, end.smallest))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast, final
@@ -10,10 +11,10 @@ from typing import Any, TypeVar, cast, final
 import numpy as np
 
 from hypergrad.backend import Backend, Scalar, Tree
-from hypergrad.solvers.base import Solution, System
+from hypergrad.solvers.system import Solution, System
 
 Solve = TypeVar("Solve", bound=Callable[..., Solution])
-"""(solver, backend, system, …) -> solution."""
+"""(solver, system, …) -> solution."""
 
 
 class _NoNumber(Exception):
@@ -64,25 +65,32 @@ def on_numbers(solve: Solve) -> Solve:
     """
 
     @wraps(solve)
-    def solved(solver: Any, backend: Backend, system: System, *rest: Any) -> Solution:
+    def on_numbers_where_readable(solver: Any, system: System, *rest: Any) -> Solution:
+        backend = system.backend
         if backend.compiles or not backend.readable(*backend.flatten(system.r)[0]):
-            return solve(solver, backend, system, *rest)
+            return solve(solver, system, *rest)
         told, numbers = np.geterr(), Numbers(backend)
 
-        def product(p: Tree, k: Any) -> Tree:
+        def product(p: Tree) -> Tree:
             with np.errstate(**told):
-                return system.product(p, k)
+                return system.product(p)
 
         try:
             goal = None if system.goal is None else numbers.number(system.goal)
-            readable = system._replace(product=product, goal=goal, met=numbers.number(system.met))
+            readable = replace(
+                system,
+                backend=cast(Backend, numbers),
+                product=product,
+                goal=goal,
+                met=numbers.number(system.met),
+            )
             # A framework's scalars overflow in silence, and what came of it shows in the residual.
             with np.errstate(all="ignore"):
-                found = solve(solver, cast(Backend, numbers), readable, *rest)
+                solution = solve(solver, readable, *rest)
         except _NoNumber:
-            return solve(solver, backend, system, *rest)
+            return solve(solver, system, *rest)
         like = backend.inner(system.r, system.r)
-        curvature, smallest = (backend.asarray(x, like=like) for x in (found.curvature, found.smallest))
-        return found._replace(curvature=curvature, smallest=smallest)
+        curvature, smallest = (backend.asarray(x, like=like) for x in (solution.curvature, solution.smallest))
+        return solution._replace(curvature=curvature, smallest=smallest)
 
-    return cast(Solve, solved)
+    return cast(Solve, on_numbers_where_readable)

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import numpy as np
 
-from hypergrad.backend import Backend, Tree, vectors
+from hypergrad.backend import Tree, vectors
 from hypergrad.errors import ArgumentError, Failure
 from hypergrad.solvers.base import (
     ApproximateInverse,
     Prepared,
-    Solution,
-    System,
+    check_count,
     check_size,
-    check_steps,
     check_tolerance,
     rounding,
 )
+from hypergrad.solvers.system import Solution, System
 
 
 @final
@@ -49,8 +48,6 @@ class Nystrom(ApproximateInverse):
         ArgumentError: if the rank or the damping is not positive.
     """
 
-    needs_symmetry: ClassVar[bool] = True
-
     rank: int = 20
     damping: float = 1e-2
     columns: bool = False
@@ -58,24 +55,29 @@ class Nystrom(ApproximateInverse):
     rtol: float | None = None
 
     def __post_init__(self) -> None:
-        check_steps("Nystrom", self.rank, "rank")
+        check_count("Nystrom", "rank", self.rank)
         check_tolerance("Nystrom", self.rtol)
         check_size("Nystrom", "damping", self.damping)
         if self.damping == 0:
             raise ArgumentError("Nystrom: damping = 0; what lies outside of the rank needs a curvature > 0")
 
-    def prepare(self, backend: Backend, system: System) -> Prepared:
+    @property
+    def needs_symmetry(self) -> bool:
+        return True
+
+    def prepare(self, system: System) -> Prepared:
         # Outside of the rank the curvature is that of its last direction at most.
-        return self._made(backend, system, lambda values: backend.xp.min(values))
+        return self._inverse(system, lambda values: system.backend.xp.min(values))
 
-    def solve(self, backend: Backend, system: System) -> Solution:
-        made = self._made(backend, system, lambda values: 0.0)
-        x = vectors.add(backend, system.x, made.apply(system.r))
-        return Solution(x, 1, made.products, made.failure, made.curvature)
+    def solve(self, system: System, memory: Tree | None = None) -> Solution:
+        system, made = system.begun(), self._inverse(system, lambda values: 0.0)
+        x = vectors.add(system.backend, system.x, made.apply(system.r))
+        return Solution(x, 1, made.products + system.spent, made.failure, made.curvature)
 
-    def _made(self, backend: Backend, system: System, rest: Callable[[Any], Any]) -> Prepared:
+    def _inverse(self, system: System, rest: Callable[[Any], Any]) -> Prepared:
+        backend = system.backend
         unravel, rho = backend.ravel(system.v)[1], self.damping
-        u, values, failure, products = self._spectrum(backend, system)
+        u, values, failure, products = self._spectrum(system)
         outside = rest(values) + rho
 
         def apply(p: Tree) -> Tree:
@@ -88,9 +90,9 @@ class Nystrom(ApproximateInverse):
 
         return Prepared(apply, products, failure, backend.xp.max(values))
 
-    def _spectrum(self, backend: Backend, system: System) -> tuple[Any, Any, Any, int]:
+    def _spectrum(self, system: System) -> tuple[Any, Any, Any, int]:
         """U, Λ, whether H has negative curvature, and the products spent."""
-        xp = backend.xp
+        backend, xp = system.backend, system.backend.xp
         flat, unravel = backend.ravel(system.v)
         n = vectors.size(backend, system.v)
         rank = min(self.rank, n)
@@ -100,7 +102,7 @@ class Nystrom(ApproximateInverse):
         else:
             omega = backend.random.normal(self.seed, 0, (rank, n), flat)
         rows = backend.stack([omega[i] for i in range(rank)])
-        image = backend.dense(backend.each(lambda w: backend.ravel(system.product(unravel(w), 0))[0], rows))
+        image = backend.dense(backend.each(lambda w: backend.ravel(system.product(unravel(w)))[0], rows))
         core = omega @ image.T
         s, q = xp.linalg.eigh(0.5 * (core + core.T))
         lost = s <= 10 * rank * rounding(backend, flat) * xp.max(xp.abs(s))

@@ -1,13 +1,53 @@
-"""One linear solve, judged by its true residual."""
+"""One linear solve: prepared, solved, differentiated, and believed by its true residual alone."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypergrad.backend import Backend, Tree, find_backend, vectors
 from hypergrad.backend.arguments import check_same, check_variables
 from hypergrad.errors import ArgumentError, Failure, SolveError, explain
-from hypergrad.solvers.base import Solution, Solver, System, relative, rounding
+from hypergrad.solvers.base import Solver
+from hypergrad.solvers.residual import judge, nan_where_failed
+from hypergrad.solvers.system import Image, Solution, System
+
+
+def solved(solver: Solver, system: System, memory: Tree | None = None) -> tuple[Solution, Image]:
+    """Solve A x = v, and take A x and B x with one product more, which measures the true residual.
+
+    x has the derivatives of A⁻¹v, each by another solve; those of a solver that truncates go through its
+    steps. Everything else of the solution is a constant.
+    """
+    backend = system.backend
+    prepared = solver.prepared(system.constant(), memory)
+    shifted = replace(
+        system.shifted(prepared.shift), x=prepared.x, trials=prepared.trials, spent=prepared.spent
+    )
+
+    def solve_from_start(matvec: Any, v: Tree) -> tuple[Tree, Solution]:
+        solution = solver.solve(replace(prepared, product=matvec, v=v, r=None), memory)
+        return solution.x, _without_trees(solution)
+
+    def solve_derivative(matvec: Any, v: Tree) -> tuple[Tree, Solution]:
+        rest = replace(prepared, product=matvec, v=v, x=None, r=None, both=None, trials=None, spent=0)
+        solution = solver.solve(rest, memory)
+        r = vectors.subtract(backend, v, matvec(solution.x))
+        solution = nan_where_failed(backend, judge(solver, rest, solution, r))
+        return solution.x, _without_trees(solution)
+
+    if solver.truncates or solver.resamples:
+        solution = solver.solve(shifted, memory)
+        x = solution.x
+    else:
+        x, solution = backend.linear_solve(
+            shifted.product, system.v, solve_from_start, solve_derivative, system.symmetric
+        )
+    image = shifted.image(x) if solution.image is None else solution.image
+    constant = shifted.constant()
+    r = vectors.subtract(backend, constant.v, backend.detach(image.ax))
+    solution = solution._replace(x=backend.detach(x), image=None, direction=None)
+    return judge(solver, constant, solution, r), image
 
 
 def solve(
@@ -37,26 +77,18 @@ def solve(
         ArgumentError: for a solver that needs symmetry, if there is none; for empty or different trees.
         SolveError: if the solve failed and values can be read; else ``failure`` says so.
     """
-    found = find_backend(v, backend=backend)
-    check_variables(found, v=v)
+    backend = find_backend(v, backend=backend)
+    check_variables(backend, v=v)
     check_symmetry(solver, symmetric)
-
-    def product(p: Tree, k: Any) -> Tree:
-        return matvec(p)
-
-    if start is None:
-        system = System.at_rest(found, product, v, symmetric, definite)
-    else:
-        check_same(found, "solve", start, "start", v)
-        system = System.begun(found, product, v, start, symmetric, definite)
-    solution = solver.solve(found, system)
-    r = vectors.subtract(found, v, matvec(solution.x))
-    solution = judged(found, solver, system, solution, r)
-    if found.readable(solution.residual) and int(solution.failure) != Failure.NONE:
+    if start is not None:
+        check_same(backend, "solve", start, "start", v)
+    system = System(backend, matvec, v, symmetric, definite, x=start)
+    solution, _ = solved(solver, system)
+    if backend.readable(solution.residual) and int(solution.failure) != Failure.NONE:
         failure = Failure(int(solution.failure))
         steps, residual = int(solution.iterations), float(solution.residual)
         message = explain(
-            f"{type(solver).__name__} failed ({failure.name.lower()}) after {steps} steps, at relative "
+            f"{type(solver.core).__name__} failed ({failure.name.lower()}) after {steps} steps, at relative "
             f"residual {residual:.1e}",
             "The solution would carry an error of that order, or mean nothing.",
             _causes(failure, float(solution.curvature)),
@@ -90,33 +122,14 @@ def check_symmetry(solver: Solver, symmetric: bool) -> None:
     """
     if solver.needs_symmetry and not symmetric:
         raise ArgumentError(
-            f"{type(solver).__name__} solves symmetric systems, and this one is not (that of a fixed point "
-            "is I − ∂Φ): take hg.GMRES, hg.BiCGStab, hg.Neumann or hg.Direct"
+            f"{type(solver.core).__name__} solves symmetric systems, and this one is not (that of a fixed "
+            "point is I − ∂Φ): take hg.GMRES, hg.BiCGStab, hg.Neumann or hg.Direct"
         )
 
 
-def judged(backend: Backend, solver: Solver, system: System, solution: Solution, r: Tree) -> Solution:
-    """The solution with its true residual r = v − Ax, by which alone it is believed."""
-    xp, residual = backend.xp, relative(backend, r, system.v)
-    solution = solution._replace(residual=residual)
-    if solver.promises_nothing and system.goal is None:
-        return solution
-    size, failure = vectors.norm(backend, r), solution.failure
-    missed = (failure == Failure.NONE) & ~(size <= solver.target(backend, system))
-    failure = xp.where(missed, int(Failure.MAX_STEPS), failure)
-    if system.symmetric and (backend.compiles or backend.readable(size)):
-        # A residual that H takes to nothing is one that no x can remove.
-        lost = rounding(backend, size) ** 0.65 * solution.curvature
-        short = failure == Failure.MAX_STEPS
-        null = backend.cond(
-            short, lambda: vectors.norm(backend, system.product(r, 0)) <= lost * size, lambda: size < 0
-        )
-        failure = xp.where(short & null, int(Failure.SINGULAR), failure)
-    return solution._replace(failure=failure)
-
-
-def spoiled(backend: Backend, solution: Solution) -> Solution:
-    """The solution, or NaN where it failed: for where nobody can be told."""
-    bad = solution.failure != Failure.NONE
-    nan = backend.xp.where(bad, float("nan"), 0.0 * solution.residual)
-    return solution._replace(x=backend.axpy(nan, backend.map(backend.xp.ones_like, solution.x), solution.x))
+def _without_trees(solution: Solution) -> Solution:
+    """A solution without what is like x, in numbers that a compiled program can return."""
+    failure = solution.failure
+    return solution._replace(
+        x=None, direction=None, image=None, failure=int(failure) if isinstance(failure, int) else failure
+    )

@@ -10,22 +10,11 @@ import numpy as np
 
 from hypergrad.backend import Array, Backend, Scalar, Tree, vectors
 from hypergrad.errors import CheckpointError
-from hypergrad.estimators import Estimate
+from hypergrad.estimators import Estimate, Report
 from hypergrad.tuning.checkpoint import read_arrays, write_arrays
 
 LARGEST_LEAF = 1024
 """A leaf with more entries is logged by its least, mean and largest one."""
-
-_REPORTED = (
-    "inner_gradient_norm",
-    "direct_norm",
-    "response_norm",
-    "residual",
-    "iterations",
-    "gradients",
-    "products",
-    "bytes_held",
-)
 
 
 class Row(NamedTuple):
@@ -45,10 +34,9 @@ class Row(NamedTuple):
         values = {path: _summary(backend, leaf) for path, leaf in zip(paths, leaves, strict=True)}
         if out is None:
             nan = float("nan")
-            return cls(values, nan, nan, clipped, cost, {name: nan for name in _REPORTED})
+            return cls(values, nan, nan, clipped, cost, {name: nan for name in Report.COLUMNS})
         norm = vectors.norm(backend, out.hypergradient)
-        reports = {name: getattr(out.report, name) for name in _REPORTED}
-        return cls(values, out.outer_value, norm, clipped, cost, reports)
+        return cls(values, out.outer_value, norm, clipped, cost, out.report.columns())
 
 
 @final

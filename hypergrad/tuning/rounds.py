@@ -110,13 +110,13 @@ def updating(
     if tuner.restart:
         start = state.start
         fresh = tuner.estimator.init(tuner.problem, start.params, lam, aux=start.aux, backend=backend)
-        inner = tuner.estimator.again(fresh, inner)
+        inner = tuner.estimator.restarted(fresh, inner)
     seen = None
     if not tuner.estimator.training_steps:
         batch = train(inner.step)
         z, seen = training(tuner, backend, inner_state(inner), lam, batch, inner.step)
         inner = state_after(inner, z, inner.step + 1)
-        if not tuner.estimator.reads_on:
+        if not tuner.estimator.resamples:
             train = single(batch)
     out = tuner.estimator.estimate(tuner.problem, inner, lam, train, lambda _: val, backend=backend)
     if seen is None:
@@ -224,7 +224,7 @@ def update_once(
     if callable(train) and backend.compiles and make == tuner.compiled:
         # A program is known by the functions in it, and this one may be new in every step: call it here.
         train = [train(start + k) for k in range(count)]
-    if tuner.estimator.reads_on:
+    if tuner.estimator.resamples:
         # The estimate takes batches beyond its own.
         data, read = stream(backend, "train", given)
     elif count == 1:

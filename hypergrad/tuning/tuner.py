@@ -90,7 +90,7 @@ class Tuner:
         if not self._trains and self.update is None:
             raise ArgumentError(f"Tuner: {name} does not train θ; pass update=, such as hg.Adam(1e-3)")
 
-        if self.estimator.gapless and self.plain_steps:
+        if self.estimator.needs_every_step and self.plain_steps:
             raise ArgumentError(
                 f"Tuner: {name} carries its tangents through every step, and {self.plain_steps} of every = "
                 f"{self.every} would be without: take steps={self.every}"
@@ -123,7 +123,7 @@ class Tuner:
         return max(self.every, self.closing_steps) - self.closing_steps
 
     def init(
-        self, params: Tree, hparams: Tree, *, aux: Tree = (), backend: Backend | str | None = None
+        self, params: Tree, hparams: Tree, *, aux: Tree = None, backend: Backend | str | None = None
     ) -> TunerState:
         """The state before the first step; ``aux`` is the auxiliary state of losses that have one.
 
@@ -210,7 +210,7 @@ class Tuner:
         seed: int | None = None,
         progress: bool | None = None,
         resume: tuple[TunerState, History] | None = None,
-        aux: Tree = (),
+        aux: Tree = None,
         backend: Backend | str | None = None,
     ) -> Run:
         """Train until ``steps`` training steps are done, and keep a history.
@@ -304,7 +304,7 @@ class Tuner:
         params: Tree,
         hparams: Tree,
         *,
-        aux: Tree = (),
+        aux: Tree = None,
         backend: Backend | str | None = None,
     ) -> tuple[TunerState, History]:
         """Read what `save` wrote, for ``run(..., resume=...)``; params, hparams and aux give the structure.

@@ -1,0 +1,38 @@
+"""What an estimate does where its assumptions do not hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final, get_args
+
+from hypergrad.backend.arguments import is_number
+from hypergrad.errors import ArgumentError
+
+Outcome = Literal["ignore", "warn", "raise"]
+
+
+@final
+@dataclass(frozen=True)
+class Checks:
+    """What `Implicit` does where its assumptions do not hold, in the words of ``numpy.errstate``.
+
+    Args:
+        tolerance: the ‖∇C̃1‖ up to which θ counts as an optimum.
+        away: further away than that: ``"ignore"`` for online use, where θ is on its way and nobody expects an
+            optimum, ``"warn"`` or ``"raise"``.
+        unsolved: a solve that failed: ``"ignore"`` or ``"warn"`` and accept the bias, or ``"raise"``.
+
+    Raises:
+        ArgumentError: for a tolerance that is no positive number, and for other words.
+    """
+
+    tolerance: float = 1e-3
+    away: Outcome = "warn"
+    unsolved: Outcome = "raise"
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.tolerance) and self.tolerance > 0):
+            raise ArgumentError(f"Checks: tolerance = {self.tolerance!r}; it is a positive number")
+        for name in ("away", "unsolved"):
+            if (outcome := getattr(self, name)) not in get_args(Outcome):
+                raise ArgumentError(f"Checks: {name} = {outcome!r}; it is 'ignore', 'warn' or 'raise'")

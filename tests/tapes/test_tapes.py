@@ -10,13 +10,13 @@ from collections import namedtuple
 from functools import cache, partial
 
 import autograd
-import frameworks
 import numpy as np
 import optree
 import pytest
-from frameworks import BACKENDS, NUMPY, dear, each, each_backend, on_jax, with_a_generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import frameworks
+from support.frameworks import BACKENDS, NUMPY, dear, each, each_backend, on_jax, with_a_generator
 
 import hypergrad as hg
 from hypergrad.check import ridders

@@ -10,12 +10,13 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import autograd
-import frameworks
 import numpy as np
 import optree
 import pytest
 from autograd.tracer import getval
-from frameworks import (
+from numpy.testing import assert_allclose, assert_array_equal
+from support import frameworks
+from support.frameworks import (
     BACKENDS,
     NUMPY,
     affordable,
@@ -25,7 +26,6 @@ from frameworks import (
     on_torch,
     with_a_generator,
 )
-from numpy.testing import assert_allclose, assert_array_equal
 
 import hypergrad as hg
 from hypergrad import errors

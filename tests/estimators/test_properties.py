@@ -9,14 +9,14 @@ from collections import namedtuple
 from functools import partial, wraps
 
 import autograd.numpy
-import frameworks
 import numpy as np
 import optree
 import pytest
-from frameworks import NUMPY, affordable, beside_numpy, dear, each_backend, on_torch, program
 from hypergrad_numpy import textbook
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from support import frameworks
+from support.frameworks import NUMPY, affordable, beside_numpy, dear, each_backend, on_torch, program
 
 import hypergrad as hg
 from hypergrad import spaces

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from known import each_backend, equilibrium, numbers
+from support.known import each_backend, equilibrium, numbers
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError

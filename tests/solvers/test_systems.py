@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import optree
 import pytest
-from frameworks import COMPILED, affordable, each_backend, program
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from support.frameworks import COMPILED, affordable, each_backend, program
 
 import hypergrad as hg
 from hypergrad.errors import Failure, SolveError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from frameworks import BACKENDS
+from support.frameworks import BACKENDS
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError, SolveError

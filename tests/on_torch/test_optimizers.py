@@ -10,7 +10,7 @@ import numpy as np
 import optree
 import pytest
 import torch
-from frameworks import BACKENDS
+from support.frameworks import BACKENDS
 from torch import nn, optim
 from torch.nn.utils import clip_grad_norm_
 

@@ -5,9 +5,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from frameworks import NUMPY, each_backend, on_jax, with_a_generator
 from hypothesis import given
 from hypothesis import strategies as st
+from support.frameworks import NUMPY, each_backend, on_jax, with_a_generator
 
 import hypergrad as hg
 from hypergrad import eager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from frameworks import affordable
-from known import Logistic, arrays, each_backend, numbers
+from support.frameworks import affordable
+from support.known import Logistic, arrays, each_backend, numbers
 
 import hypergrad as hg
 from hypergrad.errors import SolveError

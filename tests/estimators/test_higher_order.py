@@ -6,8 +6,8 @@ import gc
 
 import numpy as np
 import pytest
-from frameworks import BACKENDS, COMPILED
-from known import Logistic, arrays, central, each_backend, equilibrium, numbers
+from support.frameworks import BACKENDS, COMPILED
+from support.known import Logistic, arrays, central, each_backend, equilibrium, numbers
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError, UnsupportedOpError

@@ -4,7 +4,7 @@ from functools import cache, partial
 
 import numpy as np
 import pytest
-from frameworks import on_torch
+from support.frameworks import on_torch
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError

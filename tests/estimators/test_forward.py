@@ -5,11 +5,11 @@ from collections import namedtuple
 from functools import cache, partial
 
 import autograd
-import frameworks
 import numpy as np
 import optree
 import pytest
-from frameworks import BACKENDS, NUMPY, affordable, dear, each_backend, on_jax, with_a_generator
+from support import frameworks
+from support.frameworks import BACKENDS, NUMPY, affordable, dear, each_backend, on_jax, with_a_generator
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError, DisconnectedError, NonFiniteError

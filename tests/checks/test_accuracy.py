@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.frameworks import affordable
-from support.known import Logistic, arrays, each_backend, numbers
+from support.arrays import arrays, numbers
+from support.frameworks import affordable, each_backend
+from support.known import Logistic
 
 import hypergrad as hg
 from hypergrad.errors import SolveError

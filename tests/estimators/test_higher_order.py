@@ -6,8 +6,10 @@ import gc
 
 import numpy as np
 import pytest
-from support.frameworks import BACKENDS, COMPILED
-from support.known import Logistic, arrays, central, each_backend, equilibrium, numbers
+from support.arrays import arrays, numbers
+from support.differences import central
+from support.frameworks import BACKENDS, COMPILED, each_backend
+from support.known import Logistic, equilibrium
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError, UnsupportedOpError

@@ -10,6 +10,7 @@ import numpy as np
 import optree
 import pytest
 import torch
+from support.differences import five_point
 from support.frameworks import BACKENDS
 from torch import nn, optim
 from torch.nn.utils import clip_grad_norm_
@@ -129,8 +130,7 @@ def slopes(train, h=1e-3):
         hparams["log_l2"][i] += shift
         return float(PROBLEM.outer(train(hparams), hparams, on_torch(BATCHES)[-1]))
 
-    pairs = [[at(i, k * h) - at(i, -k * h) for k in (1, 2)] for i in range(2)]
-    return np.array([(8 * near - far) / (12 * h) for near, far in pairs])
+    return np.array([five_point(partial(at, i), h) for i in range(2)])
 
 
 def estimate(estimator, steps=1, backend=None):

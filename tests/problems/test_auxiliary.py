@@ -4,6 +4,7 @@ from functools import cache, partial
 
 import numpy as np
 import pytest
+from support.differences import five_point
 from support.frameworks import on_torch
 
 import hypergrad as hg
@@ -110,11 +111,10 @@ class Net:
             params, _, aux = self.trained(steps - skipped, hparams, begin)
             return float(self.backend.to_numpy(self.outer(params, hparams, self.val, judged_by or aux)))
 
-        def slope(d):
-            near, far = (value(x + k * d) - value(x - k * d) for k in (1, 2))
-            return (8 * near - far) / (12 * h)
+        def slope(axis):
+            return five_point(lambda shift: value(x + shift * axis), h)
 
-        return np.array([slope(h * axis) for axis in np.eye(x.size)])
+        return np.array([slope(axis) for axis in np.eye(x.size)])
 
     # The library's.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.frameworks import NUMPY
-from support.known import Logistic, arrays, central, each_backend, numbers
+from support.arrays import arrays, numbers
+from support.differences import central
+from support.frameworks import NUMPY, each_backend
+from support.known import Logistic
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.known import each_backend, equilibrium, numbers
+from support.arrays import numbers
+from support.frameworks import each_backend
+from support.known import equilibrium
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError

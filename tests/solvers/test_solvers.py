@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.frameworks import BACKENDS
+from support.frameworks import BACKENDS, each_backend
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError, SolveError
 from hypergrad.solvers import System
-
-each_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
 
 ANY = [hg.GMRES(rtol=1e-8), hg.GMRES(rtol=1e-8, restart=6), hg.BiCGStab(300, rtol=1e-8), hg.Direct(rtol=1e-8)]
 INDEFINITE = [hg.MINRES(rtol=1e-8), hg.GMRES(rtol=1e-8)]

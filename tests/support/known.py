@@ -1,27 +1,10 @@
-"""Problems whose solutions and derivatives are known, and what tests need to compare with them."""
-
-from __future__ import annotations
+"""Problems whose solutions and derivatives are known."""
 
 import numpy as np
-import pytest
 
 import hypergrad as hg
-from support.frameworks import BACKENDS
-
-each_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
-
-
-def arrays(backend, *values):
-    return tuple(backend.asarray(np.asarray(value)) for value in values)
-
-
-def numbers(backend, tree):
-    return backend.to_numpy(backend.ravel(tree)[0])
-
-
-def central(f, x, h=1e-5):
-    """Central differences of a function of a vector."""
-    return np.array([(f(x + h * e) - f(x - h * e)) / (2 * h) for e in np.eye(len(x))])
+from support.arrays import arrays
+from support.differences import central
 
 
 class Logistic:

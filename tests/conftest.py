@@ -4,8 +4,8 @@ import os
 from importlib.util import find_spec
 
 import pytest
-from frameworks import is_affordable
 from hypothesis import HealthCheck, settings
+from support.frameworks import is_affordable
 
 from hypergrad.backend import available, get_backend
 

@@ -1,6 +1,7 @@
 """How wrong is an implicit hypergradient after so many products?
 
-    python benchmarks/solvers.py [--preset smoke|small] [--unknowns 200] [--seed 0] [--plot FILE] [--out FILE]
+    python -m benchmarks.costs.solvers [--preset smoke|small] [--unknowns 200] [--seed 0]
+        [--plot FILE] [--out FILE]
 
 Each solver, cold, warm, damped and preconditioned, on a quadratic inner problem ½ θᵀHθ − bᵀθ with a penalty
 for each unknown. H has a spectrum of condition number κ: spread evenly on a logarithmic scale, the hardest
@@ -15,7 +16,6 @@ gradients square the condition number; two published libraries solve them by def
 """
 
 import argparse
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from pathlib import Path
 import autograd.numpy as np
 
 import hypergrad as hg
+from benchmarks.shared.report import save
 from hypergrad.errors import SolveWarning
 
 TARGET = 1e-4
@@ -213,7 +214,7 @@ def main():
         print(f"{'  its true error':26}" + "".join(f"{row['error']:>10.0e}" for row in mine) + "\n")
     if options.out:
         about = {"unknowns": n, "seed": options.seed, "target": TARGET}
-        options.out.write_text(json.dumps(about | {"rows": rows, "accuracy": told}, indent=1) + "\n")
+        save(options.out, about | {"rows": rows, "accuracy": told})
     if options.plot:
         plot(options.plot, rows)
 

@@ -1,6 +1,7 @@
 """Training that runs backwards: does it arrive where it began, and how many bits does it remember?
 
-    python benchmarks/there_and_back.py [--backend numpy|torch|jax] [--steps 10000] [--momentum 0.5 0.9 0.99]
+    python -m benchmarks.costs.there_and_back [--backend numpy|torch|jax] [--steps 10000]
+        [--momentum 0.5 0.9 0.99]
 
 An MLP 64-320-260-10 with tanh (106,000 weights in float32) is trained on digits by `hg.SGD` with momentum,
 and its hypergradient by an L2 strength for each layer is taken with the tape `hg.Reversible`, which compares
@@ -17,6 +18,7 @@ from importlib import import_module
 import numpy as np
 
 import hypergrad as hg
+from benchmarks.shared.networks import weights
 from hypergrad.backend import get_backend
 from hypergrad.demo import data as datasets
 from hypergrad.demo import network
@@ -27,23 +29,12 @@ RATE = 0.01
 POOL = 16
 
 
-def parameters(backend, like):
-    rng = np.random.default_rng(0)
-    pairs = zip(SIZES, SIZES[1:], strict=False)
-    return [
-        {
-            "w": backend.asarray(rng.normal(size=(m, n)) / m**0.5, like=like),
-            "b": backend.asarray(np.zeros(n), like=like),
-        }
-        for m, n in pairs
-    ]
-
-
 def there_and_back(backend, steps, momentum):
     """Seconds, and the bytes that were held beside parameters and velocity."""
     like = backend.asarray(np.zeros((), "float32"))
     problem, split = network.bilevel(backend), datasets.load("digits", 0)
-    params = parameters(backend, like)
+    start = weights(np.random.default_rng(0), *SIZES)
+    params = backend.map(lambda leaf: backend.asarray(leaf, like=like), start)
     hparams = {
         "log_l2": backend.asarray(np.full(len(params), -8.0), like=like),
         "noise": backend.asarray(0.0, like=like),

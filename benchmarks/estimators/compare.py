@@ -1,7 +1,7 @@
 """Estimators, problems and backends side by side, on equal budgets of gradients.
 
-    python benchmarks/compare.py [--preset smoke|small] [--problems NAME …] [--backends jax torch numpy]
-                                 [--data FOLDER] [--out FOLDER]
+    python -m benchmarks.estimators.compare [--preset smoke|small] [--problems NAME …]
+        [--backends jax torch numpy] [--data FOLDER] [--out FOLDER]
 
 Every method begins at the same poor hyperparameters and spends the same number of training gradients, a
 second-order product counting two. What it has found is judged in one way for all: by models trained from the
@@ -13,8 +13,6 @@ on NumPy.
 """
 
 import argparse
-import json
-import math
 import platform
 import warnings
 from collections import deque
@@ -22,13 +20,13 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 
-from comparison.bias import biases
-from comparison.methods import roster
-from comparison.problem import Options
-from comparison.problems import PROBLEMS
-from comparison.race import later, race, settled
-from comparison.report import draw, markdown, show
-
+from benchmarks.estimators.comparison.bias import biases
+from benchmarks.estimators.comparison.methods import roster
+from benchmarks.estimators.comparison.problem import Options
+from benchmarks.estimators.comparison.problems import PROBLEMS
+from benchmarks.estimators.comparison.race import later, race, settled
+from benchmarks.estimators.comparison.report import draw, markdown, show
+from benchmarks.shared.report import plain, save
 from hypergrad.backend import get_backend
 from hypergrad.errors import SolveWarning
 from hypergrad.progress import progress
@@ -88,15 +86,6 @@ def compare(problem, options, chosen, advance):
     return about | {"methods": records}
 
 
-def plain(tree):
-    """Without what JSON has no word for."""
-    if isinstance(tree, dict):
-        return {key: plain(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [plain(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
-
-
 def versions():
     found = {"python": platform.python_version()}
     for name in PACKAGES:
@@ -134,8 +123,7 @@ def main() -> None:
             if arguments.out:
                 about = {"preset": arguments.preset, "options": options, "versions": versions()}
                 about |= {"problems": plain(results)}
-                arguments.out.mkdir(parents=True, exist_ok=True)
-                (arguments.out / "compare.json").write_text(json.dumps(about, indent=1) + "\n")
+                save(arguments.out / "compare.json", about)
                 (arguments.out / f"{name}.md").write_text(markdown(results[name]))
                 draw(arguments.out / f"{name}.png", results[name])
 

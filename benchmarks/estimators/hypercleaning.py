@@ -1,6 +1,6 @@
 """Which labels are wrong? A weight for each training example, by three hypergradients at one price.
 
-    python benchmarks/hypercleaning.py [--data FOLDER] [--backend numpy|torch|jax] [--out FOLDER]
+    python -m benchmarks.estimators.hypercleaning [--data FOLDER] [--backend numpy|torch|jax] [--out FOLDER]
 
 A share of the training labels, those of T1, is replaced by others at random. Each training example has a
 weight between 0 and 1, a hyperparameter, and the weights move down the hypergradient of the loss on clean
@@ -23,14 +23,16 @@ of the others; seeds from 0 on are reported.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
-from comparison.networks import cross_entropies, tanh_network
-from scipy import optimize, stats
+from scipy import optimize
 
 import hypergrad as hg
+from benchmarks.shared import report
+from benchmarks.shared.data import pooled
+from benchmarks.shared.labels import area, corrupt
+from benchmarks.shared.networks import cross_entropies, tanh_network
 from hypergrad.backend import get_backend
 from hypergrad.demo.images import load_images
 from hypergrad.progress import progress
@@ -61,27 +63,14 @@ def methods(rate, damping):
 def load(folder, seed):
     """Images and labels of T1, T2 and test."""
     rng = np.random.default_rng((seed, 0))
-    found = load_images("mnist" if folder else "digits", folder)
-    x, x_test = (part.reshape(len(part), -1) / 255 for part in (found.x, found.x_test))
     if folder:
+        found = load_images("mnist", folder)
+        x, x_test = (part.reshape(len(part), -1) / 255 for part in (found.x, found.x_test))
         t1, t2 = np.split(rng.permutation(len(x))[:15000], [10000])
         return (x[t1], found.y[t1]), (x[t2], found.y[t2]), (x_test, found.y_test)
-    x, y = np.concatenate([x, x_test]), np.concatenate([found.y, found.y_test])
+    x, y = pooled()
+    x = x.reshape(len(x), -1)
     return [(x[rows], y[rows]) for rows in np.split(rng.permutation(len(x)), [900, 1300])]
-
-
-def corrupt(labels, share, seed):
-    """Other labels for a share of them, and which ones are right."""
-    rng = np.random.default_rng((seed, 1))
-    right = np.ones(len(labels), bool)
-    right[rng.permutation(len(labels))[: round(share * len(labels))]] = False
-    return np.where(right, labels, (labels + rng.integers(1, 10, len(labels))) % 10), right
-
-
-def area(weights, right):
-    """Under the ROC curve: how often a right label has more weight than a wrong one."""
-    n, m = right.sum(), (~right).sum()
-    return float((stats.rankdata(weights)[right].sum() - n * (n + 1) / 2) / (n * m))
 
 
 class Model:
@@ -205,14 +194,9 @@ COLUMNS = {
 
 
 def show(title, results):
-    from rich.console import Console
-    from rich.table import Table
-
-    drawn = Table(title=title)
-    for heading in ("weights", *(heading for heading, _, _ in COLUMNS.values())):
-        drawn.add_column(heading, justify="right" if heading != "weights" else "left", no_wrap=True)
+    headings, table = ["weights", *(heading for heading, _, _ in COLUMNS.values())], []
     for name in results[0]:
-        cells = []
+        cells = [name]
         for key, (_, form, scale) in COLUMNS.items():
             values = [rows[name][key] for rows in results]
             if None in values or (key in ("area", "kept_right") and not results[0][name]["curve"]):
@@ -220,8 +204,8 @@ def show(title, results):
                 continue
             spread = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
             cells.append(form.format(scale * np.mean(values), scale * spread))
-        drawn.add_row(name, *cells)
-    Console(width=120).print(drawn)
+        table.append(cells)
+    report.show(title, headings, table, 120)
 
 
 def plot(path, results):
@@ -274,9 +258,8 @@ def main() -> None:
     show(f"{data}, {100 * options['share']:.0f} % of labels replaced, {len(seeds)} seeds", results)
     if "out" in options:
         out = options.pop("out")
-        out.mkdir(parents=True, exist_ok=True)
         about = options | {"data": data, "results": results}
-        (out / "hypercleaning.json").write_text(json.dumps(about, indent=1) + "\n")
+        report.save(out / "hypercleaning.json", about)
         plot(out / "hypercleaning.png", results)
 
 

@@ -1,6 +1,7 @@
 """Learn a learning-rate schedule, one rate for each step and layer, by the hypergradient of a training run.
 
-    python benchmarks/learned_schedule.py [--shared] [--backend numpy|torch|jax] [--plot FILE] [--out FILE]
+    python -m benchmarks.estimators.learned_schedule [--shared] [--backend numpy|torch|jax]
+        [--plot FILE] [--out FILE]
 
 A small network is trained on scikit-learn's digits for a fixed number of steps by SGD with momentum, from a
 new random start and with new minibatches in every meta-step, and Adam moves the logarithm of every rate down
@@ -16,20 +17,19 @@ rate. Other seeds are untouched by that choice. After section 3.1 of Maclaurin, 
 """
 
 import argparse
-import json
 import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from comparison.networks import cross_entropies, tanh_network
 
 import hypergrad as hg
+from benchmarks.shared.networks import cross_entropies, tanh_network, weights
+from benchmarks.shared.report import save
+from benchmarks.shared.training import compiled
 from hypergrad.backend import get_backend
 from hypergrad.demo.data import load
-from hypergrad.tapes import Trajectory
-from hypergrad.training import Inner, Training
 from hypergrad.updates import UpdateRule
 from hypergrad.vectors import nbytes
 
@@ -72,11 +72,8 @@ class Network:
 
     def start(self, copies, seed):
         """Weights at random with variance 1/inputs, biases zero."""
-        rng, layers = np.random.default_rng((*seed, 0)), []
-        for m, n in zip(self.widths[:-1], self.widths[1:], strict=True):
-            w = rng.normal(size=(copies, m, n)) / np.sqrt(m)
-            layers.append({"w": self.backend.asarray(w), "b": self.backend.asarray(np.zeros((copies, 1, n)))})
-        return layers
+        start = weights(np.random.default_rng((*seed, 0)), *self.widths, copies=copies)
+        return self.backend.map(self.backend.asarray, start)
 
     def minibatches(self, copies, steps, seed):
         """For each step the examples that each copy sees."""
@@ -134,13 +131,7 @@ def trainer(network, rule, options):
     backend, steps, seed = network.backend, options.steps, (options.seed, HELD_OUT)
     params = network.start(options.held_out, seed)
     batches = backend.stack(network.minibatches(options.held_out, steps, seed))
-    phi = Training(backend, network.problem, rule)
-
-    @backend.compile
-    def train(params, hparams, batches):
-        path = Trajectory(phi, lambda k: backend.take(batches, k), 0, steps)
-        return path.run(Inner(params, rule.init(backend, params)), hparams)[0].params
-
+    train = compiled(backend, network.problem, rule, steps)
     return lambda rates: network.judge(train(params, {"lr": backend.asarray(rates)}, batches))
 
 
@@ -234,7 +225,7 @@ def main() -> None:
         about = {
             key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()
         }
-        options.out.write_text(json.dumps(about | {"losses": losses, "rows": rows}, indent=1) + "\n")
+        save(options.out, about | {"losses": losses, "rows": rows})
     if options.plot:
         plot(options.plot, contenders, losses)
 

@@ -1,6 +1,6 @@
 """One L2 penalty, one for each group of features, or one for each feature: which predicts best?
 
-    python benchmarks/penalty_groups.py [--preset smoke|small|full] [--out FOLDER]
+    python -m benchmarks.estimators.penalty_groups [--preset smoke|small|full] [--out FOLDER]
 
 A log-linear model (multinomial logistic regression) is trained to its optimum on every training part of a
 5-fold cross-validation at once, and the logarithms of its penalties move down the hypergradient of the
@@ -18,7 +18,6 @@ on a few splits of the same data, of seeds from 1000 on; the splits reported are
 """
 
 import argparse
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +26,8 @@ from autograd import grad, make_vjp
 from scipy import optimize, stats
 
 import hypergrad as hg
+from benchmarks.shared import report
+from benchmarks.shared.networks import cross_entropies
 from hypergrad.progress import progress
 
 SETS = ("breast cancer", "breast cancer, products", "digits", "digits, scales")
@@ -95,9 +96,7 @@ class Folds:
 
     def losses(self, theta):
         """Cross-entropy of each copy on each example."""
-        logits = self.x @ theta
-        shifted = logits - np.max(logits, axis=-1, keepdims=True)
-        return np.log(np.sum(np.exp(shifted), axis=-1)) - np.sum(shifted * self.y, axis=-1)
+        return cross_entropies(np, self.x @ theta, self.y)
 
     def strengths(self, log_l2):
         return np.concatenate([np.exp(log_l2[self.groups]), np.array([BIAS])])[:, None]
@@ -225,15 +224,10 @@ def summary(rows, ratio):
 
 
 def show(name, table, count):
-    from rich.console import Console
-    from rich.table import Table
-
-    drawn = Table(title=f"{name}: means over {count} splits; differences from one penalty, ± 95 %")
+    title = f"{name}: means over {count} splits; differences from one penalty, ± 95 %"
     headings = "penalties,number,CV loss,test loss ± s.e.,difference,for new data,better,test error,gradients"
-    for i, heading in enumerate(headings.split(",")):
-        drawn.add_column(heading, justify="right" if i else "left", no_wrap=True)
-    for method, row in table.items():
-        drawn.add_row(
+    rows = [
+        (
             method,
             str(row["penalties"]),
             f"{row['cv_loss']:.4f}",
@@ -244,7 +238,9 @@ def show(name, table, count):
             f"{100 * row['test_error']:.1f} %",
             f"{row['gradients']:.0f}",
         )
-    Console(width=140).print(drawn)
+        for method, row in table.items()
+    ]
+    report.show(title, headings.split(","), rows, 140)
 
 
 def plot(path, tables):
@@ -292,9 +288,8 @@ def main() -> None:
         tables[name], results[name] = summary(rows, size / options["examples"] - 1), rows
         show(name, tables[name], len(rows))
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
         about = options | {"seed": arguments.seed, "tables": tables, "splits": results}
-        (arguments.out / "penalty_groups.json").write_text(json.dumps(about, indent=1) + "\n")
+        report.save(arguments.out / "penalty_groups.json", about)
         plot(arguments.out / "penalty_groups.png", tables)
 
 

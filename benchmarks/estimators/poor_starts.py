@@ -1,6 +1,6 @@
 """Does T1−T2 rescue a poor start? Tuned against fixed training from random poor regularisation.
 
-    python benchmarks/poor_starts.py [--starts 20] [--steps 600] [--out FILE.json]
+    python -m benchmarks.estimators.poor_starts [--starts 20] [--steps 600] [--out FILE.json]
 
 From each start (input noise and one L2 strength for both layers, drawn from the poor ends of their
 ranges) the network of ``hypergrad compare`` is trained twice for the same number of steps: with the
@@ -8,27 +8,19 @@ hyperparameters fixed, and tuned by greedy at every 10th step. After figure 4 of
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
 import hypergrad as hg
+from benchmarks.shared.report import save
+from benchmarks.shared.training import trained
 from hypergrad.backend import get_backend
 from hypergrad.demo import network
 from hypergrad.demo.data import load
-from hypergrad.training import Inner, Training
 
 RULE = hg.SGD(0.05, momentum=0.9)
 SPACE = {"log_l2": hg.Real(), "noise": hg.Positive("softplus")}
-
-
-def train_fixed(backend, problem, params, hparams, train, steps):
-    phi = Training(backend, problem, RULE)
-    z = Inner(params, RULE.init(backend, params))
-    for t in range(steps):
-        z, _ = phi.step(z, hparams, train(t), t)
-    return z.params
 
 
 def main() -> None:
@@ -48,7 +40,7 @@ def main() -> None:
         params = network.init_params(backend, data.train, seed)
         train = network.minibatches(backend, data.train, 100, seed)
         val = network.minibatches(backend, data.val, 100, seed + 1)
-        fixed = train_fixed(backend, problem, params, start, train, options.steps)
+        fixed = trained(backend, problem, RULE, params, start, train, options.steps)
         tuned = tuner.run(params, start, train, val, options.steps, progress=False)
         errors = [network.error_rate(backend, p, data.test) for p in (fixed, tuned.params)]
         rows.append(
@@ -72,7 +64,7 @@ def main() -> None:
     print(f"worst:           fixed {100 * fixed.max():.1f} %, tuned {100 * tuned.max():.1f} %")
     print(f"share of starts improved: {np.mean(tuned < fixed):.2f}")
     if options.out:
-        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+        save(options.out, rows)
 
 
 if __name__ == "__main__":

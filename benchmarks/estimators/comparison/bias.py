@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from comparison.methods import Tuned, roster
-from comparison.problem import Episode, Problem
 
 import hypergrad as hg
+from benchmarks.estimators.comparison.methods import Tuned, roster
+from benchmarks.estimators.comparison.problem import Episode, Problem
 from hypergrad import spaces
 from hypergrad.errors import HypergradError
 

@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from comparison.problem import Problem, Sample
 
 import hypergrad as hg
+from benchmarks.estimators.comparison.problem import Problem, Sample
 from hypergrad.backend import Tree
 from hypergrad.updates import UpdateRule
 

@@ -12,10 +12,9 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 import hypergrad as hg
+from benchmarks.shared.training import compiled
 from hypergrad import spaces
 from hypergrad.backend import Backend, Tree
-from hypergrad.tapes import Trajectory
-from hypergrad.training import Inner, Training
 
 JUDGING = 2**20
 """Episodes from here on are kept for judging: no method tunes on their minibatches."""
@@ -150,13 +149,7 @@ class Problem(ABC):
 
     @cached_property
     def _train(self) -> Callable[[Tree, Tree, Any], Tree]:
-        phi = Training(self.backend, self.bilevel, self.rule)
-
-        def train(params: Tree, hparams: Tree, batches: Any) -> Tree:
-            path = Trajectory(phi, lambda k: self.backend.take(batches, k), 0, self.steps)
-            return path.run(Inner(params, self.rule.init(self.backend, params)), hparams)[0].params
-
-        return self.backend.compile(train)
+        return compiled(self.backend, self.bilevel, self.rule, self.steps)
 
     def free(self, hparams: Tree) -> Tree:
         """Free coordinates of hyperparameters."""

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from comparison.methods import Method, Point
-from comparison.problem import Problem, Sample
 
+from benchmarks.estimators.comparison.methods import Method, Point
+from benchmarks.estimators.comparison.problem import Problem, Sample
 from hypergrad.errors import HypergradError
 
 RATE = 0.1

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comparison.race import by, final
+
+from benchmarks.estimators.comparison.race import by, final
+from benchmarks.shared import report
 
 Result = dict[str, Any]
-
 
 HEADINGS = {
     "area": ("area under ROC", 1, "{:.3f}"),
@@ -99,20 +100,10 @@ def markdown(results: dict[str, Result]) -> str:
 
 def show(results: dict[str, Result]) -> None:
     """Print the table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    result = next(iter(results.values()))
-    table, found = Table(title=f"{result['title']}; {result['data']}"), rows(results)
+    result, found = next(iter(results.values())), rows(results)
     names = [*dict.fromkeys(key for row in found for key in row)]
-    for name in names:
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    for row in found:
-        table.add_row(*(row.get(name, "") for name in names))
-    console = Console(width=190)
-    console.print(table)
-    if words := agreement(results):
-        console.print(words)
+    cells = [[row.get(name, "") for name in names] for row in found]
+    report.show(f"{result['title']}; {result['data']}", names, cells, 190, agreement(results))
 
 
 def average(seeds: list[Result], column: str) -> tuple[np.ndarray, np.ndarray]:

@@ -6,11 +6,11 @@ from abc import abstractmethod
 from typing import Any
 
 import numpy as np
-from comparison.networks import cross_entropies
-from comparison.problem import Episode, Problem, Sample
 
+from benchmarks.estimators.comparison.problem import Episode, Problem, Sample
+from benchmarks.shared.data import pooled
+from benchmarks.shared.networks import cross_entropies
 from hypergrad.backend import Tree
-from hypergrad.demo.images import load_images
 
 
 class Supervised(Problem):
@@ -55,8 +55,7 @@ class Supervised(Problem):
 
     def images(self, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
         """As many in T2 as in T1, and for the test 2000, or all that are left."""
-        found = load_images("digits" if self.options.folder is None else "mnist", self.options.folder)
-        x, y = np.concatenate([found.x, found.x_test])[..., 0] / 255, np.concatenate([found.y, found.y_test])
+        x, y = pooled(self.options.folder)
         if self.options.folder is not None:
             x = x.reshape(-1, 14, 2, 14, 2).mean((2, 4))
         n = self.options.examples

@@ -1,13 +1,13 @@
 """Problems to compare on, one in each file."""
 
-from comparison.problems.cleaning import Cleaning
-from comparison.problems.denoising import Denoising
-from comparison.problems.depth import Depth
-from comparison.problems.initialisation import Initialisation
-from comparison.problems.multiplicative import MultiplicativeNoise
-from comparison.problems.penalties import Penalties
-from comparison.problems.regularisation import Regularisation
-from comparison.problems.schedule import Schedule
+from benchmarks.estimators.comparison.problems.cleaning import Cleaning
+from benchmarks.estimators.comparison.problems.denoising import Denoising
+from benchmarks.estimators.comparison.problems.depth import Depth
+from benchmarks.estimators.comparison.problems.initialisation import Initialisation
+from benchmarks.estimators.comparison.problems.multiplicative import MultiplicativeNoise
+from benchmarks.estimators.comparison.problems.penalties import Penalties
+from benchmarks.estimators.comparison.problems.regularisation import Regularisation
+from benchmarks.estimators.comparison.problems.schedule import Schedule
 
 PROBLEMS = {
     problem.name: problem

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from comparison.networks import cross_entropies, dense, weights
-from comparison.supervised import Drawn, Supervised
-from hypercleaning import area, corrupt
 
 import hypergrad as hg
+from benchmarks.estimators.comparison.supervised import Drawn, Supervised
+from benchmarks.shared.labels import area, corrupt
+from benchmarks.shared.networks import cross_entropies, dense, weights
 
 PENALTY = 1e-2
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from comparison.networks import dense, weights
-from comparison.supervised import Supervised
 
 import hypergrad as hg
+from benchmarks.estimators.comparison.supervised import Supervised
+from benchmarks.shared.networks import dense, weights
 
 LOST = 0.5
 

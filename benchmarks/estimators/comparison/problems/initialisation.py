@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from comparison.networks import cross_entropies, tanh_network, weights
-from comparison.problem import JUDGING, Episode, Problem, Sample
 
 import hypergrad as hg
-from hypergrad.demo.images import load_images
+from benchmarks.estimators.comparison.problem import JUDGING, Episode, Problem, Sample
+from benchmarks.shared.data import pooled
+from benchmarks.shared.networks import cross_entropies, tanh_network, weights
 
 TASKS, WAYS, SHOTS, QUERIES = 16, 3, 1, 15
 PULL = 0.2
@@ -78,8 +78,7 @@ class Tasks(Sample):
 
     def __init__(self, problem, seed):
         super().__init__(problem, seed)
-        found, rng = load_images("digits"), np.random.default_rng((seed, 0))
-        x, y = np.concatenate([found.x, found.x_test])[..., 0] / 255, np.concatenate([found.y, found.y_test])
+        (x, y), rng = pooled(), np.random.default_rng((seed, 0))
         order, classes, half = rng.permutation(len(x)), rng.permutation(80), len(x) // 2
         x, y = (x[order] - x.mean()) / x.std(), y[order]
         self.pools = {

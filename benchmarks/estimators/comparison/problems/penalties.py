@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from comparison.supervised import Supervised
 
 import hypergrad as hg
+from benchmarks.estimators.comparison.supervised import Supervised
 
 
 class Penalties(Supervised):

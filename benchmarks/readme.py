@@ -1,6 +1,6 @@
 """Run the complete programs of README and docs, as they are printed there, and compare their output.
 
-    python benchmarks/readme.py [README.md docs/implicit.md …]
+    python -m benchmarks.readme [README.md docs/implicit.md …]
 
 A complete program is a Python block that begins with an import and is followed by its output. One that
 imports what is not installed is passed over, with a word.

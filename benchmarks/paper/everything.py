@@ -1,16 +1,9 @@
 """All figures and the overhead, one after another, with the options of each: see README.md.
 
-python benchmarks/paper/everything.py [--preset smoke|small|paper] [--data FOLDER] [--draw]
+python -m benchmarks.paper.everything [--preset smoke|small|paper] [--data FOLDER] [--draw]
 """
 
-import fig1
-import fig2
-import fig3
-import fig4
-import fig5
-import fig6
-import fig7
-import overhead
+from benchmarks.paper import fig1, fig2, fig3, fig4, fig5, fig6, fig7, overhead
 
 
 def main() -> None:

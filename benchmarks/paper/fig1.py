@@ -1,6 +1,6 @@
 """Figure 1: do all starts of λ end in the low region of a grid search?
 
-    python benchmarks/paper/fig1.py [--preset smoke|small|paper] [--data FOLDER] [--draw]
+    python -m benchmarks.paper.fig1 [--preset smoke|small|paper] [--data FOLDER] [--draw]
 
 Two pairs of hyperparameters: input noise and L2, without batch normalisation; input and hidden noise, with
 it. The grid trains with λ fixed at each of its points; trajectories start near its corners and the middles of
@@ -9,8 +9,9 @@ there, which is what the grid did, and compared with the grid's best test log-li
 """
 
 import numpy as np
-from grid import axes, grid
-from report import report
+
+from benchmarks.paper.grid import axes, grid
+from benchmarks.paper.report import report
 
 CORNERS = [(0, 0), (1, 1), (0, 1), (1, 0), (0.5, 1), (0.5, 0), (0, 0.5), (1, 0.5)]
 """Where trajectories start, as shares of the grid's sides, of which a margin is left out."""

@@ -1,13 +1,13 @@
 """Figure 2: does T1−T2 prevent the overfitting that λ fixed at the same start has?
 
-    python benchmarks/paper/fig2.py [--preset smoke|small|paper] [--data FOLDER] [--dataset svhn] [--draw]
+    python -m benchmarks.paper.fig2 [--preset smoke|small|paper] [--data FOLDER] [--dataset svhn] [--draw]
 
 The paper's data set is SVHN, with input noise and an L2 strength for each layer; where there is none,
 Fashion-MNIST stands in. Overfitting is the test loss at the end over the smallest of the run.
 """
 
-from over_training import middle, over_training
-from report import report
+from benchmarks.paper.over_training import middle, over_training
+from benchmarks.paper.report import report
 
 
 def study(lab):

@@ -1,6 +1,6 @@
 """Figure 3: does noise rise and then fall, and does L2 end stronger in higher layers?
 
-    python benchmarks/paper/fig3.py [--preset smoke|small|paper] [--data FOLDER] [--dataset svhn] [--draw]
+    python -m benchmarks.paper.fig3 [--preset smoke|small|paper] [--data FOLDER] [--dataset svhn] [--draw]
 
 The hyperparameters of figure 2's tuned runs, and their logs.
 
@@ -13,10 +13,11 @@ alone. Those of ``exact`` are preconditioned by Adam, and differ.
 """
 
 import numpy as np
-from claims import rank_correlation
-from logs import spread
-from over_training import middle, over_training
-from report import report
+
+from benchmarks.paper.claims import rank_correlation
+from benchmarks.paper.logs import spread
+from benchmarks.paper.over_training import middle, over_training
+from benchmarks.paper.report import report
 
 
 def study(lab):

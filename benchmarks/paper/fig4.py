@@ -1,15 +1,16 @@
 """Figure 4: how good is training with λ fixed, before and after T1−T2 has tuned it?
 
-    python benchmarks/paper/fig4.py [--preset smoke|small|paper] [--data FOLDER] [--dataset NAME] [--draw]
+    python -m benchmarks.paper.fig4 [--preset smoke|small|paper] [--data FOLDER] [--dataset NAME] [--draw]
 
 From each random start the network is trained with λ fixed there, by T1−T2, and again with λ fixed where T1−T2
 ended. The claim is that no tuned point is poor, however poor its start. Figures 5 and 6 read the same logs.
 """
 
 import numpy as np
-from claims import column, grouped
-from report import report
-from sweep import sweep
+
+from benchmarks.paper.claims import column, grouped
+from benchmarks.paper.report import report
+from benchmarks.paper.sweep import sweep
 
 
 def study(lab):

@@ -1,6 +1,6 @@
 """Figure 5: is a run by T1−T2 as good as one with λ fixed where it ended? That is hysteresis.
 
-    python benchmarks/paper/fig5.py [--preset smoke|small|paper] [--data FOLDER] [--dataset NAME] [--draw]
+    python -m benchmarks.paper.fig5 [--preset smoke|small|paper] [--data FOLDER] [--dataset NAME] [--draw]
 
 The runs are those of figure 4. The claim is a strong correlation, and that reruns are somewhat better. A run
 and its rerun share their split and first weights, which correlate them too. The run with λ fixed at the start
@@ -8,9 +8,10 @@ shares these and no tuning: its correlation with T1−T2 is printed beside.
 """
 
 import numpy as np
-from claims import bootstrap, column, rank_correlation, shown
-from report import report
-from sweep import groups, sweep
+
+from benchmarks.paper.claims import bootstrap, column, rank_correlation, shown
+from benchmarks.paper.report import report
+from benchmarks.paper.sweep import groups, sweep
 
 
 def study(lab):

@@ -1,6 +1,6 @@
 """Figure 6: is the error on T2, by which λ was tuned, still indicative of the test error?
 
-    python benchmarks/paper/fig6.py [--preset smoke|small|paper] [--data FOLDER] [--dataset NAME] [--draw]
+    python -m benchmarks.paper.fig6 [--preset smoke|small|paper] [--data FOLDER] [--dataset NAME] [--draw]
 
 The runs are those of figure 4, at their end. The claim is no overfitting to T2: a strong correlation where
 errors vary, and on MNIST all of them low. T2 is another for each start, so part of the scatter is its own;
@@ -8,9 +8,10 @@ the runs with λ fixed, which never saw T2, show how much of the difference betw
 """
 
 import numpy as np
-from claims import bootstrap, column, rank_correlation, shown
-from report import report
-from sweep import groups, sweep
+
+from benchmarks.paper.claims import bootstrap, column, rank_correlation, shown
+from benchmarks.paper.report import report
+from benchmarks.paper.sweep import groups, sweep
 
 
 def study(lab):

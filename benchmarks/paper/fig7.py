@@ -1,13 +1,14 @@
 """Figure 7: is the best λ for the log-likelihood also the best for the error?
 
-    python benchmarks/paper/fig7.py [--preset smoke|small|paper] [--data FOLDER] [--draw]
+    python -m benchmarks.paper.fig7 [--preset smoke|small|paper] [--data FOLDER] [--draw]
 
 The grids of figure 1, and their logs: no tuning at all.
 """
 
 import numpy as np
-from grid import grid
-from report import report
+
+from benchmarks.paper.grid import grid
+from benchmarks.paper.report import report
 
 
 def study(lab):

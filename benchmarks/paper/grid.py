@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from lab import Lab
-from logs import Record
-from settings import L2, NOISE, Setting
+
+from benchmarks.paper.lab import Lab
+from benchmarks.paper.logs import Record
+from benchmarks.paper.settings import L2, NOISE, Setting
 
 
 def axes(lab: Lab, setting: Setting) -> dict[str, np.ndarray]:

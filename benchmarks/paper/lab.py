@@ -6,16 +6,17 @@ import argparse
 from functools import cached_property, lru_cache
 from typing import Any
 
-import data
 import numpy as np
-from data import BATCH
-from frameworks import framework
-from logs import Logs, Record, numeric, plain
-from methods import FIRST, ByName, Method, annealed_adam
-from presets import PRESETS, preset_for
-from settings import Setting, settings
 
 import hypergrad as hg
+from benchmarks.paper import data
+from benchmarks.paper.data import BATCH
+from benchmarks.paper.frameworks import framework
+from benchmarks.paper.logs import Logs, Record, numeric, plain
+from benchmarks.paper.methods import FIRST, ByName, Method, annealed_adam
+from benchmarks.paper.presets import PRESETS, preset_for
+from benchmarks.paper.settings import Setting, settings
+from benchmarks.shared.networks import cross_entropies
 
 EVERY = 10
 """Steps of θ for one of λ."""
@@ -112,9 +113,7 @@ class Lab:
             for k in range(0, count, piece):
                 part, labels = data.prepared(start, x[k : k + piece]), y[k : k + piece]
                 logits, _ = net.logits(ops, inner.params, part, inner.aux)
-                shifted = logits - ops.xp.max(logits, axis=-1, keepdims=True)
-                logs = ops.xp.log(ops.xp.sum(ops.xp.exp(shifted), axis=-1))
-                loss = loss + ops.xp.sum(logs - ops.xp.sum(shifted * ops.one_hot(labels), axis=-1))
+                loss = loss + ops.xp.sum(cross_entropies(ops.xp, logits, ops.one_hot(labels)))
                 wrong = wrong + ops.xp.sum(ops.xp.where(ops.xp.argmax(logits, axis=-1) != labels, 1.0, 0.0))
             return {"error": wrong / count, "loss": loss / count}
 

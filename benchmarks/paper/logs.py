@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from settings import Setting
+
+from benchmarks.paper.settings import Setting
 
 Record = dict[str, Any]
 

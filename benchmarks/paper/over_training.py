@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from lab import Lab
-from logs import Record
-from methods import METHODS
-from settings import Setting
+from benchmarks.paper.lab import Lab
+from benchmarks.paper.logs import Record
+from benchmarks.paper.methods import METHODS
+from benchmarks.paper.settings import Setting
 
 
 def middle(options: argparse.Namespace) -> argparse.Namespace:

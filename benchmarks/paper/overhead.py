@@ -1,6 +1,6 @@
 """What T1−T2 costs: its time over that of plain training, as a ratio, and the paper's ≈ 30 %.
 
-    python benchmarks/paper/overhead.py [--preset smoke|small|paper] [--data FOLDER] [--backend torch]
+    python -m benchmarks.paper.overhead [--preset smoke|small|paper] [--data FOLDER] [--backend torch]
 
 Three programs train the same network from the same state: with λ fixed, with an update of λ at every 10th
 step, and at every step. They are timed in turn, over and over; the ratios are the median of those of each
@@ -8,14 +8,14 @@ round, with the smallest and the largest quarter left out of the range. From eve
 hypergradient costs in training steps.
 """
 
-import time
-
-import data
 import numpy as np
-from data import BATCH
-from lab import EVERY
-from methods import FIRST, METHODS
-from report import report
+
+from benchmarks.paper import data
+from benchmarks.paper.data import BATCH
+from benchmarks.paper.lab import EVERY
+from benchmarks.paper.methods import FIRST, METHODS
+from benchmarks.paper.report import report
+from benchmarks.shared.timing import clock
 
 
 def programs(lab, setting, steps):
@@ -56,9 +56,7 @@ def study(lab):
         spent = {name: [] for name in run}
         for repeat in range(lab.preset.repeats):
             for name, each in run.items():
-                began = time.perf_counter()
-                each()
-                spent[name].append(time.perf_counter() - began)
+                spent[name].append(clock(each))
                 about = {"setting": setting.name, "program": str(name), "repeat": repeat}
                 rows.append(about | {"seconds": spent[name][-1]})
         plain = np.array(spent.pop("plain"))

@@ -1,6 +1,6 @@
 """The figures, drawn from the logs alone.
 
-    python benchmarks/paper/plots.py [--out FOLDER]
+    python -m benchmarks.paper.plots [--out FOLDER]
 
 draws every figure whose logs lie under the folder, beside them. ``--draw`` of a figure's script does so
 for that one.
@@ -10,8 +10,9 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from claims import grouped
-from logs import grids, runs, table, title
+
+from benchmarks.paper.claims import grouped
+from benchmarks.paper.logs import grids, runs, table, title
 
 COLOURS = {
     "code-clipped": "tab:blue",

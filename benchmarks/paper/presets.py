@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from methods import FIRST, METHODS, Method
+from benchmarks.paper.methods import FIRST, METHODS, Method
 
 THREE, FIVE = (2000,) * 3, (4000, 2000, 1000, 500, 250)
 

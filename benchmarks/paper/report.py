@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-import data
-from lab import Lab
-from plots import FIGURES, draw
-from presets import PRESETS
+from benchmarks.paper import data
+from benchmarks.paper.lab import Lab
+from benchmarks.paper.plots import FIGURES, draw
+from benchmarks.paper.presets import PRESETS
 
 Options = argparse.Namespace
 

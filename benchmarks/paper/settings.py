@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from networks import AllConvolutional, Net
-from presets import Preset
+
+from benchmarks.paper.networks import AllConvolutional, Net
+from benchmarks.paper.presets import Preset
 
 NOISE, L2 = (0.0, 0.5), (1e-6, 1e-2)
 """Where the random starts are drawn from, evenly and evenly in the logarithm."""

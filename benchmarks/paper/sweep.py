@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from claims import grouped
-from lab import Lab
-from logs import Record, spread
+from benchmarks.paper.claims import grouped
+from benchmarks.paper.lab import Lab
+from benchmarks.paper.logs import Record, spread
 
 MEASURES = [f"{part}_{kind}" for part in ("test", "val", "train") for kind in ("error", "loss")]
 

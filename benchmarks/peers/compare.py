@@ -1,6 +1,6 @@
 """hypergrad and the libraries that people use today, on the same problems and the same numbers.
 
-    python benchmarks/peers/compare.py [--peers torchopt higher betty jaxopt optimistix | none]
+    python -m benchmarks.peers.compare [--peers torchopt higher betty jaxopt optimistix | none]
         [--preset smoke|small] [--only KEY ...] [--out FILE.json]
 
 In one process, interleaved: each round runs every entry of a workload once, in an order of its own, and times
@@ -11,11 +11,9 @@ fair about this and how to read the table.
 import argparse
 import importlib
 import importlib.util
-import json
 import math
 import os
 import platform
-import random
 import statistics
 import sys
 import time
@@ -28,10 +26,12 @@ from types import ModuleType
 from typing import Any
 
 import numpy
-import ours
-from frameworks import Entry, Program, Seen, Task
-from workloads import PRESETS, Workload, error, workloads
 
+from benchmarks.peers import ours
+from benchmarks.peers.frameworks import Entry, Seen, Task
+from benchmarks.peers.workloads import PRESETS, Workload, error, workloads
+from benchmarks.shared.report import plain, save
+from benchmarks.shared.timing import Program, rounds
 from hypergrad.errors import SolveWarning
 
 PEERS = {  # what is installed -> (framework, what it is imported as)
@@ -92,7 +92,7 @@ class Row:
         }
         if base is not None:
             found |= {"time_ratio": self.seconds / base.seconds, "memory_ratio": ratio(self, base)}
-        return {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in found.items()}
+        return plain(found)
 
 
 def apart(row: Row, base: Row | None) -> float:
@@ -152,16 +152,14 @@ def compare(workload: Workload, framework: ModuleType, peers: list[ModuleType], 
         rows.append(Row(workload, framework.NAME, entry, seen, run))
     if workload.timed:
         going = [row for row in rows if row.program is not None]
-        order = random.Random(0)
-        for _ in range(repeats):
-            order.shuffle(going)
-            for row in going:
-                if len(row.times) >= FEWEST and sum(row.times) > LONGEST:
-                    continue
-                begin = time.perf_counter()
-                framework.wait(row.program())
-                row.times.append(time.perf_counter() - begin)
+        times = rounds([row.program for row in going], repeats, framework.wait, enough)
+        for row, seen in zip(going, times, strict=True):
+            row.times = seen
     return rows
+
+
+def enough(times: list[float]) -> bool:
+    return len(times) >= FEWEST and sum(times) > LONGEST
 
 
 def base_of(rows: list[Row]) -> Row | None:
@@ -299,7 +297,7 @@ def installed(names: list[str]) -> tuple[dict[str, list[ModuleType]], dict[str, 
             passed.append(f"{name} is not installed: pip install -r benchmarks/peers/requirements-{name}.txt")
             continue
         try:
-            adaptors[framework].append(importlib.import_module(f"peer_{imported}"))
+            adaptors[framework].append(importlib.import_module(f"benchmarks.peers.peer_{imported}"))
         except Exception as raised:  # an old library on a new framework
             passed.append(f"{name} is installed and cannot be imported: {first_line(raised)}")
             continue
@@ -325,7 +323,7 @@ def main() -> None:
         if importlib.util.find_spec(name) is None:
             print(f"passed over: {name} is not installed, nor what runs on it")
         else:
-            frameworks.append(importlib.import_module(f"in_{name}"))
+            frameworks.append(importlib.import_module(f"benchmarks.peers.in_{name}"))
     versions = (
         {"python": platform.python_version(), "numpy": numpy.__version__}
         | {k: v for module in frameworks for k, v in module.versions().items()}
@@ -365,9 +363,7 @@ def main() -> None:
     load.append(os.getloadavg()[0])
     print(f"load of the machine before and after: {load[0]:.1f}, {load[1]:.1f} ({os.cpu_count()} cores)")
     if options.out:
-        options.out.write_text(
-            json.dumps(about | {"load": load, "rows": kept, "behind": lags}, indent=1) + "\n"
-        )
+        save(options.out, about | {"load": load, "rows": kept, "behind": lags})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from frameworks import Entry, Program, Task
+from benchmarks.peers.frameworks import Entry, Task
+from benchmarks.shared.timing import Program
 
 
 def program(task: Task, entry: Entry) -> Program:

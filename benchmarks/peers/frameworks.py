@@ -5,13 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy
-from losses import Words, losses
-from workloads import Workload
+
+from benchmarks.peers.losses import Words, losses
+from benchmarks.peers.workloads import Workload
 
 RTOL, MOST = 1e-6, 5000
 """The tolerance of every solve that takes one, and the steps that the best setting of each may take."""
-
-Program = Callable[[], Any]
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy
-from frameworks import MOST, RTOL, Entry, Program, Task
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from losses import Words
-from workloads import RATE
+
+from benchmarks.peers.frameworks import MOST, RTOL, Entry, Task
+from benchmarks.peers.losses import Words
+from benchmarks.peers.workloads import RATE
+from benchmarks.shared.timing import Program
 
 jax.config.update("jax_enable_x64", True)
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import autograd.numpy as np
 import numpy
-from eager import counting as counting
-from eager import program as program
-from eager import wait as wait
-from frameworks import Entry, Task
-from losses import Words
+
+from benchmarks.peers.eager import counting as counting
+from benchmarks.peers.eager import program as program
+from benchmarks.peers.eager import wait as wait
+from benchmarks.peers.frameworks import Entry, Task
+from benchmarks.peers.losses import Words
 
 NAME = "numpy"
 

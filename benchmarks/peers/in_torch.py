@@ -6,15 +6,16 @@ import weakref
 
 import numpy
 import torch
-from eager import counting as counting
-from eager import program as program
-from eager import wait as wait
-from frameworks import MOST, RTOL, Entry, Task
-from losses import Words
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from workloads import RATE
+
+from benchmarks.peers.eager import counting as counting
+from benchmarks.peers.eager import program as program
+from benchmarks.peers.eager import wait as wait
+from benchmarks.peers.frameworks import MOST, RTOL, Entry, Task
+from benchmarks.peers.losses import Words
+from benchmarks.peers.workloads import RATE
 
 NAME = "torch"
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from workloads import LAYERS, Workload, mlp
+from benchmarks.peers.workloads import Workload, mlp
+from benchmarks.shared.networks import squares
 
 Loss = Callable[[Any, Any, Any], Any]
 
@@ -34,10 +35,7 @@ def network(words: Words) -> tuple[Loss, Loss]:
         return words.cross_entropy(mlp(xp, params, batch[0]), batch[1])
 
     def inner(params, log_l2, batch):
-        strengths = xp.exp(log_l2)
-        return outer(params, log_l2, batch) + sum(
-            strengths[k] * xp.sum(params[f"w{k}"] ** 2) for k in range(LAYERS)
-        )
+        return outer(params, log_l2, batch) + squares(xp, params, log_l2)
 
     return inner, outer
 

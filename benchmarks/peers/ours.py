@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from frameworks import MOST, RTOL, Entry, Task
-from workloads import MOMENTUM, RATE, Workload
-
 import hypergrad as hg
+from benchmarks.peers.frameworks import MOST, RTOL, Entry, Task
+from benchmarks.peers.workloads import MOMENTUM, RATE, Workload
 
 
 def estimators(workload: Workload) -> list[tuple[str, Any]]:

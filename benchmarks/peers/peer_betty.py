@@ -10,8 +10,9 @@ import torch
 from betty.configs import Config, EngineConfig
 from betty.engine import Engine
 from betty.problems import ImplicitProblem
-from frameworks import Entry, Task
 from torch import nn
+
+from benchmarks.peers.frameworks import Entry, Task
 
 STEPS = 1000
 """Its solvers have no tolerance: so many iterations are run, whatever comes of them."""

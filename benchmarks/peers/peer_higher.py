@@ -2,9 +2,10 @@
 
 import higher
 import torch
-from frameworks import Entry, Task
 from torch import nn
-from workloads import LAYERS, RATE
+
+from benchmarks.peers.frameworks import Entry, Task
+from benchmarks.peers.workloads import LAYERS, RATE
 
 
 class Network(nn.Module):

@@ -3,11 +3,12 @@
 import jax
 import jaxopt
 import optax
-from frameworks import MOST, RTOL, Entry, Task
 from jax import lax
 from jaxopt.implicit_diff import custom_root
 from jaxopt.linear_solve import solve_cg, solve_normal_cg
-from workloads import RATE
+
+from benchmarks.peers.frameworks import MOST, RTOL, Entry, Task
+from benchmarks.peers.workloads import RATE
 
 
 def entries(task: Task) -> list[Entry]:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import lineax as lx
 import optax
 import optimistix as optx
-from frameworks import MOST, RTOL, Entry, Task
-from workloads import RATE
+
+from benchmarks.peers.frameworks import MOST, RTOL, Entry, Task
+from benchmarks.peers.workloads import RATE
 
 
 def entries(task: Task) -> list[Entry]:

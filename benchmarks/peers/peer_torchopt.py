@@ -4,10 +4,11 @@ import warnings
 
 import torch
 import torchopt
-from frameworks import MOST, RTOL, Entry, Task
 from torchopt.diff.implicit import custom_root
 from torchopt.linear_solve import solve_cg, solve_normal_cg
-from workloads import RATE
+
+from benchmarks.peers.frameworks import MOST, RTOL, Entry, Task
+from benchmarks.peers.workloads import RATE
 
 warnings.filterwarnings("ignore", "We've integrated functorch", FutureWarning)
 

@@ -16,6 +16,8 @@ import autograd
 import autograd.numpy as np
 import numpy
 
+from benchmarks.shared.networks import squares
+
 RATE, MOMENTUM, BATCH, IN, OUT = 0.05, 0.9, 100, 784, 10
 LAYERS = 3
 PRESETS = {
@@ -115,9 +117,7 @@ def unrolled_in_float64(params, hparams, train, val, steps, momentum) -> numpy.n
         return np.mean(np.log(np.sum(np.exp(out - top[:, None]), 1)) + top - out[np.arange(len(y)), y])
 
     def inner(params, log_l2):
-        return loss(params, train) + sum(
-            np.exp(log_l2[k]) * np.sum(params[f"w{k}"] ** 2) for k in range(LAYERS)
-        )
+        return loss(params, train) + squares(np, params, log_l2)
 
     def final(log_l2):
         theta, velocity = start, {name: 0.0 for name in start}

@@ -1,0 +1,1 @@
+"""What a hypergradient costs: FLOPs, time, memory, and products with a Hessian."""

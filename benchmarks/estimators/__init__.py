@@ -1,0 +1,1 @@
+"""Methods compared: which hypergradients find good hyperparameters, and for what."""

@@ -1,0 +1,1 @@
+"""Estimators and searches on eight problems; ``python -m benchmarks.estimators.compare`` runs it."""

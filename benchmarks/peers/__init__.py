@@ -1,0 +1,1 @@
+"""hypergrad beside other libraries, on the same problems and numbers."""

@@ -205,8 +205,8 @@ class DifferenceError(HypergradError, ArithmeticError):
             "two radii",
             "The hypergradient would carry an error of that order, or be plainly wrong.",
             (
-                "the loss has kinks (ReLU, max pooling), across which its gradient jumps: take the exact "
-                "mixed term, or smooth activations",
+                "the loss has kinks (ReLU, max pooling), across which its gradient jumps: take "
+                "hg.Exact(), or smooth activations",
                 "rounding: use float64, or a larger FiniteDifference(radius=...)",
                 "the loss curves strongly: use a smaller radius",
                 "accept the error knowingly with FiniteDifference(tolerance=float('inf'))",
@@ -217,7 +217,7 @@ class DifferenceError(HypergradError, ArithmeticError):
 
 
 class InnerNotConvergedError(HypergradError, ArithmeticError):
-    """An implicit estimate was asked for away from the inner optimum, with ``strict=True``.
+    """An implicit estimate was asked for away from the inner optimum, with ``Checks(away="raise")``.
 
     Attributes:
         gradient_norm: ‖∇C̃1‖ at the parameters given.
@@ -241,7 +241,7 @@ class InnerNotConvergedWarning(HypergradWarning):
 
 
 class SolveWarning(HypergradWarning):
-    """A linear solve failed and its bias was accepted with ``on_failure="warn"``."""
+    """A linear solve failed and its bias was accepted with ``Checks(unsolved="warn")``."""
 
 
 def explain(fact: str, consequence: str, causes: Sequence[str]) -> str:
@@ -259,6 +259,6 @@ def not_converged(gradient_norm: float, tolerance: float) -> str:
         (
             "the inner problem is not solved: train longer, or use Unrolled",
             "the batch differs from the one that was trained on: give all of T1",
-            "the tolerance is too strict for this problem: raise Implicit(tolerance=...)",
+            "the tolerance is too strict for this problem: raise Checks(tolerance=...)",
         ),
     )

@@ -20,7 +20,7 @@ _FAULTS = {
     ),
 }
 
-_DIFFERENCES = "if only the second derivative is missing: take differences, mixed=hg.FiniteDifference()"
+_DIFFERENCES = "if only the second derivative is missing: take differences, products=hg.FiniteDifference()"
 
 
 @contextmanager

@@ -37,7 +37,7 @@ _REMEDIES = {
 }
 
 _DIFFERENCES = (
-    "take the mixed term by finite differences of first-order gradients: pass mixed=hg.FiniteDifference()"
+    "take the mixed term by finite differences of first-order gradients: pass products=hg.FiniteDifference()"
 )
 
 

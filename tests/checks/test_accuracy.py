@@ -1,4 +1,4 @@
-"""`Implicit(accuracy=…)` and `bound=`: how far a hypergradient is from the right one, as it knows itself."""
+"""`UntilAccurate` and `error_bound`: how far a hypergradient is from the right one, as it knows itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from support.frameworks import affordable, each_backend
 from support.known import Logistic
 
 import hypergrad as hg
-from hypergrad.errors import SolveError
+from hypergrad.errors import ArgumentError, SolveError
 
 
 def ill_conditioned(backend, kappa, n=120, seed=0):
@@ -40,7 +40,7 @@ class TestAccuracy:
             out = estimator.estimate(problem, state, lam, train, val, backend=backend)
             error = np.linalg.norm(numbers(backend, out.hypergradient) - exact) / np.linalg.norm(exact)
             assert error <= tolerance
-            assert float(out.report.error) <= tolerance
+            assert float(out.report.solve.error) <= tolerance
 
     def test_it_costs_less_than_a_residual_to_be_safe(self, backend):
         problem, (theta, lam), train, val, _ = ill_conditioned(backend, 1e3)
@@ -104,37 +104,46 @@ class TestBound:
             told = Logistic(seed=seed)
             best = told.optimum(told.lam)
             theta = best + away * np.random.default_rng(seed).normal(size=best.size)
-            estimator = hg.Implicit(hg.CG(rtol=rtol), bound=True, tolerance=1e9)
+            estimator = hg.Implicit(hg.CG(rtol=rtol), checks=hg.Checks(away="ignore"))
             state = estimator.init(told.problem(backend), *arrays(backend, theta, told.lam), backend=backend)
             out = estimator.estimate(
                 told.problem(backend), state, backend.asarray(told.lam), *told.data(backend), backend=backend
             )
+            given = told.problem(backend), *arrays(backend, theta, told.lam), *told.data(backend), estimator
             exact = told.hypergradient(best, told.lam)
             error = np.linalg.norm(numbers(backend, out.hypergradient) - exact)
-            limit = float(out.report.error_bound)
+            limit = float(hg.error_bound(*given, backend=backend))
             assert error <= limit + 1e-12
             lowest = np.linalg.eigvalsh(told.hessian(theta, told.lam))[0]
-            assert lowest * (1 - 1e-6) <= float(out.report.smallest_curvature)
+            assert lowest * (1 - 1e-6) <= float(out.report.solve.smallest_curvature)
             # It is no better than its constants: the condition number of H, and of ∂_λ G.
             assert limit <= 1e-6 + 300 * (away + rtol)
 
-    @pytest.mark.parametrize("options", [{"damping": 0.1}, {"damping": 1.0}, {"warm_start": True}], ids=str)
-    def test_it_is_above_the_error_of_a_damped_solve_or_says_nothing(self, backend, options):
+    @pytest.mark.parametrize(
+        "solver",
+        [hg.Damped(hg.CG(rtol=1e-8), 0.1), hg.Damped(hg.CG(rtol=1e-8), 1.0), hg.Warm(hg.CG(rtol=1e-8))],
+        ids=str,
+    )
+    def test_it_is_above_the_error_of_a_damped_solve_or_says_nothing(self, backend, solver):
         told = Logistic()
         theta, lam = arrays(backend, told.optimum(told.lam), told.lam)
-        estimator = hg.Implicit(hg.CG(rtol=1e-8), bound=True, **options)
-        state = estimator.init(told.problem(backend), theta, lam, backend=backend)
-        for _ in range(2):
-            out = estimator.estimate(told.problem(backend), state, lam, *told.data(backend), backend=backend)
-            state = out.state
-            exact = told.hypergradient(told.optimum(told.lam), told.lam)
-            error = np.linalg.norm(numbers(backend, out.hypergradient) - exact)
-            assert not float(out.report.error_bound) < error
+        given = told.problem(backend), theta, lam, *told.data(backend), hg.Implicit(solver)
+        exact = told.hypergradient(told.optimum(told.lam), told.lam)
+        error = np.linalg.norm(numbers(backend, hg.hypergradient(*given, backend=backend)) - exact)
+        assert not float(hg.error_bound(*given, backend=backend)) < error
 
     def test_without_a_curvature_nothing_is_claimed(self, backend):
         told = Logistic()
         theta, lam = arrays(backend, told.optimum(told.lam), told.lam)
-        estimator = hg.Implicit(hg.Identity(0.1), bound=True)
-        state = estimator.init(told.problem(backend), theta, lam, backend=backend)
-        out = estimator.estimate(told.problem(backend), state, lam, *told.data(backend), backend=backend)
-        assert np.isnan(float(out.report.error_bound))
+        given = told.problem(backend), theta, lam, *told.data(backend), hg.Implicit(hg.Identity(0.1))
+        assert np.isnan(float(hg.error_bound(*given, backend=backend)))
+
+    def test_it_is_of_the_loss_itself(self, backend):
+        told = Logistic()
+        theta, lam = arrays(backend, told.optimum(told.lam), told.lam)
+        gauss_newton = hg.Implicit(products=hg.GaussNewton(lambda p, h, b: p, lambda f, h, b: f @ f))
+        for estimator in (gauss_newton, hg.Greedy(hg.SGD(0.1))):
+            with pytest.raises(ArgumentError, match="error_bound"):
+                hg.error_bound(
+                    told.problem(backend), theta, lam, *told.data(backend), estimator, backend=backend
+                )

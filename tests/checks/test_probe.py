@@ -15,7 +15,7 @@ parametrize = pytest.mark.parametrize
 
 
 class TestProbe:
-    WAYS = (None, hg.FiniteDifference(), hg.FiniteDifference(sides=1))
+    WAYS = (hg.Exact(), hg.FiniteDifference(), hg.FiniteDifference(sides=1))
 
     def probe(self, task, estimator, **options):
         options = {"repeats": 2} | options
@@ -25,25 +25,25 @@ class TestProbe:
     @parametrize("make", [GREEDY["sgd"][0], IMPLICIT["cg"]], ids=["Greedy", "Implicit"])
     def test_a_row_for_each_way(self, backend, make):
         seen = self.probe(net(backend), make())
-        assert tuple(way.mixed for way in seen.ways) == self.WAYS
+        assert tuple(way.products for way in seen.ways) == self.WAYS
         assert not any(way.failure for way in seen.ways) and all(way.seconds > 0 for way in seen.ways)
         exact, two, one = (way.error for way in seen.ways)
         assert exact == 0.0 < two <= 1e-7 and 0.0 < one <= 1e-4
         title, *rows = str(seen).splitlines()
         assert type(make()).__name__ in title and len(rows) == 3
-        for row, name in zip(rows, ("exact", repr(self.WAYS[1]), repr(self.WAYS[2])), strict=True):
+        for row, name in zip(rows, ("Exact()", repr(self.WAYS[1]), repr(self.WAYS[2])), strict=True):
             assert row.strip().startswith(name) and " ms " in row
 
     @on_both
     def test_the_best_is_the_fastest(self, backend):
         seen = self.probe(net(backend), hg.Greedy(hg.SGD(0.1)))
-        assert seen.best == min(seen.ways, key=lambda way: way.seconds).mixed
+        assert seen.best == min(seen.ways, key=lambda way: way.seconds).products
 
     @on_both
     def test_ways_of_ones_own(self, backend):
         ways = tuple(hg.FiniteDifference(radius=radius) for radius in (1e-6, 1e-4))
         seen = self.probe(net(backend), hg.Greedy(hg.SGD(0.1)), ways=ways)
-        assert tuple(way.mixed for way in seen.ways) == ways
+        assert tuple(way.products for way in seen.ways) == ways
         # Without an exact way it is the difference's own estimate.
         assert all(0 < way.error <= 1e-5 for way in seen.ways)
 
@@ -65,20 +65,20 @@ class TestProbe:
         assert "OnceTanh" in exact.failure and np.isnan([exact.seconds, exact.error]).all()
         assert not any(way.failure for way in differences) and seen.best in self.WAYS[1:]
         assert "OnceTanh" in str(seen).splitlines()[1] and " ms " not in str(seen).splitlines()[1]
-        out = task.estimate(make(mixed=seen.best))
+        out = task.estimate(make(products=seen.best))
         assert np.isfinite(flat(out.hypergradient)).all()
 
     def test_no_way_that_works(self):
         task = torch_task(FUNCTIONS["once-differentiable"]()[0])
-        seen = self.probe(task, hg.Greedy(hg.SGD(0.1)), ways=(None,))
+        seen = self.probe(task, hg.Greedy(hg.SGD(0.1)), ways=(hg.Exact(),))
         with pytest.raises(errors.ArgumentError):
             _ = seen.best
 
     @on_both
     def test_a_difference_that_is_refused(self, backend):
-        ways = (None, hg.FiniteDifference(radius=0.3, tolerance=1e-6))
+        ways = (hg.Exact(), hg.FiniteDifference(radius=0.3, tolerance=1e-6))
         seen = self.probe(net(backend), hg.Greedy(hg.SGD(0.1)), ways=ways)
-        assert "finite differences" in seen.ways[1].failure and seen.best is None
+        assert "finite differences" in seen.ways[1].failure and seen.best == hg.Exact()
 
     def test_an_estimator_without_a_mixed_term(self):
         task = torch_task(partial(by_tanh, torch.tanh))

@@ -38,7 +38,7 @@ class TestWithoutASecondDerivative:
     def test_differences_agree_with_the_exact_way_of_the_same_function(self, function, way):
         without, smooth = FUNCTIONS[function]()
         make = self.WAYS[way]
-        out = torch_task(without).estimate(make(mixed=hg.FiniteDifference()))
+        out = torch_task(without).estimate(make(products=hg.FiniteDifference()))
         exact = torch_task(smooth).estimate(make())
         for name in ("log_l2", "noise"):
             assert distance(out.hypergradient[name], exact.hypergradient[name]) <= 1e-6

@@ -63,11 +63,11 @@ class TestHyperparameterOfOneRole:
         found, _, _, _, report = estimate(backend, estimator, problem, hparams=hparams)
         assert np.all(found["x"] != 0.0) and found["direct"] == 4.0
         assert_array_equal(found["added"], np.zeros(3), strict=True)
-        assert report.responds == {"x": True, "added": False, "direct": False}
+        assert report.reached == {"x": True, "added": False, "direct": False}
         # A program returns arrays alone.
         returned = estimator not in EAGER and backend.name == "jax"
         known = jax.Array if returned else bool
-        assert all(isinstance(responds, known) for responds in report.responds.values())
+        assert all(isinstance(responds, known) for responds in report.reached.values())
 
 
 def tied(params, hparams, batch):

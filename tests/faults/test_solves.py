@@ -40,12 +40,14 @@ class TestLinearSolve:
     def test_singular(self, backend, solver, scale, hessian):
         error = unsolved(backend, solver, scale * hessian)
         assert error.reason == "singular" and error.residual > 1e-3
-        says(error, "damping")
-        with pytest.warns(errors.SolveWarning, match="damping"):
-            assert solve(backend, solver, scale * hessian, on_failure="warn")[1].residual > 1e-3
+        says(error, "hg.Damped")
+        with pytest.warns(errors.SolveWarning, match="hg.Damped"):
+            assert (
+                solve(backend, solver, scale * hessian, checks=hg.Checks(unsolved="warn"))[1].residual > 1e-3
+            )
 
     def test_singular_but_damped_or_consistent(self, backend):
-        damped, _ = solve(backend, hg.CG(), np.diag([1.0, 0.0]), damping=0.1)
+        damped, _ = solve(backend, hg.Damped(hg.CG(), 0.1), np.diag([1.0, 0.0]))
         assert_allclose(damped, 1 / 1.1 + 1 / 0.1, rtol=1e-9)
         assert_allclose(solve(backend, hg.CG(), np.ones((2, 2)))[0], 1.0, rtol=1e-12)
 
@@ -55,7 +57,7 @@ class TestLinearSolve:
         for hessian in (np.diag(eigenvalues), rotated(*eigenvalues)):
             error = unsolved(backend, solver, hessian)
             assert error.reason == "negative_curvature" and 1 <= error.step <= len(hessian)
-            says(error, "damping")
+            says(error, "hg.Damped")
             unsolved(backend, hg.Neumann(100, 0.1, rtol=1e-6), hessian)
 
     def test_out_of_steps_gives_the_true_residual(self, backend):
@@ -65,7 +67,7 @@ class TestLinearSolve:
         error = unsolved(backend, hg.CG(max_steps=2), hessian)
         assert (error.reason, error.step) == ("max_steps", 2)
         assert_allclose(error.residual, np.linalg.norm(left) / np.linalg.norm(v), rtol=1e-9)
-        says(error, "max_steps", "damping", "on_failure", f"{error.residual:.1e}")
+        says(error, "max_steps", "hg.Damped", "hg.Checks(unsolved=", f"{error.residual:.1e}")
         left, error = v - 0.05 * hessian @ v, unsolved(backend, hg.Neumann(1, 0.05, 1e-6), hessian)
         assert (error.reason, error.step) == ("max_steps", 1)
         assert_allclose(error.residual, np.linalg.norm(left) / np.linalg.norm(v), rtol=1e-9)

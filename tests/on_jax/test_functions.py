@@ -112,11 +112,15 @@ class TestWithoutDerivative:
             compiled(EACH[name], fit(f)).lower(params, hparams, batch, val)
 
     @parametrize(
-        "take", [partial(hg.Greedy, RULE), partial(hg.Implicit, hg.CG(rtol=1e-4), tolerance=ANYWHERE)]
+        "take",
+        [
+            partial(hg.Greedy, RULE),
+            partial(hg.Implicit, hg.CG(rtol=1e-4), checks=hg.Checks(tolerance=ANYWHERE)),
+        ],
     )
     def test_without_a_second_one_differences_serve(self, take):
         args, (f, _) = asarrays(PARAMS, HPARAMS, BATCH, VAL), WITHOUT["custom_vjp-that-calls-back"]
-        exact, mixed = take(), take(mixed=hg.FiniteDifference())
+        exact, mixed = take(), take(products=hg.FiniteDifference())
         found = mixed.check(compiled(mixed, fit(f))(*args)).hypergradient
         expected = compiled(exact, fit(lambda z, gain: jnp.tanh(gain * z)))(*args).hypergradient
         assert_allclose([found[k] for k in expected], list(expected.values()), rtol=1e-3)

@@ -98,7 +98,7 @@ class TestManyStarts:
         params, hparams, (train, *_), val = asarrays(*GIVEN.values())
         starts = {"x": jnp.stack([hparams["x"], hparams["x"] * jnp.inf, 2 * hparams["x"]])}
         report, (first, bad, last) = self.statuses(EACH[name], RIDGE, params, starts, train, val)
-        assert report.bad_step.tolist() == [-1, 0, -1]
+        assert report.faults.step.tolist() == [-1, 0, -1]
         assert isinstance(first, hg.Estimate) and isinstance(last, hg.Estimate)
         assert (type(bad), bad.where, bad.step) == (errors.NonFiniteError, "T1", 0)
 
@@ -108,6 +108,6 @@ class TestManyStarts:
         params, _, train, val = quadratic_args(np.eye(2))
         starts = {"x": jnp.zeros(4), "hessian": jnp.asarray([np.diag(d) for d in diagonals])}
         report, found = self.statuses(hg.Implicit(solver), QUADRATIC, params, starts, train, val)
-        assert report.failure.tolist() == [0, 1, 2, 0]
+        assert report.solve.failure.tolist() == [0, 1, 2, 0]
         assert [getattr(x, "reason", None) for x in found] == [None, "singular", "negative_curvature", None]
-        assert report.iterations.shape == report.residual.shape == (4,)
+        assert report.solve.iterations.shape == report.solve.residual.shape == (4,)

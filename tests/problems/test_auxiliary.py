@@ -15,7 +15,7 @@ from hypergrad.testing.problems import close, regression, vector
 LR, MOMENTUM = 0.1, 0.9
 RULE = hg.SGD(LR, momentum=MOMENTUM)
 FROZEN = hg.SGD(0.0)
-ANYWHERE = {"tolerance": float("inf")}
+ANYWHERE = {"checks": hg.Checks(away="ignore")}
 GREEDY, DIFFERENCED = hg.Greedy(RULE), hg.Greedy(RULE, products=hg.FiniteDifference())
 UNROLLED = [hg.Unrolled(RULE, 4), hg.Unrolled(RULE, 4, tape=hg.States())]
 TRUNCATED = hg.Unrolled(RULE, 4, truncate=2, tape=hg.States())
@@ -179,7 +179,7 @@ class TestHypergradients:
 
     @pytest.mark.parametrize("mixed", [None, hg.FiniteDifference()], ids=["exact", "differenced"])
     def test_at_an_optimum_take_the_state_as_it_is(self, net, mixed):
-        estimator = hg.Implicit(hg.Identity(0.1), mixed=mixed, **ANYWHERE)
+        estimator = hg.Implicit(hg.Identity(0.1), products=mixed, **ANYWHERE)
         alone = hg.Bilevel(
             lambda p, h, b: net.inner(p, h, b, net.aux)[0], lambda p, h, b: net.outer(p, h, b, net.aux)
         )

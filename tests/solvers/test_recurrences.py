@@ -41,8 +41,8 @@ class TestConjugateGradients:
         def iterates(matrix, m, v, start):
             product = matvec(backend, matrix)
             cg = partial(hg.CG, rtol=1e-15, preconditioner=matvec(backend, m) if preconditioned else None)
-            system = System.begun(backend, lambda p, _: product(p), v, start)
-            return [cg(k).solve(backend, system).x for k in range(1, n + 1)]
+            system = System(backend, product, v, x=start)
+            return [cg(k).solve(system).x for k in range(1, n + 1)]
 
         given_ = backend.asarray(h), backend.asarray(m), cut(backend, v), cut(backend, start)
         found = program(backend, iterates)(*given_)

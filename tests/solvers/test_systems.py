@@ -7,6 +7,7 @@ from support.frameworks import affordable, each_backend
 from support.random_systems import definite, examples, judge, of, solved, systems
 
 import hypergrad as hg
+from hypergrad.solvers import System
 
 # What may go wrong in each kind of system; where a row is empty, the solver must succeed.
 SLOW = {"max_steps"}
@@ -91,8 +92,10 @@ class TestWellPosed:
 
     def test_one_step_of_amortised_is_remembered(self, backend):
         x, r = np.arange(3.0), np.ones(3)
-        after = hg.Amortised(0.1).remembered(backend, backend.asarray(x), backend.asarray(r))
-        np.testing.assert_allclose(backend.to_numpy(after), x + 0.1)
+        v, x = backend.asarray(2.0 * x + r), backend.asarray(x)
+        solution = hg.Amortised(0.1).solve(System(backend, lambda p: 2.0 * p, v), x)
+        np.testing.assert_allclose(backend.to_numpy(solution.x), backend.to_numpy(x))
+        np.testing.assert_allclose(backend.to_numpy(solution.memory), backend.to_numpy(x) + 0.1)
 
 
 @each_backend

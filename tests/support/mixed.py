@@ -117,11 +117,13 @@ GREEDY = {
 }
 every_greedy = parametrize(("make", "constants"), GREEDY.values(), ids=GREEDY)
 IMPLICIT = {
-    "cg": partial(hg.Implicit, hg.CG(rtol=1e-6), tolerance=FORGIVING),
-    "direct": partial(hg.Implicit, hg.Direct(), tolerance=FORGIVING),
-    "neumann": partial(hg.Implicit, hg.Neumann(8, step_size=0.03), tolerance=FORGIVING),
-    "neumann-power": partial(hg.Implicit, hg.Neumann(8), damping=1.0, tolerance=FORGIVING),
-    "identity": partial(hg.Implicit, hg.Identity(0.1), tolerance=FORGIVING),
+    "cg": partial(hg.Implicit, hg.CG(rtol=1e-6), checks=hg.Checks(tolerance=FORGIVING)),
+    "direct": partial(hg.Implicit, hg.Direct(), checks=hg.Checks(tolerance=FORGIVING)),
+    "neumann": partial(hg.Implicit, hg.Neumann(8, step_size=0.03), checks=hg.Checks(tolerance=FORGIVING)),
+    "neumann-power": partial(
+        hg.Implicit, hg.Damped(hg.Neumann(8), 1.0), checks=hg.Checks(tolerance=FORGIVING)
+    ),
+    "identity": partial(hg.Implicit, hg.Identity(0.1), checks=hg.Checks(tolerance=FORGIVING)),
 }
 every_implicit = parametrize("make", IMPLICIT.values(), ids=IMPLICIT)
 SIDES = {"two-sided": (hg.FiniteDifference(), 1e-7), "one-sided": (hg.FiniteDifference(sides=1), 1e-4)}

@@ -201,8 +201,13 @@ every_rule = pytest.mark.parametrize(
     "rule", [rule if name in FEW_RULES else dear(rule) for name, rule in RULES.items()], ids=RULES
 )
 SGD, ADAM = hg.SGD(0.05, momentum=0.9), hg.Adam(0.05, eps=0.1)
-anywhere = partial(hg.Implicit, tolerance=float("inf"))
-definite = partial(anywhere, damping=20.0)
+anywhere = partial(hg.Implicit, checks=hg.Checks(away="ignore"))
+
+
+def definite(solver):
+    return anywhere(hg.Damped(solver, 20.0))
+
+
 UNSOLVED = [
     *(hg.Greedy(ADAM), hg.Greedy(SGD, response="gradient"), hg.Greedy(SGD, lookahead=False)),
     *(hg.Unrolled(SGD, T), hg.Unrolled(ADAM, T, truncate=2), hg.Unrolled(ADAM, T, tape=hg.States())),

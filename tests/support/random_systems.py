@@ -142,8 +142,8 @@ def solved(backend, solver, a, v, start, symmetric=True):
         try:
             found = hg.solve(product, v, solver, start=start, symmetric=symmetric, backend=backend)
         except SolveError as error:
-            system = System.begun(backend, lambda p, _: product(p), v, start, symmetric)
-            found = solver.solve(backend, system)._replace(residual=error.residual, iterations=error.step)
+            system = System(backend, product, v, symmetric, x=start)
+            found = solver.solve(system)._replace(residual=error.residual, iterations=error.step)
             reason, message = error.reason, str(error)
     if reason is None and int(found.failure) != Failure.NONE:
         reason = Failure(int(found.failure)).name.lower()

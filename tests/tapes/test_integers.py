@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.frameworks import NUMPY, each_backend, on_jax, with_a_generator
 
 import hypergrad as hg
-from hypergrad.backend import eager
+from hypergrad.backend.memory import BLOCKS, blocks
 from hypergrad.tapes.reversible.fixedpoint import (
     DENOMINATOR,
     DIGIT,
@@ -137,7 +137,7 @@ class TestBlocks:
         np.testing.assert_allclose(float(found), number, rtol=1e-12)
 
     def test_there_are_not_more_than_enough(self):
-        assert [eager.blocks(shape) for shape in ((), (10,), (2, 10**6), (10**8,))] == [1, 1, 2, eager.BLOCKS]
+        assert [blocks(shape) for shape in ((), (10,), (2, 10**6), (10**8,))] == [1, 1, 2, BLOCKS]
 
 
 @on_jax

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from hypergrad.backend import Backend, Scalar, Tree, vectors
 from hypergrad.backend.arguments import is_number
@@ -86,10 +86,12 @@ class Solver(ABC):
         return solution
 
     def target(self, system: System) -> Scalar:
-        """The largest ‖Ax − v‖ that counts as success; 0 if nothing is promised."""
+        """The largest ‖Ax − v‖ that counts as success; what rounding leaves of v if nothing is promised."""
         if system.goal is not None:
             return system.goal
         size = vectors.norm(system.backend, system.v)
+        if self.promises_nothing:
+            return rounding(system.backend, size) * size
         return system.backend.xp.maximum((self.rtol or 0.0) * size, self.atol + 0.0 * size)
 
 
@@ -97,10 +99,11 @@ class Iterative(Solver):
     """A solver that steps towards A⁻¹v until its residual is small, or for a given number of products."""
 
     max_steps: int | None
+    fewest: ClassVar[int] = 1
 
     def limit(self, system: System) -> int:
-        """Products at most: ``max_steps``, by default min(2n, 1000) for n unknowns."""
-        return self.max_steps or min(2 * vectors.size(system.backend, system.v), 1000)
+        """Products at most: ``max_steps``, by default 2n for n unknowns, between ``fewest`` and 1000."""
+        return self.max_steps or min(max(2 * vectors.size(system.backend, system.v), self.fewest), 1000)
 
     def iterate(
         self, system: System, going: Callable[[Any], Any], body: Callable[[Any], Any], start: Any, limit: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 from hypergrad.backend import Scalar, Tree, vectors
 from hypergrad.errors import Failure
@@ -38,11 +38,13 @@ class BiCGStab(Iterative):
     of its own.
 
     Args:
-        max_steps: products at most; by default min(2n, 1000) for n unknowns.
+        max_steps: products at most; by default 2n for n unknowns, between 100 and 1000.
         rtol: the relative residual ‖Ax − v‖/‖v‖ to reach; ``None`` takes ``max_steps`` products and promises
             nothing,
         atol: or the residual itself.
     """
+
+    fewest: ClassVar[int] = 100
 
     max_steps: int | None = None
     rtol: float | None = 1e-6

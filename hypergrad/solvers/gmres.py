@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import numpy as np
 
@@ -49,12 +49,14 @@ class GMRES(Iterative):
     with a residual left shows that A is ``singular``.
 
     Args:
-        max_steps: products at most; by default min(2n, 1000) for n unknowns.
+        max_steps: products at most; by default 2n for n unknowns, between 100 and 1000.
         rtol: the relative residual ‖Ax − v‖/‖v‖ to reach; ``None`` takes ``max_steps`` products and promises
             nothing,
         atol: or the residual itself.
         restart: the most directions that are kept.
     """
+
+    fewest: ClassVar[int] = 100
 
     max_steps: int | None = None
     rtol: float | None = 1e-6
@@ -173,7 +175,8 @@ def _least_squares(backend: Backend, cycle: _Cycle, size: Scalar, eye: Any) -> t
     """
     xp, count, h = backend.xp, eye.shape[0], cycle.hessenberg
     missing = backend.asarray(np.arange(count - 1), like=size) >= cycle.j
-    padded = h + eye[:, 1:] * xp.where(missing, xp.sqrt(xp.max(xp.sum(h * h, axis=0))), 0.0 * size)
+    nothing = 0.0 * eye[0, 1:]
+    padded = h + eye[:, 1:] * xp.where(missing, nothing + xp.sqrt(xp.max(xp.sum(h * h, axis=0))), nothing)
     u, s, vt = xp.linalg.svd(padded, full_matrices=False)
     lost = s <= 10 * count * rounding(backend, size) * xp.maximum(cycle.curvature, xp.max(s))
     inverse = xp.where(lost, 0.0 * s, 1.0 / xp.where(lost, xp.ones_like(s), s))

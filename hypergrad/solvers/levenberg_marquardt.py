@@ -114,10 +114,9 @@ class LevenbergMarquardt(Wrapper):
         return self.finished(system, solution)
 
     def finished(self, system: System, solution: Solution) -> Solution:
-        solution = solution._replace(shift=system.shift)
-        if (trials := system.trials) is None:
-            return solution
-        xp, delta = system.backend.xp, system.shift
+        xp, delta, trials = system.backend.xp, system.shift, system.trials
+        if trials is None:  # a derivative, whose solve is of the same system
+            return solution._replace(shift=delta, memory=Damping(delta, solution.memory))
         # A solve that failed at this δ stays failed, even if restarting from its iterate succeeds.
         failed = trials.failure != int(Failure.NONE)
         lower = xp.maximum(delta / self.factor, self.smallest + 0.0 * delta)
@@ -126,6 +125,7 @@ class LevenbergMarquardt(Wrapper):
             iterations=solution.iterations + trials.iterations,
             failure=xp.where(failed, trials.failure, solution.failure),
             smallest=xp.where(solution.smallest < trials.smallest, solution.smallest, trials.smallest),
+            shift=delta,
             memory=Damping(xp.where(failed, delta, lower), solution.memory),
         )
 

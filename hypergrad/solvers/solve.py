@@ -13,11 +13,13 @@ from hypergrad.solvers.residual import judge, nan_where_failed
 from hypergrad.solvers.system import Image, Solution, System
 
 
-def solved(solver: Solver, system: System, memory: Tree | None = None) -> tuple[Solution, Image]:
+def solved(
+    solver: Solver, system: System, memory: Tree | None = None, through_steps: bool = False
+) -> tuple[Solution, Image]:
     """Solve A x = v, and take A x and B x with one product more, which measures the true residual.
 
     x has the derivatives of A⁻¹v, each by another solve; those of a solver that truncates go through its
-    steps. Everything else of the solution is a constant.
+    steps, and of any solver where ``through_steps`` says so. The image depends on x; all else is constant.
     """
     backend = system.backend
     prepared = solver.prepared(system.constant(), memory)
@@ -36,7 +38,7 @@ def solved(solver: Solver, system: System, memory: Tree | None = None) -> tuple[
         solution = nan_where_failed(backend, judge(solver, rest, solution, r))
         return solution.x, _without_trees(solution)
 
-    if solver.truncates or solver.resamples:
+    if through_steps or solver.truncates or solver.resamples:
         solution = solver.solve(shifted, memory)
         x = solution.x
     else:
@@ -46,8 +48,9 @@ def solved(solver: Solver, system: System, memory: Tree | None = None) -> tuple[
     image = shifted.image(x) if solution.image is None else solution.image
     constant = shifted.constant()
     r = vectors.subtract(backend, constant.v, backend.detach(image.ax))
-    solution = solution._replace(x=backend.detach(x), image=None, direction=None)
-    return judge(solver, constant, solution, r), image
+    solution = solution._replace(x=None, image=None, direction=None)
+    solution = judge(solver, constant, Solution(*backend.detach(tuple(solution))), r)
+    return solution._replace(x=x), image
 
 
 def solve(
@@ -62,7 +65,8 @@ def solve(
 ) -> Solution:
     """Solve A x = v on trees of arrays.
 
-    One product more than the solver's own measures the true residual ‖Ax − v‖/‖v‖, by which it is judged.
+    One product more than the solver's own measures the true residual ‖Ax − v‖/‖v‖, by which it is judged. x
+    has the derivatives of A⁻¹v, each of which takes another solve.
 
     Args:
         matvec: p -> A p.
@@ -83,7 +87,9 @@ def solve(
     if start is not None:
         check_same(backend, "solve", start, "start", v)
     system = System(backend, matvec, v, symmetric, definite, x=start)
-    solution, _ = solved(solver, system)
+    # Where nothing is traced no derivative is being taken, and solvers of other libraries see values.
+    concrete = backend.compiles and backend.readable(*backend.flatten(matvec(v))[0])
+    solution, _ = solved(solver, system, through_steps=concrete)
     if backend.readable(solution.residual) and int(solution.failure) != Failure.NONE:
         failure = Failure(int(solution.failure))
         steps, residual = int(solution.iterations), float(solution.residual)

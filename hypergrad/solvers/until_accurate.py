@@ -96,8 +96,9 @@ class UntilAccurate(Wrapper):
 
     def solve(self, system: System, memory: Tree | None = None) -> Solution:
         system = self.ready(system, memory).begun()
-        if system.both is None:  # a derivative of a solution
-            return self.solver.solve(system, memory)
+        if system.both is None:  # a derivative of a solution, which is not a hypergradient
+            nan = float("nan") * vectors.norm(system.backend, system.v)
+            return self.solver.solve(system, memory)._replace(error=nan)
         backend, xp, both, direct = system.backend, system.backend.xp, system.both, system.direct
         solver, products = self.solver.for_one_system(system)
         scale = vectors.norm(backend, system.v)
@@ -162,7 +163,7 @@ class UntilAccurate(Wrapper):
             1 + products + system.spent,
             int(Failure.NONE),
             nothing + system.met,
-            float("inf") + nothing,
+            float("inf") + nothing if system.trials is None else nothing + system.trials.smallest,
             backend.zeros(system.v),
         )
         end: _Part = backend.while_loop(going, body, start, _BLOCKS)

@@ -57,7 +57,7 @@ class TestTextbook:  # the dense formulas, to 1e-10
         lowest = np.linalg.eigvalsh(textbook.hessian(p.mean, p.theta, p.lam, p.train))[0]
         damping = margin + max(0.0, -float(lowest))
         expected = textbook.implicit(p.mean, p.costs[1], p.theta, p.lam, p.train, p.val, damping)
-        agree(hypergradient(backend, p, anywhere(hg.Direct(), damping=damping)), expected, 1e-10)
+        agree(hypergradient(backend, p, anywhere(hg.Damped(hg.Direct(), damping))), expected, 1e-10)
 
     @hundred(problems())
     def test_the_iterates_of_conjugate_gradients(self, backend, p):

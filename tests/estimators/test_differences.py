@@ -114,7 +114,7 @@ class TestReport:
 
     @parametrize("make", [GREEDY["sgd"][0], IMPLICIT["identity"]])
     def test_no_error_of_an_exact_product(self, backend, make):
-        assert np.isnan(float(net(backend).estimate(make()).report.difference_error))
+        assert net(backend).estimate(make()).report.difference_error is None
 
     @parametrize("make", [GREEDY["sgd"][0], IMPLICIT["identity"]])
     def test_a_validation_loss_at_its_minimum(self, backend, make):
@@ -219,5 +219,5 @@ class TestArguments:
     @parametrize("mixed", ["differences", True, 1e-3, hg.FiniteDifference], ids=repr)
     @parametrize("make", [partial(hg.Greedy, hg.SGD(0.1)), hg.Implicit], ids=["Greedy", "Implicit"])
     def test_what_is_no_difference(self, make, mixed):
-        with pytest.raises(errors.ArgumentError, match="FiniteDifference"):
+        with pytest.raises(errors.ArgumentError, match="products"):
             make(products=mixed)

@@ -76,7 +76,7 @@ class TestLevenbergMarquardt:
     @pytest.mark.parametrize("compiled", [False, True])
     def test_damping_grows_until_the_solve_succeeds_and_then_shrinks(self, backend, compiled):
         problem, h, v, lam, theta = saddle(backend)
-        estimator = hg.Implicit(hg.CG(rtol=1e-10), hg.LevenbergMarquardt(initial=0.03, factor=10.0))
+        estimator = hg.Implicit(hg.LevenbergMarquardt(hg.CG(rtol=1e-10), initial=0.03, factor=10.0))
         theta, lam, h_, v_ = arrays(backend, theta, lam, h, v)
         state = estimator.init(problem, theta, lam, backend=backend)
 
@@ -87,7 +87,7 @@ class TestLevenbergMarquardt:
         out = run(state)
         used = 3.0  # 0.03 and 0.3 leave a negative eigenvalue
         assert float(out.report.solve.shift) == pytest.approx(used)
-        assert float(out.state.memory.damping) == pytest.approx(used / 10)
+        assert float(out.state.memory.delta) == pytest.approx(used / 10)
         exact = np.linalg.solve(h + used * np.eye(3), v)
         np.testing.assert_allclose(numbers(backend, out.hypergradient), exact, rtol=1e-8)
         # The next estimate begins at 0.3, fails once, and comes to the same.
@@ -97,7 +97,7 @@ class TestLevenbergMarquardt:
 
     def test_a_last_attempt_that_fails_is_a_failure(self, backend):
         problem, h, v, lam, theta = saddle(backend)
-        estimator = hg.Implicit(hg.CG(), hg.LevenbergMarquardt(initial=1e-3, attempts=2))
+        estimator = hg.Implicit(hg.LevenbergMarquardt(hg.CG(), initial=1e-3, attempts=2))
         with pytest.raises(SolveError) as error:
             hg.hypergradient(
                 problem, *arrays(backend, theta, lam), *arrays(backend, h, v), estimator, backend=backend
@@ -107,7 +107,7 @@ class TestLevenbergMarquardt:
     def test_a_definite_system_costs_little_damping(self, backend):
         told = Logistic()
         theta, lam = arrays(backend, told.optimum(told.lam), told.lam)
-        estimator = hg.Implicit(hg.CG(rtol=1e-10), hg.LevenbergMarquardt(initial=1e-6))
+        estimator = hg.Implicit(hg.LevenbergMarquardt(hg.CG(rtol=1e-10), initial=1e-6))
         state = estimator.init(told.problem(backend), theta, lam, backend=backend)
         for _ in range(3):
             out = estimator.estimate(told.problem(backend), state, lam, *told.data(backend), backend=backend)

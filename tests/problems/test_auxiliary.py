@@ -132,10 +132,10 @@ class Net:
     def run(self, tuner, steps, **options):
         return tuner.run(self.params, self.hparams, self.train, self.val, steps, aux=self.aux, **options)
 
-    def attempt(self, problem, estimator, aux=None):
+    def attempt(self, problem, estimator, **aux):
         """The hypergradient of other losses."""
         given = problem, self.params, self.hparams, lambda t: self.train, self.val, estimator
-        return self.flat(hg.hypergradient(*given, aux=self.aux if aux is None else aux))
+        return self.flat(hg.hypergradient(*given, **({"aux": self.aux} | aux)))
 
 
 net_of = cache(Net)
@@ -177,9 +177,9 @@ class TestHypergradients:
         assert relative(check.differences, net.slopes(1, judged_by=net.trained(1)[2])) <= 1e-6
         assert check.relative_error <= 1e-6 and check.exact_relative_error <= 1e-12
 
-    @pytest.mark.parametrize("mixed", [None, hg.FiniteDifference()], ids=["exact", "differenced"])
-    def test_at_an_optimum_take_the_state_as_it_is(self, net, mixed):
-        estimator = hg.Implicit(hg.Identity(0.1), products=mixed, **ANYWHERE)
+    @pytest.mark.parametrize("products", [hg.Exact(), hg.FiniteDifference()], ids=["exact", "differenced"])
+    def test_at_an_optimum_take_the_state_as_it_is(self, net, products):
+        estimator = hg.Implicit(hg.Identity(0.1), products=products, **ANYWHERE)
         alone = hg.Bilevel(
             lambda p, h, b: net.inner(p, h, b, net.aux)[0], lambda p, h, b: net.outer(p, h, b, net.aux)
         )
@@ -231,7 +231,7 @@ class TestItIsCarried:
             lambda state: estimator.estimate(problem, state, hparams, lambda t: train, val)
         )
         state = estimator.init(problem, params, hparams)
-        assert state.aux == () == estimate(state).state.aux
+        assert state.aux is None is estimate(state).state.aux
 
     @pytest.mark.parametrize("estimator", [GREEDY, DIFFERENCED, UNROLLED[1]], ids=named)
     def test_and_the_one_given_stays_even_if_the_loss_writes_into_it(self, net, estimator):
@@ -241,7 +241,7 @@ class TestItIsCarried:
             return loss, aux
 
         given, expected = dict(net.aux), net.flat(net.estimate(estimator).hypergradient)
-        found = net.attempt(hg.Bilevel(inner, net.outer, has_aux=True), estimator, given)
+        found = net.attempt(hg.Bilevel(inner, net.outer, has_aux=True), estimator, aux=given)
         close(net.backend, given, net.aux, 0.0)
         assert relative(found, expected) <= rounding(estimator)
 
@@ -311,13 +311,13 @@ class TestWhatDoesNotFit:
     def test_losses_that_return_a_state_and_did_not_say_so(self, net):
         undeclared = hg.Bilevel(lambda p, h, b: net.inner(p, h, b, net.aux), net.outer)
         with pytest.raises(ArgumentError, match="returned tuple"):
-            net.attempt(undeclared, GREEDY, aux=())
+            net.attempt(undeclared, GREEDY, aux=None)
         with pytest.raises(ArgumentError, match="aux= is given"):
             net.attempt(undeclared, GREEDY)
 
     def test_a_state_that_is_not_given(self, net):
         with pytest.raises(ArgumentError, match="pass the one to begin with as aux="):
-            net.attempt(hg.Bilevel(net.inner, net.outer, has_aux=True), GREEDY, aux=())
+            net.attempt(hg.Bilevel(net.inner, net.outer, has_aux=True), GREEDY, aux=None)
 
 
 @on_torch

@@ -66,13 +66,18 @@ class TestFixedPoint:
         with pytest.raises(ArgumentError, match=r"hg\.GMRES"):
             hg.hypergradient(problem, backend.asarray(theta), lam, u, y, hg.Implicit(), backend=backend)
 
-    @pytest.mark.parametrize("option", [{"mixed": hg.FiniteDifference()}, {"update": hg.SGD(0.1)}], ids=str)
-    def test_what_needs_a_loss_is_refused(self, backend, option):
+    @pytest.mark.parametrize(
+        "products",
+        [hg.FiniteDifference(), hg.GaussNewton(lambda p, h, b: p, lambda f, h, b: f @ f)],
+        ids=["differences", "Gauss-Newton"],
+    )
+    def test_what_needs_a_loss_is_refused(self, backend, products):
         problem, theta, lam, u, y, _ = equilibrium(backend)
+        implicit = hg.Implicit(hg.GMRES(), products=products)
         with pytest.raises(ArgumentError, match="FixedPoint"):
-            hg.hypergradient(
-                problem, backend.asarray(theta), lam, u, y, hg.Implicit(hg.GMRES(), **option), backend=backend
-            )
+            hg.hypergradient(problem, backend.asarray(theta), lam, u, y, implicit, backend=backend)
+        with pytest.raises(ArgumentError, match="FixedPoint"):
+            hg.FixedPoint.of_update(problem, hg.SGD(0.1))
 
     def test_a_map_into_another_space_is_refused(self, backend):
         problem, theta, lam, u, y, _ = equilibrium(backend)

@@ -130,7 +130,7 @@ class HypergradientEstimator(ABC):
             problem: the two losses.
             state: from `init`, or from the last estimate.
             hparams: λ, any tree of floating-point arrays.
-            train: batches of T1; see `hypergrad.batches`.
+            train: batches of T1; see `hypergrad.problems.batches`.
             val: a batch of T2.
             backend: found from the arrays if it is not given.
 

@@ -21,7 +21,7 @@ class Proximal(UpdateRule):
     For penalties without a gradient, whose minimum is the fixed point of this map (Bertrand et al. 2020)::
 
         lasso = hg.Proximal(hg.SGD(eta), lambda p, h: hg.soft_threshold(p, eta * h["l1"]))
-        hg.Implicit(hg.GMRES(), update=lasso)
+        problem = hg.FixedPoint.of_update(problem, lasso)  # for hg.Implicit(hg.GMRES())
 
     The rate of the rule and the scale of ``prox`` belong together. Differentiated like any other step: what
     lies within the threshold has no derivative, so only the support responds.

@@ -8,9 +8,9 @@ laws that each backend must obey, and ``docs/backends.md`` writes one from scrat
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cache, cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -159,10 +159,19 @@ class Backend(ABC):
         """
         x = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
         try:
-            dtype = np.dtype(x.dtype if isinstance(x.dtype, np.dtype) else str(x.dtype))
+            kind, name, itemsize = _about(x.dtype if isinstance(x.dtype, np.dtype) else str(x.dtype))
         except TypeError:
             raise self._unknown("describe", f"dtype {x.dtype}") from None
-        return Leaf(_KINDS.get(dtype.kind, "other"), str(dtype), tuple(x.shape), dtype.itemsize, "cpu")
+        return Leaf(kind, name, tuple(x.shape), itemsize, "cpu")
+
+    def form(self, tree: Tree) -> Hashable:
+        """The structure of a tree with shape, dtype and device of its leaves: trees of one form pass the same
+        checks, which are made once.
+        """
+        leaves = self.flatten(tree)[0]
+        return self.trees.structure(tree), tuple(
+            self.describe(x) if self.owns(x) else type(x) for x in leaves
+        )
 
     def is_float(self, leaf: Any) -> bool:
         """Is this a leaf to differentiate by?"""
@@ -192,8 +201,15 @@ class Backend(ABC):
 
         Accumulated in float32 or better.
         """
-        pairs = zip(self.flatten(x)[0], self.flatten(y)[0], strict=True)
-        products = [self.xp.sum(self._wide(a) * self._wide(b)) for a, b in pairs if self.is_float(a)]
+        xs = self.flatten(x)[0]
+        ys = xs if y is x else self.flatten(y)[0]
+        products = []
+        for a, b in zip(xs, ys, strict=True):
+            about = self.describe(a)
+            if about.kind == "float":
+                if about.itemsize < 4:
+                    a, b = self.cast(a, "float32"), self.cast(b, "float32")
+                products.append(self.xp.sum(a * b))
         return sum(products[1:], products[0]) if products else self.asarray(np.asarray(0.0))
 
     def axpy(self, a: Scalar, x: Tree, y: Tree) -> Tree:
@@ -295,11 +311,15 @@ class Backend(ABC):
         """The same values in containers and arrays of their own, where arrays can be written to."""
         return self.map(lambda x: x, tree)
 
-    def _wide(self, x: Array) -> Array:
-        return x if self.describe(x).itemsize >= 4 else self.cast(x, "float32")
-
     def _unknown(self, method: str, what: str) -> NotImplementedError:
         return NotImplementedError(f"{type(self).__name__} does not say {what}: override Backend.{method}")
+
+
+@cache
+def _about(dtype: Any) -> tuple[Kind, str, int]:
+    """Kind, name and bytes of a dtype of NumPy's, or of one that has such a name."""
+    known = np.dtype(dtype)
+    return _KINDS.get(known.kind, "other"), str(known), known.itemsize
 
 
 class _Transposed(Push):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +18,10 @@ class Trees:
         """Return the leaves of a tree, and what puts leaves back together."""
         leaves, spec = optree.tree_flatten(tree)
         return leaves, spec.unflatten
+
+    def structure(self, tree: Tree) -> Hashable:
+        """The containers without the leaves: equal for trees that `map` takes together."""
+        return optree.tree_structure(tree)
 
     def paths(self, tree: Tree, root: str) -> list[str]:
         """Name every leaf as one would write it in Python, starting from the name of the tree."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, final
@@ -89,6 +89,10 @@ class JaxBackend(Backend):
         }
         kind: Kind = next((name for name, base in kinds.items() if jnp.issubdtype(dtype, base)), "other")
         return Leaf(kind, str(dtype), jnp.shape(leaf), dtype.itemsize, "jax")
+
+    def form(self, tree: Tree) -> Hashable:
+        leaves, structure = jax.tree_util.tree_flatten(tree)
+        return structure, tuple([(x.dtype, x.shape) if isinstance(x, jax.Array) else type(x) for x in leaves])
 
     def is_float(self, leaf: Any) -> bool:
         return is_float(leaf)

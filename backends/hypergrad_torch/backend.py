@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from functools import cached_property
 from types import SimpleNamespace
@@ -98,6 +98,11 @@ class TorchBackend(Backend):
         )  # fmt: skip
         name = str(dtype).removeprefix("torch.")
         return Leaf(kind, name, tuple(leaf.shape), leaf.itemsize, str(leaf.device))
+
+    def form(self, tree: Tree) -> Hashable:
+        leaves, structure = self.flatten(tree)[0], self.trees.structure(tree)
+        about = [(x.dtype, x.shape, x.device) if isinstance(x, Tensor) else type(x) for x in leaves]
+        return structure, tuple(about)
 
     def is_float(self, leaf: Any) -> bool:
         return is_float(leaf)

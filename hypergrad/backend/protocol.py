@@ -21,6 +21,7 @@ from hypergrad.backend.memory import Memory
 from hypergrad.backend.random import Random
 from hypergrad.backend.trees import Trees
 from hypergrad.backend.types import Array, Kind, Leaf, Pullback, Push, Scalar, Tree
+from hypergrad.errors import no_outer_derivative
 
 _KINDS: dict[str, Kind] = {"f": "float", "i": "int", "u": "int", "b": "bool", "c": "complex"}
 
@@ -285,11 +286,16 @@ class Backend(ABC):
         return solve(matvec, v)
 
     def nondifferentiable(self, tree: Tree, what: str) -> Tree:
-        """The same values, of which nobody can take an outer derivative.
+        """The same values, through which no derivative can be taken.
+
+        By default a leaf that cannot be read is one that is being differentiated. Override it where leaves
+        are unreadable for another reason, such as a compiler or a device.
 
         Raises:
-            UnsupportedOpError: that ``what`` has none, now or when it is asked for.
+            UnsupportedOpError: that ``what`` has no derivative, now or when one is taken.
         """
+        if not self.readable(*self.flatten(tree)[0]):
+            raise no_outer_derivative(what)
         return tree
 
     def recorded(self) -> AbstractContextManager[None]:

@@ -15,8 +15,7 @@ from hypergrad.backend import Array, Backend, Pullback, Scalar, Tree
 from hypergrad.backend.linear import LinearSolve
 from hypergrad.backend.memory import Memory, written_in_blocks
 from hypergrad.backend.random import Random
-from hypergrad.errors import no_outer_derivative
-from hypergrad_numpy.tracing import cast, depth, trace, zeros_with_pullback
+from hypergrad_numpy.tracing import cast, depth, is_float, trace, zeros_with_pullback
 
 
 @final
@@ -46,7 +45,7 @@ class NumpyBackend(Backend):
         return optree.tree_map(getval, tree)
 
     def vjp(self, f: Callable[..., tuple[Tree, Tree]], *primals: Tree) -> tuple[Tree, Pullback, Tree]:
-        return trace(f, primals, self.is_float)
+        return trace(f, primals)
 
     @cached_property
     def random(self) -> Random:
@@ -66,7 +65,7 @@ class NumpyBackend(Backend):
         )
 
     def is_float(self, leaf: Any) -> bool:
-        return leaf.dtype.kind == "f" if hasattr(leaf, "dtype") else isinstance(leaf, float)
+        return is_float(leaf)
 
     def cast(self, array: Array, dtype: str) -> Array:
         with np.errstate(invalid="ignore"):  # what an integer cannot hold has no meaning in any framework
@@ -75,18 +74,13 @@ class NumpyBackend(Backend):
     def axpy(self, a: Scalar, x: Tree, y: Tree) -> Tree:
         xs, (ys, unflatten) = self.flatten(x)[0], self.flatten(y)
         pairs = zip(xs, ys, strict=True)
-        return unflatten([cast(a * x + y, y) if self.is_float(y) else y for x, y in pairs])
+        return unflatten([cast(a * x + y, y) if is_float(y) else y for x, y in pairs])
 
     def linear_solve(
         self, matvec: Any, v: Tree, solve: Any, solve_derivative: Any, symmetric: bool
     ) -> tuple[Tree, Tree]:
         rule = LinearSolve(self, depth, zeros_with_pullback, solve_derivative, symmetric)
         return rule(matvec, v, solve)
-
-    def nondifferentiable(self, tree: Tree, what: str) -> Tree:
-        if any(isbox(leaf) for leaf in self.flatten(tree)[0]):
-            raise no_outer_derivative(what)
-        return tree
 
     def copy(self, tree: Tree) -> Tree:
         return self.map(lambda x: x if isbox(x) else np.array(x), tree)

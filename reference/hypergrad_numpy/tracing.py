@@ -102,16 +102,17 @@ def _nbytes(rules: list[Any]) -> int:
     return sum(owners.values())
 
 
-def trace(
-    f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...], differentiable: Callable[[Any], bool]
-) -> tuple[Tree, Pullback, Tree]:
-    """Evaluate f, which returns ``(value, aux)``, and keep the graph of its value: ``value, pullback,
-    aux``. Derivatives are taken by the leaves that are ``differentiable``.
-    """
+def is_float(leaf: Any) -> bool:
+    """Is this leaf one to differentiate by?"""
+    return leaf.dtype.kind == "f" if hasattr(leaf, "dtype") else isinstance(leaf, float)
+
+
+def trace(f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) -> tuple[Tree, TapedPullback, Tree]:
+    """Evaluate f, which returns ``(value, aux)``, and keep the graph: ``value, pullback, aux``."""
     leaves, form = optree.tree_flatten(primals)
     level, roots, boxes = _new_level(), list[VJPNode | None](), []
     for leaf in leaves:
-        root = VJPNode.new_root() if differentiable(leaf) else None
+        root = VJPNode.new_root() if is_float(leaf) else None
         roots.append(root)
         boxes.append(leaf if root is None else new_box(leaf, level, root))
     value, aux = f(*form.unflatten(boxes))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hypergrad.backend import Backend, find_backend, registered
+from hypergrad.testing.calculus import check_slope
 from hypergrad.testing.problems import vector
 
 
@@ -48,19 +49,25 @@ def dtypes_can_be_changed(backend: Backend) -> None:
     np.testing.assert_array_equal(backend.to_numpy(narrow), np.array([0.1], "float32"))
 
 
-_OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
+_X = np.array([[0.3, -1.2, 2.1], [0.7, 1.9, -0.4]])
+_Y = np.array([[0.4, 1.5, 2.2], [0.9, 0.3, 3.1]])
+_ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
     "x + y": lambda x, y: x + y,
     "1.0 - x": lambda x, y: 1.0 - x,
     "2.0 * x - y": lambda x, y: 2.0 * x - y,
+    "x * y": lambda x, y: x * y,
     "x / y": lambda x, y: x / y,
     "1.0 / y": lambda x, y: 1.0 / y,
     "-x": lambda x, y: -x,
-    "y ** 2": lambda x, y: y**2,
+    "x ** 2": lambda x, y: x**2,
     "x @ y.T": lambda x, y: x @ y.T,
     "x @ y[0]": lambda x, y: x @ y[0],
     "x[1]": lambda x, y: x[1],
     "x[0][1:3]": lambda x, y: x[0][1:3],
     "x[:, 1:]": lambda x, y: x[:, 1:],
+    "x[0] + y": lambda x, y: x[0] + y,
+}
+_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "x < y": lambda x, y: x < y,
     "x <= 0": lambda x, y: x <= 0,
     "x > y": lambda x, y: x > y,
@@ -69,6 +76,8 @@ _OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "x != y": lambda x, y: x != y,
     "(x > 0) & (y > 1)": lambda x, y: (x > 0) & (y > 1),
     "(x > 0) | (y > 1)": lambda x, y: (x > 0) | (y > 1),
+    "True & (x > 0)": lambda x, y: True & (x > 0),
+    "False | (x > 0)": lambda x, y: False | (x > 0),
     "~(x > 0)": lambda x, y: ~(x > 0),
 }
 _ON_INTEGERS: dict[str, Callable[[Any], Any]] = {
@@ -82,16 +91,28 @@ _ON_INTEGERS: dict[str, Callable[[Any], Any]] = {
 
 
 def arrays_have_operators(backend: Backend) -> None:
-    """Arithmetic, comparisons, indices and integer operations agree with those of NumPy."""
-    x, y = np.array([[0.3, -1.2, 2.1], [0.7, 1.9, -0.4]]), np.array([[0.4, 1.5, 2.2], [0.9, 0.3, 3.1]])
+    """Arithmetic, comparisons, indices and integer operations give the values that NumPy gives."""
     n = np.array([1, -2, 3], "int32")
-    floats, integers = (backend.asarray(x), backend.asarray(y)), backend.asarray(n)
-    for name, operation in _OPERATIONS.items():
-        result, expected = backend.to_numpy(operation(*floats)), operation(x, y)
+    floats, integers = (backend.asarray(_X), backend.asarray(_Y)), backend.asarray(n)
+    for name, operation in (_ARITHMETIC | _COMPARISONS).items():
+        result, expected = backend.to_numpy(operation(*floats)), operation(_X, _Y)
         assert result.dtype == expected.dtype, f"{name} is {result.dtype}, and {expected.dtype} in NumPy"
         np.testing.assert_allclose(result, expected, rtol=1e-12, err_msg=name)
     for name, of_integers in _ON_INTEGERS.items():
         np.testing.assert_array_equal(backend.to_numpy(of_integers(integers)), of_integers(n), err_msg=name)
+
+
+def operators_have_derivatives(backend: Backend) -> None:
+    """The derivatives of arithmetic and indices agree with central differences of NumPy's."""
+    for name, operation in _ARITHMETIC.items():
+        check_slope(backend, name, lambda xp, x, y, operation=operation: operation(x, y), _X, _Y)
+
+
+def operators_keep_float32(backend: Backend) -> None:
+    """Arithmetic with a Python number keeps float32."""
+    x = backend.asarray(_Y.astype("float32"))
+    for result in (2.0 * x, x + 1, 1.0 / x, x**2, -x, x / 3, backend.xp.where(x > 1, x, 0.0)):
+        assert backend.describe(result).dtype == "float32"
 
 
 def arrays_convert_to_python(backend: Backend) -> None:
@@ -108,5 +129,7 @@ ARRAY_LAWS = (
     foreign_objects_are_not_owned,
     dtypes_can_be_changed,
     arrays_have_operators,
+    operators_have_derivatives,
+    operators_keep_float32,
     arrays_convert_to_python,
 )

@@ -338,13 +338,10 @@ class Array:
     def __int__(self) -> int:
         return int(self.data)
 
-    def __index__(self) -> int:
-        return int(self.data)
-
     def __bool__(self) -> bool:
         return bool(self.data)
 
-    __neg__, __abs__ = negative, absolute
+    __neg__ = negative
     __add__, __radd__ = add, _swapped(add)
     __sub__, __rsub__ = subtract, _swapped(subtract)
     __mul__, __rmul__ = multiply, _swapped(multiply)

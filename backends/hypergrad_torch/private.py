@@ -20,7 +20,7 @@ def is_symbolic(x: Tensor) -> bool:
     return not x.is_cpu or torch._C._functorch.is_functorch_wrapped_tensor(x) or isinstance(x, FakeTensor)
 
 
-def axpy_of_all(a: float, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Sequence[Tensor]:
+def axpy_of_all(a: float, xs: list[Tensor], ys: list[Tensor]) -> Sequence[Tensor]:
     """Return a x + y for each pair of tensors of one dtype, by one call of torch."""
     return torch._foreach_add(ys, xs, alpha=a)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from hypergrad.backend.protocol import Array, Backend, Tree
+from hypergrad.backend.protocol import Backend
+from hypergrad.backend.types import Array, Tree
 from hypergrad.errors import ArgumentError, LeafTypeError, UnsupportedLeafError
 
 _MOST = 1024

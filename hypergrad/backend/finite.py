@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from hypergrad.backend.protocol import Backend, Tree
+from hypergrad.backend.protocol import Backend
+from hypergrad.backend.types import Tree
 
 
 def first_nonfinite(backend: Backend, tree: Tree) -> Any:

@@ -41,7 +41,7 @@ class _Of(property, Generic[P, R]):
 
     if TYPE_CHECKING:
 
-        def __get__(self, instance: Any, owner: Any = None) -> Callable[P, R]: ...
+        def __get__(self, instance: Any, owner: Any = None) -> Callable[P, R]: ...  # type: ignore[override]
 
 
 def of(noun: str, method: Callable[Concatenate[Any, P], R]) -> _Of[P, R]:

@@ -70,7 +70,7 @@ def vectors_give_leaves_their_dtype(backend: Backend) -> None:
     """``ravel`` of a tree with several dtypes has its values, and the way back gives each leaf its own."""
     values = np.array([[0.5, -1.25], [2.0, 0.75]])
     double, single = backend.asarray(values), backend.asarray(values.astype("float32"))
-    trees = [{"a": single, "b": double}, {"a": double, "b": single}]
+    trees: list[Any] = [{"a": single, "b": double}, {"a": double, "b": single}]
     for half in _narrow(backend, values):
         trees += [{"a": half, "b": single}, [double, half], [half, half]]
     for x in trees:

@@ -9,7 +9,7 @@ operation and the order of the backward pass are autograd's own.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from operator import attrgetter
 from types import FunctionType
@@ -51,7 +51,7 @@ class TapedPullback(Pullback):
         self,
         leaves: list[Any],
         roots: list[VJPNode | None],
-        unflatten: Callable[[Sequence[Any]], tuple[Tree, ...]],
+        unflatten: Callable[..., Any],
         ends: list[VJPNode | None],
     ) -> None:
         self._leaves, self._roots, self._unflatten, self._ends = leaves, roots, unflatten, ends
@@ -67,15 +67,17 @@ class TapedPullback(Pullback):
                 outgoing, _ = gradients.pop(node)
                 for parent, g in zip(node.parents, node.vjp(outgoing), strict=False):
                     gradients[parent] = add_outgrads(gradients.get(parent), g)
-        results = []
+        results: list[Any] = []
         for leaf, root in zip(self._leaves, self._roots, strict=True):
             results.append(cast(gradients[root][0], leaf) if root in gradients else _zeros_like(leaf))
-        return self._unflatten(results)
+        cotangents: tuple[Tree, ...] = self._unflatten(results)
+        return cotangents
 
     @cached_property
     def reached(self) -> tuple[Tree, ...]:
         nodes = set(self._order)
-        return self._unflatten([root in nodes for root in self._roots])
+        flags: tuple[Tree, ...] = self._unflatten([root in nodes for root in self._roots])
+        return flags
 
     @property
     def nbytes(self) -> int:
@@ -107,7 +109,7 @@ def is_float(leaf: Any) -> bool:
     return leaf.dtype.kind == "f" if hasattr(leaf, "dtype") else isinstance(leaf, float)
 
 
-def trace(f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) -> tuple[Tree, TapedPullback, Tree]:
+def trace(f: Callable[..., tuple[Tree, Tree]], primals: Tree) -> tuple[Tree, TapedPullback, Tree]:
     """Evaluate f, which returns ``(value, aux)``, and keep the graph: ``value, pullback, aux``."""
     leaves, form = optree.tree_flatten(primals)
     level, roots, boxes = _new_level(), list[VJPNode | None](), []

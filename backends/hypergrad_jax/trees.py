@@ -13,7 +13,7 @@ from hypergrad.backend.trees import Trees
 
 
 class JaxTrees(Trees):
-    """Trees by ``jax.tree_util``, with the containers that are registered there."""
+    """Trees by ``jax.tree_util``: the containers that are registered there."""
 
     def flatten(self, tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Tree]]:
         leaves, structure = jax.tree_util.tree_flatten(tree)

@@ -14,8 +14,8 @@ class Loops:
     """Loops, branches, compilation, and the rows that loops keep. By default nothing is compiled.
 
     *Rows* are a sequence of trees of one structure, kept in the framework's own way: here a list; where
-    loops are compiled, one tree whose leaves have one more axis. `scan`, `each`, `stack` and `empty_rows` make
-    rows, `take`, `set_row`, `dense` and `collect` read and write them.
+    loops are compiled, one tree whose leaves have one more axis. `scan`, `each`, `stack` and `empty_rows`
+    make rows; `take`, `set_row`, `dense` and `collect` read and write them.
     """
 
     def __init__(self, backend: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, final
 
 import array_api_compat.torch as compat
 import numpy as np
+import optree
 import torch
 from torch import Tensor
 
@@ -101,7 +102,7 @@ class TorchBackend(Backend):
         return Leaf(kind, name, tuple(leaf.shape), leaf.itemsize, str(leaf.device))
 
     def form(self, tree: Tree) -> Hashable:
-        leaves, structure = self.flatten(tree)[0], self.trees.structure(tree)
+        leaves, structure = optree.tree_flatten(tree)
         about = [(x.dtype, x.shape, x.device) if isinstance(x, Tensor) else type(x) for x in leaves]
         return structure, tuple(about)
 
@@ -119,7 +120,8 @@ class TorchBackend(Backend):
     # The vector space of trees.
 
     def inner(self, x: Tree, y: Tree) -> Scalar:
-        pairs = zip(self.flatten(x)[0], self.flatten(y)[0], strict=True)
+        xs = self.flatten(x)[0]
+        pairs = zip(xs, xs if y is x else self.flatten(y)[0], strict=True)
         products = [_dot(a, b) for a, b in pairs if is_float(a)]
         return sum(products[1:], products[0]) if products else torch.zeros((), dtype=torch.float64)
 

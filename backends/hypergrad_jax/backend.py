@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, final
@@ -30,9 +30,9 @@ from hypergrad_jax.trees import JaxTrees
 class JaxBackend(Backend):
     """JAX arrays, concrete or traced, on any device and sharded in any way.
 
-    Estimates are pure functions and belong under ``jax.jit``. What can be known while tracing is raised
-    there; what cannot, such as a NaN or a solve that did not converge, is carried in the report, and raised
-    by ``estimator.check(out)`` outside.
+    Estimates are pure functions, to be compiled by ``jax.jit``. Wrong shapes, dtypes and structures raise
+    while tracing. A NaN or a solve that did not converge cannot: it stands in the report, and
+    ``estimator.check(out)`` raises it outside of the program.
     """
 
     name: ClassVar[str] = "jax"
@@ -90,6 +90,10 @@ class JaxBackend(Backend):
         kind: Kind = next((name for name, base in kinds.items() if jnp.issubdtype(dtype, base)), "other")
         return Leaf(kind, str(dtype), jnp.shape(leaf), dtype.itemsize, "jax")
 
+    def form(self, tree: Tree) -> Hashable:
+        leaves, structure = jax.tree_util.tree_flatten(tree)
+        return structure, tuple([(x.dtype, x.shape) if isinstance(x, jax.Array) else type(x) for x in leaves])
+
     def is_float(self, leaf: Any) -> bool:
         return is_float(leaf)
 
@@ -123,7 +127,7 @@ class JaxBackend(Backend):
     def linear_solve(
         self, matvec: Any, v: Tree, solve: Any, solve_derivative: Any, symmetric: bool
     ) -> tuple[Tree, Tree]:
-        # The transpose of JAX's own wants all leaves to have a derivative, or none.
+        # JAX transposes this only if all leaves of A p have a derivative, or none.
         solution: tuple[Tree, Tree] = lax.custom_linear_solve(
             lambda p: tied(matvec(p)),
             tied(v),
@@ -138,13 +142,13 @@ class JaxBackend(Backend):
         return _nondifferentiable(what, tree)
 
     def constants(self, tree: Tree) -> Tree:
-        # A scalar made of a Python number is weakly typed, and what comes of it is not: programs of it would
-        # be compiled twice.
+        # A scalar made of a Python number is weakly typed, and a step of training returns a strong type:
+        # programs would be compiled twice.
         return self.map(lambda x: x.astype(x.dtype) if is_float(x) and x.weak_type else x, tree)
 
 
 class _Keys(Random):
-    """JAX has no generator: keys come with the batch."""
+    """JAX has no generator of its own: keys come with the batch."""
 
     def normal(self, seed: int, count: Any, shape: tuple[int, ...], like: Array) -> Array:
         key = jax.random.fold_in(jax.random.key(seed), count)
@@ -162,7 +166,7 @@ def _has_no_derivative(what: str, primals: Any, tangents: Any) -> Any:
 
 
 def _is_far(leaf: jax.Array) -> bool:
-    """Is there no value that could be read without waiting for a device?"""
+    """Is the array traced, or on a device that one would have to wait for?"""
     return isinstance(leaf, jax.core.Tracer) or leaf.sharding.device_set != {jax.devices("cpu")[0]}
 
 

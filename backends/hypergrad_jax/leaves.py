@@ -1,4 +1,4 @@
-"""Leaves of JAX trees: which to differentiate by, and what stands for nothing."""
+"""Leaves of JAX trees: which ones to differentiate by, and zero cotangents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def is_key(leaf: Any) -> bool:
 
 
 def tied(tree: Any) -> Any:
-    """The same values, in which each leaf's derivative depends on all: their sum is added 0 times."""
+    """The same values, where every leaf depends on all of them: 0 times their sum is added."""
     leaves = [leaf for leaf in jax.tree_util.tree_leaves(tree) if is_float(leaf)]
     if len(leaves) < 2:
         return tree
@@ -28,7 +28,7 @@ def tied(tree: Any) -> Any:
 
 
 def zeros(leaf: Any) -> Any:
-    """The cotangent of a leaf that nothing depends on; keys have none, and stand for themselves."""
+    """The cotangent of a leaf that nothing depends on. A PRNG key has none, and is returned itself."""
     if is_key(leaf):
         return leaf
     return jnp.zeros_like(leaf) if isinstance(leaf, jax.Array) else type(leaf)(0)

@@ -1,4 +1,4 @@
-"""Linearisations of functions of trees, by ``jax.vjp`` and ``jax.jvp``."""
+"""Derivatives of functions of trees, by ``jax.vjp`` and ``jax.linearize``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Transposed(Pullback):
 
     @cached_property
     def reached(self) -> tuple[Tree, ...]:
-        """Which parts of the transposed program depend on its argument: the others are zeros."""
+        """By the results of the transposed program that depend on its argument; the others are zeros."""
         weights = [jnp.zeros_like(x) for x in self._outputs if is_float(x)]
         with translated():
             program = jax.make_jaxpr(self._pull)(weights).jaxpr
@@ -76,14 +76,14 @@ class Tangent(Push):
 
     @cached_property
     def reached(self) -> tuple[Tree, ...]:
-        """On which of its arguments does the linear program depend?"""
+        """By the arguments that the linear program depends on."""
         program = jax.make_jaxpr(self._push)(*(zeros(x) for x in self._inputs if is_float(x))).jaxpr
         used = iter(partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[1])
         return self._unflatten([is_float(x) and next(used) for x in self._inputs])
 
 
 class _Flat:
-    """f as a function of its floating-point leaves alone, which returns its own, and all else beside them."""
+    """f as a function of its floating-point leaves: ``floats of the value, (all of the value, aux)``."""
 
     def __init__(self, f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) -> None:
         self.leaves, structure = jax.tree_util.tree_flatten(primals)
@@ -108,7 +108,7 @@ def vjp(f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) -> tuple
 
 
 def linearize(f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) -> tuple[Tree, Tangent, Tree]:
-    """Like `vjp`, to be pushed forward: ``value, push, aux``."""
+    """Like `vjp`, for tangents instead of cotangents: ``value, push, aux``."""
     flat = _Flat(f, primals)
     with translated():
         values, push, (outputs, aux) = jax.linearize(flat, *flat.variables, has_aux=True)
@@ -117,6 +117,6 @@ def linearize(f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) ->
 
 
 def _filled(leaves: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-    """The leaves, in which the values take the places of those that are floats."""
+    """The leaves, with those that are floats replaced by the values."""
     given = iter(values)
     return [next(given) if is_float(x) else x for x in leaves]

@@ -1,4 +1,4 @@
-"""Compiled loops: some keep rows and may stop early, and branches may leave out what only one of them has."""
+"""Compiled loops that keep rows and stop early, and compiled branches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypergrad.errors import ArgumentError
 
 
 class JaxLoops(Loops):
-    """Loops of ``jax.lax``, whose rows are one tree with a longer axis."""
+    """Loops of ``jax.lax``. Rows are one tree whose leaves have one more axis, the first."""
 
     def scan(
         self,
@@ -40,9 +40,9 @@ class JaxLoops(Loops):
     def repeat(
         self, body: Callable[[Tree, Any], tuple[Tree, Tree, Tree, Any]], carry: Tree, limit: int
     ) -> tuple[Tree, Tree, Tree, Any]:
-        """By `lax.while_loop`: each row is written into its place, where XLA makes no copies.
+        """By `lax.while_loop`: each row is written into an array of ``limit`` rows, which XLA does in place.
 
-        The body is traced once. Under ``jax.vmap`` every member of the batch stands still where it stopped.
+        The body is traced once. Under ``jax.vmap`` a member of the batch that has stopped does not change.
         """
         carry = jax.tree_util.tree_map(jnp.asarray, carry)
         program, shapes = jax.make_jaxpr(body, return_shape=True)(carry, jnp.asarray(0))
@@ -123,6 +123,6 @@ class JaxLoops(Loops):
 
 
 def _blank(like: Any, *rows: int) -> jax.Array:
-    """An array without a meaning, or rows of such: NaN, or 0 where there is none."""
+    """An array, or rows of such, to be overwritten: NaN, or 0 for dtypes without NaN."""
     nothing = jnp.nan if jnp.issubdtype(like.dtype, jnp.floating) else 0
     return jnp.full((*rows, *like.shape), nothing, like.dtype)

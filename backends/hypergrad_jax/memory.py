@@ -26,9 +26,10 @@ class JaxMemory(Memory):
     def in_blocks(
         self, f: Callable[..., tuple[Sequence[Array], Any]], used: Sequence[Array], given: Sequence[Array]
     ) -> tuple[list[Array], Any]:
-        """In blocks on the CPU, where XLA fuses no two results, and keeps whole arrays of what they share.
+        """In blocks on one CPU, where XLA does not fuse computations with several results, and would keep
+        intermediate arrays in full.
 
-        Elsewhere it does; and arrays that lie on many devices are not to be cut.
+        On other devices XLA fuses them. Arrays on several devices are not cut.
         """
         shape = [*used, *given][0].shape
         count = blocks(shape) if jax.default_backend() == "cpu" and jax.device_count() == 1 else 1
@@ -54,7 +55,7 @@ class JaxMemory(Memory):
 
 
 def _move(space: str, leaf: Any) -> Any:
-    """A leaf in the memory of the host or of the device, where these are two."""
+    """A leaf in the memory space given, ``"Host"`` or ``"Device"``; the leaf itself on a CPU."""
     if jax.default_backend() == "cpu" or not isinstance(leaf, jax.Array) or not hasattr(jax, "memory"):
         return leaf
     return jax.device_put(leaf, getattr(jax.memory.Space, space))

@@ -54,7 +54,7 @@ class Optax(UpdateRule):
         return moved, new
 
     def _injected(self, opt_state: Tree, hparams: Tree) -> Tree:
-        """The state with λ's values in the place of those that optax holds."""
+        """The optimiser's state with its hyperparameters replaced by functions of λ."""
         missing = set(self.hyperparams)
 
         def fill(node: Any) -> Any:

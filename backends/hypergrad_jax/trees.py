@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,11 +13,14 @@ from hypergrad.backend.trees import Trees
 
 
 class JaxTrees(Trees):
-    """Trees by ``jax.tree_util``, with the containers that are registered there."""
+    """Trees by ``jax.tree_util``: the containers that are registered there."""
 
     def flatten(self, tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Tree]]:
         leaves, structure = jax.tree_util.tree_flatten(tree)
         return leaves, partial(jax.tree_util.tree_unflatten, structure)
+
+    def structure(self, tree: Tree) -> Hashable:
+        return jax.tree_util.tree_structure(tree)
 
     def paths(self, tree: Tree, root: str) -> list[str]:
         return [root + jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]

@@ -1,4 +1,4 @@
-"""Operations of JAX without the derivatives that a hypergradient takes: named, and the ways around them."""
+"""Operations of JAX without derivatives: errors that name them and say what to do instead."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ _DIFFERENCES = "if only the second derivative is missing: take differences, prod
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Say what JAX's errors about missing derivatives mean here; others pass unchanged.
+    """Inside this block, JAX's errors about missing derivatives are raised as `UnsupportedOpError`.
+
+    Others pass unchanged.
 
     Raises:
         UnsupportedOpError: naming the operation.

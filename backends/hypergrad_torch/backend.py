@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from functools import cached_property
 from types import SimpleNamespace
@@ -10,6 +10,7 @@ from typing import Any, ClassVar, final
 
 import array_api_compat.torch as compat
 import numpy as np
+import optree
 import torch
 from torch import Tensor
 
@@ -22,8 +23,8 @@ from hypergrad.errors import no_outer_derivative
 from hypergrad_torch.graph import depth, detach, is_float, nested, one_deeper, vjp, zeros_with_pullback
 from hypergrad_torch.loops import TorchLoops, where
 from hypergrad_torch.memory import TorchMemory
+from hypergrad_torch.private import axpy_of_all, is_symbolic
 from hypergrad_torch.randomness import Generators
-from hypergrad_torch.symbolic import is_symbolic
 
 _NUMBERS = {
     torch.float16: np.float16,
@@ -38,8 +39,9 @@ class TorchBackend(Backend):
     """Torch tensors on any device, differentiated in reverse mode to any order.
 
     Losses use torch as usual; `torch.func.functional_call` runs a module on a dict of parameters. Nothing
-    waits for a device: where values cannot be read without waiting (CUDA, ``meta``) faults are carried in the
-    report, and loops of solvers run to their limit, with the iterate held once they are done.
+    waits for a device. Where values cannot be read without waiting (CUDA, ``meta``), faults are put into the
+    report instead of raised, and loops of solvers run to their limit, with the iterate unchanged after they
+    have converged.
     """
 
     name: ClassVar[str] = "torch"
@@ -99,6 +101,11 @@ class TorchBackend(Backend):
         name = str(dtype).removeprefix("torch.")
         return Leaf(kind, name, tuple(leaf.shape), leaf.itemsize, str(leaf.device))
 
+    def form(self, tree: Tree) -> Hashable:
+        leaves, structure = optree.tree_flatten(tree)
+        about = [(x.dtype, x.shape, x.device) if isinstance(x, Tensor) else type(x) for x in leaves]
+        return structure, tuple(about)
+
     def is_float(self, leaf: Any) -> bool:
         return is_float(leaf)
 
@@ -113,7 +120,8 @@ class TorchBackend(Backend):
     # The vector space of trees.
 
     def inner(self, x: Tree, y: Tree) -> Scalar:
-        pairs = zip(self.flatten(x)[0], self.flatten(y)[0], strict=True)
+        xs = self.flatten(x)[0]
+        pairs = zip(xs, xs if y is x else self.flatten(y)[0], strict=True)
         products = [_dot(a, b) for a, b in pairs if is_float(a)]
         return sum(products[1:], products[0]) if products else torch.zeros((), dtype=torch.float64)
 
@@ -121,7 +129,7 @@ class TorchBackend(Backend):
         xs, (ys, unflatten) = self.flatten(x)[0], self.flatten(y)
         # In a graph the fused sum would keep both of its arguments, and that of two tensors keeps none.
         if len(ys) > 1 and not isinstance(a, Tensor) and _alike(xs + ys):
-            return unflatten(torch._foreach_add(ys, xs, alpha=a))
+            return unflatten(axpy_of_all(a, xs, ys))
 
         def leaf(x: Array, y: Array) -> Array:
             if not is_float(y):
@@ -160,7 +168,7 @@ class TorchBackend(Backend):
 
 
 def _alike(leaves: list[Any]) -> bool:
-    """Are these floats of one dtype, and part of no graph?"""
+    """Are all of these floats of one dtype that no graph is recorded for?"""
     recorded = torch.is_grad_enabled()
     return all(
         is_float(x) and x.dtype is leaves[0].dtype and not (recorded and x.requires_grad) for x in leaves
@@ -168,7 +176,7 @@ def _alike(leaves: list[Any]) -> bool:
 
 
 def _in(dtype: torch.dtype, x: Tensor) -> Tensor:
-    """The tensor in a dtype: torch takes a microsecond to see that it is one already."""
+    """The tensor in a dtype. The check saves the microsecond that ``to`` takes when nothing is to be done."""
     return x if x.dtype is dtype else x.to(dtype)
 
 

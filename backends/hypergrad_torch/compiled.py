@@ -53,8 +53,8 @@ def compile(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:  # noq
 
     @wraps(f)
     def compiled(*args: Any, **kwargs: Any) -> Any:
-        args = tuple(_with_clock(arg) for arg in args)
-        kwargs = {name: _with_clock(arg) for name, arg in kwargs.items()}
+        args = tuple(_with_tensor_step(arg) for arg in args)
+        kwargs = {name: _with_tensor_step(arg) for name, arg in kwargs.items()}
         leaves, unflatten = trees.flatten((args, kwargs))
         tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
         key = (tuple(map(_kind, leaves)), tuple(trees.paths((args, kwargs), "")), _autocast())
@@ -78,8 +78,8 @@ def _trace(
         results, unflatten_results = trees.flatten(detach(f(*args, **kwargs)))
         places = [isinstance(x, Tensor) for x in results]
 
-        def assemble(found: list[Tensor]) -> Any:
-            values = iter(found)
+        def assemble(tensors: list[Tensor]) -> Any:
+            values = iter(tensors)
             filled = [next(values) if here else x for here, x in zip(places, results, strict=True)]
             return unflatten_results(filled)
 
@@ -114,15 +114,15 @@ def _first_draw(graph: fx.GraphModule) -> str | None:
     return None
 
 
-def _with_clock(arg: Any) -> Any:
-    """A state's step as a tensor, so that the next step is no other program."""
+def _with_tensor_step(arg: Any) -> Any:
+    """A state with its step as a tensor, so that every step runs the same program."""
     if isinstance(arg, State) and isinstance(arg.step, int):
         return arg._replace(step=torch.tensor(arg.step))
     return arg
 
 
 def _autocast() -> Any:
-    """The part of torch's own modes that a program is compiled under."""
+    """The autocast modes, under which a program is compiled anew."""
     return (
         torch.is_autocast_enabled("cpu"),
         torch.get_autocast_dtype("cpu"),
@@ -131,7 +131,7 @@ def _autocast() -> Any:
 
 
 def _kind(leaf: Any) -> Any:
-    """What a program is compiled for: the form of a tensor, or a constant itself."""
+    """What a program is compiled for: shape, strides, dtype and device of a tensor, or a constant's value."""
     if isinstance(leaf, Tensor):
         return tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device
     if isinstance(leaf, bool | int | float | complex | str):
@@ -144,7 +144,7 @@ def _kind(leaf: Any) -> Any:
 
 
 class _Identical:
-    """A constant that cannot be hashed, by its identity."""
+    """A constant that cannot be hashed, compared by identity."""
 
     def __init__(self, held: Any) -> None:
         self.held = held

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, NamedTuple, final
 
 import torch
@@ -20,18 +20,17 @@ from torch import Tensor
 from hypergrad.backend import Pullback, Tree
 from hypergrad.backend.trees import Trees
 from hypergrad.errors import DisconnectedError, explain
+from hypergrad_torch.private import Node, is_checkpointed, saved_bytes
 from hypergrad_torch.unsupported import refuse_undifferentiable, translated
-
-Node = Any
 
 trees = Trees()
 
 _EDGES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 6)
-"""Does ``torch.autograd.grad`` begin at edges, too?"""
+"""Does ``torch.autograd.grad`` take edges as outputs?"""
 
 
 class _Nesting(threading.local):
-    """How many derivatives are being taken around the one that is asked for, in this thread."""
+    """How many derivatives this thread is taking around the one that it is asked for."""
 
     depth = 0
 
@@ -40,13 +39,13 @@ _nesting = _Nesting()
 
 
 def nested() -> bool:
-    """Is an outer derivative being taken, to which results must stay attached?"""
+    """Is an outer derivative being taken, so that results must stay attached to its graph?"""
     return _nesting.depth > 0
 
 
 @contextmanager
 def one_deeper() -> Iterator[None]:
-    """A block of which an outer derivative is taken."""
+    """Inside this block one more derivative is being taken: results stay attached to their graph."""
     _nesting.depth += 1
     try:
         with torch.enable_grad(), translated():
@@ -61,7 +60,7 @@ def is_float(leaf: Any) -> bool:
 
 
 class _End(NamedTuple):
-    """Where a graph ends: the tensor, or its place in the graph alone, which does not keep the values."""
+    """An output of a graph: the tensor, or its edge in the graph alone, which does not keep its values."""
 
     root: Any
     node: Node
@@ -75,7 +74,7 @@ class _End(NamedTuple):
 
 
 def _end(x: Any) -> _End | None:
-    """What to pull back from, if there is anything."""
+    """The output to pull back from; ``None`` if the value is no float or depends on nothing."""
     if not (is_float(x) and x.requires_grad):
         return None
     keep = nested() or x.grad_fn is None or not _EDGES or torch.compiler.is_compiling()
@@ -103,7 +102,7 @@ class GraphPullback(Pullback):
         return lambda cotangent: unflatten(self._pull(cotangent, leaves))
 
     def _pull(self, cotangent: Tree, inputs: list[Any], keep: bool = True) -> list[Any]:
-        """The engine visits no node from which none of the inputs can be reached."""
+        """Cotangents of the inputs. Torch visits only nodes from which an input can be reached."""
         pairs = [
             (end.root, end.cotangent(g))
             for end, g in zip(self._outputs, trees.flatten(cotangent)[0], strict=True)
@@ -130,12 +129,7 @@ class GraphPullback(Pullback):
 
     @cached_property
     def nbytes(self) -> int:
-        storages: dict[int, int] = {}
-        for node in self._nodes:
-            for tensor in _saved(node):
-                storage = tensor.untyped_storage()
-                storages[storage._cdata] = storage.nbytes()
-        return sum(storages.values())
+        return saved_bytes(self._nodes)
 
 
 def history(outputs: Sequence[Any]) -> set[Node]:
@@ -144,13 +138,13 @@ def history(outputs: Sequence[Any]) -> set[Node]:
 
 
 def _before(todo: list[Node]) -> set[Node]:
-    seen = set(todo)
+    nodes = set(todo)
     while todo:
         for parent, _ in todo.pop().next_functions:
-            if parent is not None and parent not in seen:
-                seen.add(parent)
+            if parent is not None and parent not in nodes:
+                nodes.add(parent)
                 todo.append(parent)
-    return seen
+    return nodes
 
 
 def vjp(f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) -> tuple[Tree, GraphPullback, Tree]:
@@ -178,7 +172,7 @@ def detach(tree: Tree) -> Tree:
 
 
 def depth(leaf: Any) -> int:
-    """How many derivatives, at most, pass through this leaf?"""
+    """At most how many derivatives pass through this leaf?"""
     return max(_nesting.depth, 1) if isinstance(leaf, Tensor) and leaf.requires_grad else 0
 
 
@@ -236,23 +230,4 @@ def _or_zeros(gradient: Tensor | None, leaf: Tensor) -> Tensor:
 
 def holds_checkpoints(outputs: Sequence[Any]) -> bool:
     """Is part of the graph to be computed again by ``torch.utils.checkpoint``?"""
-    return any(type(raw.data).__name__ == "_Holder" for node in history(outputs) for raw in _raw(node))
-
-
-def _saved(node: Node) -> Iterator[Tensor]:
-    """The tensors that a node keeps for the backward pass; not those that a hook would have to bring back."""
-    for raw in _raw(node):
-        if getattr(raw, "unpack_hook", None) is None and isinstance(raw.data, Tensor):
-            yield raw.data
-
-
-def _raw(node: Node) -> Iterator[Any]:
-    for name in _saved_names(node.__class__):
-        saved = getattr(node, name, None)
-        yield from (x for x in (saved if isinstance(saved, tuple | list) else (saved,)) if hasattr(x, "data"))
-
-
-@cache
-def _saved_names(kind: Any) -> tuple[str, ...]:
-    """The attributes under which a kind of node shows what it saved, without bringing it back."""
-    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+    return any(map(is_checkpointed, history(outputs)))

@@ -1,4 +1,4 @@
-"""Loops whose flags lie on a device that nobody waits for."""
+"""Loops whose conditions may lie on a device, which they do not wait for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypergrad.backend.loops import Loops
 
 
 class TorchLoops(Loops):
-    """Python's loops, in which a flag or a place may be a tensor."""
+    """Python's loops, in which a condition or an index may be a tensor."""
 
     def while_loop(
         self, going: Callable[[Tree], Any], body: Callable[[Tree], Tree], carry: Tree, limit: int
@@ -25,7 +25,8 @@ class TorchLoops(Loops):
                     break
                 carry = body(carry)
             else:
-                # To read the flag would be to wait for the device: go on, and hold what is done.
+                # Reading the condition would wait for the device. Run on, and keep the old carry once it is
+                # false.
                 carry = self.backend.map(lambda new, old, on=on: where(on, new, old), body(carry), carry)
         return carry
 
@@ -33,11 +34,11 @@ class TorchLoops(Loops):
         if not isinstance(k, Tensor):
             return super().set_row(items, k, item)
 
-        # Which place it is, only the device knows.
-        def here(i: int, kept: Tree) -> Tree:
-            return self.backend.map(lambda new, old: torch.where(k == i, new, old), item, kept)
+        # The index is on the device: every row is selected there.
+        def row(i: int, old: Tree) -> Tree:
+            return self.backend.map(lambda new, old: torch.where(k == i, new, old), item, old)
 
-        return [here(i, kept) for i, kept in enumerate(items)]
+        return [row(i, old) for i, old in enumerate(items)]
 
     def take(self, items: Any, k: Any) -> Tree:
         if not isinstance(k, Tensor):

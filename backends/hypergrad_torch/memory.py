@@ -13,11 +13,11 @@ from hypergrad.backend import Array, Tree
 from hypergrad.backend.memory import BLOCK, Memory, written_in_blocks
 
 LAUNCHED = 2**20
-"""Elements of a block on a device: fewer take no less time."""
+"""Elements of a block on a device, where smaller blocks take as long."""
 
 
 class TorchMemory(Memory):
-    """Copies to and from CUDA devices go on beside the computation."""
+    """Copies between host and CUDA devices, which run while the device computes."""
 
     def to_host(self, tree: Tree) -> Tree:
         return self.backend.map(_pinned, tree)

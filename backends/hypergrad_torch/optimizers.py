@@ -17,6 +17,7 @@ from hypergrad.updates.adagrad import Total
 from hypergrad.updates.adam import Moments
 from hypergrad.updates.rmsprop import Square
 from hypergrad.updates.sgd import Momentum
+from hypergrad_torch.private import has_step_hooks
 
 Options = Mapping[str, Any]
 
@@ -46,7 +47,7 @@ def _moments(o: Options, kept: Callable[[str], list[Tensor]]) -> Moments:
 
 
 def _number(x: Any) -> Any:
-    """An option as it stands; a tensor as a constant function, so that no device is waited for."""
+    """A number as it is, a tensor as a constant function: reading it could mean waiting for a device."""
     if not isinstance(x, Tensor):
         return x
     held = x.detach().clone()
@@ -86,8 +87,8 @@ def dialect(optimizer: Optimizer) -> Dialect:
     Raises:
         UnsupportedOpError: if it is none of `DIALECTS`, with their names and the way out.
     """
-    found = DIALECTS.get(type(optimizer))
-    if found is None:
+    known = DIALECTS.get(type(optimizer))
+    if known is None:
         names = ", ".join(f"torch.optim.{kind.__name__}" for kind in DIALECTS)
         raise UnsupportedOpError(
             explain(
@@ -102,18 +103,18 @@ def dialect(optimizer: Optimizer) -> Dialect:
                 ),
             )
         )
-    return found
+    return known
 
 
 class Taken(NamedTuple):
-    """A step of an optimiser: its groups' options then, and which parameters had a gradient."""
+    """A step that an optimiser took: the options of its groups, and which parameters had a gradient."""
 
     options: Sequence[Options]
     used: Sequence[bool]
 
 
 class Move(NamedTuple):
-    """One parameter's part of a step: its rule, its own clock, and whether it climbs."""
+    """One parameter's part of a step: its rule, how many steps it has taken, and whether it maximizes."""
 
     rule: UpdateRule
     count: Any
@@ -125,7 +126,7 @@ class Move(NamedTuple):
 class Replay(UpdateRule):
     """Steps as torch's optimiser takes them: for each a `Move` of every parameter.
 
-    ``None`` stands where torch has no gradient, and leaves a parameter and all about it alone.
+    ``None`` stands where a parameter has no gradient: torch then changes neither it nor its state.
     """
 
     steps: tuple[tuple[Move | None, ...], ...]
@@ -155,14 +156,14 @@ def replay(
 ) -> tuple[Replay, Tree]:
     """Steps that the optimiser takes from where it stands, as an update rule of a list of parameters.
 
-    Returned beside it is the state, whose tensors are the optimiser's own, not copies. ``first`` is what
-    the caller's clock shows at the first step; the optimiser keeps its own for each parameter.
+    Returns the rule and its state, whose tensors are the optimiser's own, not copies. ``first`` is the number
+    that the caller gives to the first step; the optimiser counts steps for each parameter on its own.
 
     Raises:
         UnsupportedOpError: as for `dialect`, and for hooks around the optimiser's step.
     """
     speak = dialect(optimizer)
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+    if has_step_hooks(optimizer):
         raise UnsupportedOpError(
             explain(
                 "the optimiser has hooks around its step, which may do anything",
@@ -186,19 +187,19 @@ def replay(
                 for o, count, here in zip(each, counts, used, strict=True)
             ]
         )
-        # Kept is what any of the steps asks for.
+        # The state holds what any of the steps needs.
         ever = {key: next((o[key] for o in each if o[key]), each[0][key]) for key in each[0]}
 
         def kept(name: str, state: Any = state, p: Tensor = p) -> list[Tensor]:
-            found = state.get(name)
-            return [torch.zeros_like(p, requires_grad=False) if found is None else found]
+            tensor = state.get(name)
+            return [torch.zeros_like(p, requires_grad=False) if tensor is None else tensor]
 
         states.append(speak.state(ever, kept))
     return Replay(tuple(zip(*columns, strict=True)), first), tuple(states)
 
 
 def _counts(optimizer: Optimizer, state: Any, each: Sequence[Options], used: Sequence[bool]) -> list[Any]:
-    """A parameter's own clock before each step. For SGD it tells the first step with momentum from others."""
+    """How many steps a parameter had taken before each step; for SGD, whether its momentum had begun."""
     if type(optimizer) is torch.optim.SGD:
         warm, counts = int(state.get("momentum_buffer") is not None), []
         for o, here in zip(each, used, strict=True):
@@ -206,7 +207,7 @@ def _counts(optimizer: Optimizer, state: Any, each: Sequence[Options], used: Seq
             warm = max(warm, int(here and bool(o["momentum"])))
         return counts
     start = state.get("step", 0)
-    # On a device the number stays where it is: reading it would be to wait.
+    # A count on a device is not read, since that would mean waiting for the device.
     begin = start if isinstance(start, Tensor) and start.device.type != "cpu" else int(start)
     return [begin + sum(used[:k]) for k in range(len(used))]
 
@@ -216,9 +217,9 @@ def _counts(optimizer: Optimizer, state: Any, each: Sequence[Options], used: Seq
 class TorchOptimizer(UpdateRule):
     """A ``torch.optim`` optimiser as an update rule of its own.
 
-    Read when it is used: its groups' options as they are then. It starts fresh: `init` gives zeros
-    whatever the optimiser has seen, and its own state is never touched. One group of parameters and no
-    more: groups belong to a module's parameters, and those to `ModuleTuner`.
+    The options are read when the rule is used, as they are then. `init` gives zeros however many steps the
+    optimiser has taken, and the optimiser's own state is never touched. It must have one group of parameters:
+    several groups belong to a module, which `ModuleTuner` trains.
 
     Raises:
         UnsupportedOpError: when it is used, for an optimiser not in `DIALECTS`.

@@ -1,4 +1,4 @@
-"""Torch's default generators: read, replayed and put back."""
+"""Torch's default generators: their state, read, restored and replayed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ class Draws(NamedTuple):
 
 
 class Trace:
-    """What a compiler's trace is told: did a block ask for the draws of an earlier one?"""
+    """A trace of a compiler, during which generators are left alone."""
 
     replayed = False
+    """Did a block ask for the draws of an earlier block?"""
 
 
 class _Current(threading.local):
@@ -35,7 +36,7 @@ _current = _Current()
 
 @contextmanager
 def tracing() -> Iterator[Trace]:
-    """A block in which generators are left alone, since a compiled program has one of its own."""
+    """Inside this block generators are neither read nor restored: a compiled program has its own."""
     _current.trace = trace = Trace()
     try:
         yield trace

@@ -1,4 +1,4 @@
-"""Operations of torch that have no second derivative: found, named, and the ways around them."""
+"""Operations of torch that have no second derivative: errors that name them and say what to do instead."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch.autograd import function
-
 from hypergrad.errors import DisconnectedError, UnsupportedOpError, explain
+from hypergrad_torch.private import once_differentiable
 
 _DOUBLE_BACKWARD = re.compile(
     r"derivative for '?(?:aten::)?(?P<op>[\w.]+?)'? is not implemented"
@@ -54,18 +53,25 @@ def unsupported(op: str, *remedies: str) -> UnsupportedOpError:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Say what torch's errors about missing derivatives mean here; others pass unchanged."""
+    """Inside this block, torch's errors about missing derivatives are raised as errors of this library.
+
+    Others pass unchanged.
+
+    Raises:
+        UnsupportedOpError: for an operation without a second derivative, by its name.
+        DisconnectedError: for tensors that were made under ``torch.inference_mode``.
+    """
     try:
         yield
     except RuntimeError as error:
         message = str(error)
-        if found := _DOUBLE_BACKWARD.search(message):
-            op = found["op"]
-            if found["compiled"]:
+        if match := _DOUBLE_BACKWARD.search(message):
+            op = match["op"]
+            if match["compiled"]:
                 raise unsupported("a compiled module", _REMEDIES["compiled"]) from error
-            if found["checkpoint"]:
+            if match["checkpoint"]:
                 raise unsupported("a re-entrant checkpoint", _REMEDIES["checkpoint"]) from error
-            if found["once"]:
+            if match["once"]:
                 raise unsupported(
                     "a function marked with @once_differentiable", _REMEDIES["custom"]
                 ) from error
@@ -84,11 +90,11 @@ def translated() -> Iterator[None]:
 
 
 def refuse_undifferentiable(nodes: Iterable[Any], second: bool) -> None:
-    """Refuse what torch would differentiate a second time without a word, and wrongly.
+    """Refuse operations whose second derivative torch computes wrongly without an error.
 
-    ``once_differentiable`` raises only where the incoming gradient itself carries a graph; behind a plain
+    ``once_differentiable`` raises only where the incoming gradient itself carries a graph. Behind a plain
     loss it does not, and the dependence on the function's inputs would be lost. The double backward of
-    ``weight_norm`` takes its norms for constants, which matters if an outer derivative passes through the
+    ``weight_norm`` treats its norms as constants, which is wrong if an outer derivative passes through the
     inputs themselves (``second``).
 
     Raises:
@@ -97,8 +103,5 @@ def refuse_undifferentiable(nodes: Iterable[Any], second: bool) -> None:
     for node in nodes:
         if second and node.name() == "WeightNormInterfaceBackward0":
             raise unsupported("weight_norm", _REMEDIES["weight_norm"])
-        custom: Any = getattr(node, "_forward_cls", None)
-        backward = getattr(custom, "backward", None)
-        code = getattr(backward, "__code__", None)
-        if code is not None and code.co_filename == function.__file__ and hasattr(backward, "__wrapped__"):
-            raise unsupported(f"the custom function {custom.__name__}", _REMEDIES["custom"])
+        if (name := once_differentiable(node)) is not None:
+            raise unsupported(f"the custom function {name}", _REMEDIES["custom"])

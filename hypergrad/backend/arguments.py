@@ -1,13 +1,37 @@
 """What may be handed to an estimator: checks that name the leaf, made before any work is done.
 
 Only shapes and dtypes are read, never values, so that the checks cost microseconds, wait for no device
-and work while a compiler traces.
+and work while a compiler traces. Trees of a form that has passed are not looked at leaf by leaf again.
 """
 
 from __future__ import annotations
 
-from hypergrad.backend.protocol import Array, Backend, Tree
+from collections.abc import Hashable
+
+from hypergrad.backend.protocol import Backend
+from hypergrad.backend.types import Array, Tree
 from hypergrad.errors import ArgumentError, LeafTypeError, UnsupportedLeafError
+
+_MOST = 1024
+_passed: set[Hashable] = set()
+"""Checks that need not be made again, `_MOST` at most. Only success is kept: threads cannot disturb one
+another."""
+
+
+def _has_passed(check: Hashable) -> bool:
+    try:
+        return check in _passed
+    except TypeError:  # a container of the user's whose metadata cannot be hashed
+        return False
+
+
+def _pass(check: Hashable) -> None:
+    if len(_passed) >= _MOST:
+        _passed.clear()
+    try:
+        _passed.add(check)
+    except TypeError:
+        pass
 
 
 def check_variables(backend: Backend, **trees: Tree) -> None:
@@ -18,6 +42,9 @@ def check_variables(backend: Backend, **trees: Tree) -> None:
         LeafTypeError: for integers, booleans, foreign arrays, and mixed dtypes or devices.
         UnsupportedLeafError: for complex leaves.
     """
+    check = "variables", type(backend), backend.form(trees)
+    if _has_passed(check):
+        return
     first: tuple[str, str, str] | None = None
     for root, tree in trees.items():
         leaves, paths = backend.flatten(tree)[0], backend.paths(tree, root)
@@ -33,6 +60,7 @@ def check_variables(backend: Backend, **trees: Tree) -> None:
                         f"{path} has {what} {mine} and {first[0]} has {what} {other}: the derivative "
                         f"would be converted silently; bring all leaves to one {what}"
                     )
+    _pass(check)
 
 
 def _check_float(backend: Backend, path: str, leaf: Array) -> tuple[str, str]:
@@ -60,6 +88,9 @@ def check_batch(backend: Backend, root: str, batch: Tree, params: Tree) -> None:
     Raises:
         LeafTypeError: naming the leaf.
     """
+    check = "batch", type(backend), backend.form((batch, params))
+    if _has_passed(check):
+        return
     reference = backend.describe(backend.flatten(params)[0][0])
     for path, leaf in zip(backend.paths(batch, root), backend.flatten(batch)[0], strict=True):
         if not backend.owns(leaf) or isinstance(leaf, bool | int | float):
@@ -70,6 +101,7 @@ def check_batch(backend: Backend, root: str, batch: Tree, params: Tree) -> None:
                 f"{path} has dtype {about.dtype} and the parameters have {reference.dtype}: the loss "
                 f"would be computed in the wider type silently; convert {path} to {reference.dtype}"
             )
+    _pass(check)
 
 
 def check_scalar(backend: Backend, name: str, value: Array) -> None:
@@ -96,6 +128,8 @@ def check_same(backend: Backend, name: str, given: Tree, root: str, expected: Tr
         ArgumentError: with both structures or shapes, where they differ.
         LeafTypeError: with both dtypes, where they differ.
     """
+    if given is expected or backend.form(given) == backend.form(expected):
+        return
     paths, wanted = backend.paths(given, root), backend.paths(expected, root)
     if paths != wanted:
         odd = sorted(set(paths) - set(wanted)), sorted(set(wanted) - set(paths))

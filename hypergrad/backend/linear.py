@@ -1,4 +1,4 @@
-"""The derivatives of a linear solve, where a framework lets one say what a pullback is."""
+"""The derivatives of a linear solve, where a framework lets one define a pullback."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ from hypergrad.errors import UnsupportedOpError
 
 @dataclass(frozen=True)
 class LinearSolve:
-    """x = A⁻¹v as a constant x̂, and x ← x + A⁻¹(v − A x) for each derivative.
+    """x = A⁻¹v as a constant x̂, corrected by x ← x + A⁻¹(v − A x) once for each derivative.
 
-    Such a step adds 0 to x and makes one more of its derivatives right, if A⁻¹ is taken as a constant whose
-    transpose is a solve. ``depth`` says of a leaf how many derivatives pass through it, and
-    ``zeros_with_pullback(y, pull)`` is zero, with the pullback ``pull``.
+    Each correction adds 0 to x and makes one more of its derivatives right. A⁻¹ is a constant in it, whose
+    pullback is a solve with Aᵀ. Cost: one solve, and one with Aᵀ for each pullback of each derivative.
+
+    Args:
+        backend: of the arrays.
+        depth: a leaf ↦ how many derivatives pass through it.
+        zeros_with_pullback: ``(y, pull)`` ↦ zeros like y, whose pullback is ``pull``.
+        solve_derivative: ``(matvec, v) -> (x, aux)``, for the solves with Aᵀ.
+        symmetric: is A its own transpose?
+
+    Raises:
+        UnsupportedOpError: in a pullback, if a derivative of a higher order is taken than was announced.
     """
 
     backend: Backend
@@ -29,7 +38,7 @@ class LinearSolve:
     def __call__(
         self, matvec: Callable[[Tree], Tree], v: Tree, solve: Callable[..., Any], orders: int | None = None
     ) -> tuple[Tree, Tree]:
-        """x and aux; good for so many derivatives, or for all that are being taken."""
+        """Return x and aux, with ``orders`` derivatives, or as many as pass through v and A v."""
         backend = self.backend
         depths = [self.depth(leaf) for leaf in backend.flatten(v)[0]]
 

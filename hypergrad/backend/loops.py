@@ -1,4 +1,4 @@
-"""Control flow: loops that a framework may make one program of, and Python's own as the default."""
+"""Control flow: loops and branches that a framework may compile, by default in plain Python."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from hypergrad.backend.types import Tree
 
 
 class Loops:
-    """Loops, branches, compilation, and the rows that loops keep. By default everything runs as it is
-    written.
+    """Loops, branches, compilation, and the rows that loops keep. By default nothing is compiled.
 
-    *Rows* are trees of one kind, kept in the framework's own way: a list here, one tree with a longer axis
-    where loops are compiled. `scan`, `each`, `stack` and `empty_rows` make them, `take`, `set_row`, `dense`
-    and `collect` read and write them.
+    *Rows* are a sequence of trees of one structure, kept in the framework's own way: here a list; where
+    loops are compiled, one tree whose leaves have one more axis. `scan`, `each`, `stack` and `empty_rows`
+    make rows; `take`, `set_row`, `dense` and `collect` read and write them.
     """
 
     def __init__(self, backend: Any) -> None:
@@ -32,11 +31,11 @@ class Loops:
     ) -> tuple[Tree, Any]:
         """Run ``carry, y = body(carry, k, x)`` for k = 0 … length − 1 and return ``carry, ys``.
 
-        ``ys`` are rows, in the order of k; all that one may do is hand them back as ``xs``, from which x is
-        the one of the same k. In reverse k counts down.
+        ``ys`` are rows, in the order of k. Given as ``xs`` to another scan, they hand its body the row x of
+        the same k. In reverse k counts down.
         """
         ys: list[Any] = [None] * length
-        # Only the body refers to the carry, so it can free those parts that it does not need any more.
+        # No reference to the carry is kept here, so that the body can free the parts that it has used.
         held = [carry]
         del carry
         for k in reversed(range(length)) if reverse else range(length):
@@ -48,7 +47,10 @@ class Loops:
     def while_loop(
         self, going: Callable[[Tree], Any], body: Callable[[Tree], Tree], carry: Tree, limit: int
     ) -> Tree:
-        """Run the body while ``going(carry)``, which is false after ``limit`` rounds at the latest."""
+        """Run ``carry = body(carry)`` while ``going(carry)`` and return the last carry.
+
+        ``going`` must be false after ``limit`` rounds at the latest.
+        """
         for _ in range(limit):
             if not going(carry):
                 break
@@ -58,10 +60,10 @@ class Loops:
     def repeat(
         self, body: Callable[[Tree, Any], tuple[Tree, Tree, Tree, Any]], carry: Tree, limit: int
     ) -> tuple[Tree, Any, Tree, Any]:
-        """Run ``carry, row, last, going = body(carry, k)`` for k = 0 … limit − 1, limit ≥ 1, while it is
-        going.
+        """Run ``carry, row, last, going = body(carry, k)`` for k = 0, 1, … until going is false.
 
-        Return ``carry, rows, last, count``: the rows, what the last round returned, and how many rounds ran.
+        It runs ``limit`` rounds at most, and limit ≥ 1. Returns ``carry, rows, last, count``: the last carry,
+        the row of every round, ``last`` of the last round, and how many rounds ran.
         """
         rows, last = [], None
         for k in range(limit):
@@ -72,52 +74,50 @@ class Loops:
         return carry, rows, last, len(rows)
 
     def cond(self, pred: Any, yes: Callable[[], Tree], no: Callable[[], Tree]) -> Tree:
-        """Return ``yes()`` if it holds, and ``no()`` if not.
+        """Return ``yes()`` if ``pred`` is true, and ``no()`` if it is false.
 
-        In a compiled program both have one structure: ``no`` may return ``None`` where ``yes`` returns a
-        tree, and gets zeros there, NaN for floats.
+        Both return trees of one structure. Where ``no`` returns ``None`` in place of a subtree, a compiled
+        program has zeros there, NaN for floats.
         """
         return yes() if pred else no()
 
     def each(self, f: Callable[..., Tree], *items: Any) -> Any:
-        """f(x, …) for each of the rows, kept as rows; all at once, if the framework can."""
+        """The rows f(x, …) for each x, … of the rows given; computed at once if the framework can."""
         return [f(*row) for row in zip(*items, strict=True)]
 
     def compile(self, f: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of trees of arrays as one program, if the framework makes programs; else the
-        function.
-        """
+        """The function as one compiled program; the function itself if the framework has no compiler."""
         return f
 
     def callback(self, listener: Callable[..., None], *values: Any) -> None:
-        """Call the listener with the values once they are there: for progress, never for results."""
+        """Call the listener with the values when they have been computed. It returns nothing."""
         listener(*values)
 
     def stack(self, items: Sequence[Tree]) -> Any:
-        """Rows from a sequence of trees of one kind."""
+        """Rows from a sequence of trees of one structure."""
         return items
 
     def take(self, items: Any, k: Any) -> Tree:
-        """The k-th row; a `scan` may hand out k."""
+        """The k-th row. k may be an integer that a `scan` hands to its body."""
         return items[k]
 
     def empty_rows(self, like: Tree, count: int) -> Any:
-        """Rows for trees like this one, without a value until `set_row`."""
+        """``count`` rows for trees like this one, with values once `set_row` has set them."""
         return [None] * count
 
     def set_row(self, items: Any, k: Any, item: Tree) -> Any:
-        """The rows with this one in the k-th place; those that were given are used up."""
+        """The rows with the k-th replaced. The rows given may be overwritten: use what is returned."""
         items[k] = item
         return items
 
     def dense(self, rows: Any) -> Tree:
-        """Rows as one tree of the framework's arrays, whose first axis is k."""
+        """Rows as one tree of the framework's arrays, whose first axis counts the rows."""
         return self.backend.map(lambda *leaves: self.backend.xp.stack(leaves), rows[0], *rows[1:])
 
     def collect(self, rows: Any) -> Tree:
-        """Rows, or a list of trees, as one tree of NumPy arrays whose first axis is k.
+        """Rows, or a list of trees, as one tree of NumPy arrays whose first axis counts the rows.
 
-        While a compiler traces, they stay arrays of the framework.
+        While a compiler traces, the result holds arrays of the framework.
         """
         if not isinstance(rows, list):
             return rows

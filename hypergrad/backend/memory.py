@@ -10,38 +10,39 @@ import numpy as np
 from hypergrad.backend.types import Array, Tree
 
 BLOCK, BLOCKS = 2**15, 64
-"""Elements that are enough for a block, and blocks that are enough for an array."""
+"""The least number of elements of a block, and the greatest number of blocks of an array."""
 
 
 class Memory:
-    """The way to the host's memory and back, and work in blocks. By default everything lies on the host."""
+    """Copies to the host's memory and back, and work in blocks. By default arrays lie on the host."""
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend  # a Backend, which is made of this
 
     def to_host(self, tree: Tree) -> Tree:
-        """A copy in the host's memory, made while the device goes on; the tree itself if it lies there."""
+        """A copy in the host's memory, made while the device computes; the tree itself if it lies there."""
         return tree
 
     def from_host(self, tree: Tree) -> Tree:
-        """The way back, for what `to_host` returned."""
+        """A copy on the device from what `to_host` returned."""
         return tree
 
     def in_blocks(
         self, f: Callable[..., tuple[Sequence[Array], Any]], used: Sequence[Array], given: Sequence[Array]
     ) -> tuple[list[Array], Any]:
-        """``f(*used, *given)`` of arrays of one shape, with little memory for intermediate results.
+        """Evaluate ``new, sums = f(*used, *given)`` on arrays of one shape, with little memory for
+        intermediate results.
 
-        f works element by element. It returns new values, in the dtypes of those that are ``used`` up and may
-        be written over, and a tuple of sums; where it is done in parts, those of all are added. By default it
-        is done at once, since not all arrays can be written to.
+        f works element by element. It returns new values for the arrays ``used``, in their dtypes, and a
+        tuple of sums. The arrays used may be overwritten. Where f runs block by block, the sums of all blocks
+        are added. By default it runs on whole arrays, since not every framework can write to its arrays.
         """
         new, sums = f(*used, *given)
         return list(new), sums
 
 
 def blocks(shape: Sequence[int], block: int = BLOCK) -> int:
-    """Into how many blocks of rows an array is cut."""
+    """The number of blocks of rows into which an array of this shape is cut."""
     return max(1, min(BLOCKS, int(np.prod(shape)) // block, shape[0] if len(shape) else 1))
 
 
@@ -51,9 +52,7 @@ def written_in_blocks(
     given: Sequence[Array],
     block: int = BLOCK,
 ) -> tuple[list[Array], Any]:
-    """`Memory.in_blocks` where arrays can be written to: in place, so that intermediate results are
-    blocks.
-    """
+    """`Memory.in_blocks` for arrays that can be written to: block by block, in place."""
     arrays = [*used, *given]
     shape = tuple(arrays[0].shape)
     if (count := blocks(shape, block)) == 1:

@@ -8,9 +8,9 @@ laws that each backend must obey, and ``docs/backends.md`` writes one from scrat
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cache, cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -21,6 +21,7 @@ from hypergrad.backend.memory import Memory
 from hypergrad.backend.random import Random
 from hypergrad.backend.trees import Trees
 from hypergrad.backend.types import Array, Kind, Leaf, Pullback, Push, Scalar, Tree
+from hypergrad.errors import no_outer_derivative
 
 _KINDS: dict[str, Kind] = {"f": "float", "i": "int", "u": "int", "b": "bool", "c": "complex"}
 
@@ -36,41 +37,41 @@ R = TypeVar("R")
 
 
 class _Of(property, Generic[P, R]):
-    """A method of one of the backend's nouns, as a method of the backend, at no cost."""
+    """A method of one of the backend's nouns, as a method of the backend, without a call in between."""
 
     if TYPE_CHECKING:
 
-        def __get__(self, instance: Any, owner: Any = None) -> Callable[P, R]: ...
+        def __get__(self, instance: Any, owner: Any = None) -> Callable[P, R]: ...  # type: ignore[override]
 
 
 def of(noun: str, method: Callable[Concatenate[Any, P], R]) -> _Of[P, R]:
-    """Share a method of a noun, so that ``backend.scan`` is ``backend.loops.scan``."""
+    """Forward a method of a noun: ``backend.scan`` is ``backend.loops.scan``."""
     return _Of(attrgetter(f"{noun}.{method.__name__}"), doc=method.__doc__)
 
 
 class Backend(ABC):
     """Calculus, vector space and control flow of one array framework.
 
-    To write one, implement `owns`, `readable`, `asarray`, `to_numpy`, `detach` and `vjp`, and say ``name``
-    and ``xp``. Four nouns have Python's answers as their defaults, and are replaced by overriding the
-    property of the same name: `trees`, `loops`, `random`, `memory`. Whatever else stands here is derived
-    from these, and is overridden where a framework knows a better way.
+    To write one, implement `owns`, `readable`, `asarray`, `to_numpy`, `detach` and `vjp`, and set ``name``
+    and ``xp``. Four nouns, `trees`, `loops`, `random` and `memory`, are objects with defaults in plain
+    Python; override the property of that name to replace one. Every other method is derived from these.
+    Override it where the framework has a faster way.
 
-    Functions given to the calculus take and return trees. Leaves that are not floating point are carried
-    along and get zero cotangents. All of it nests: a `vjp` of a `vjp` is a second derivative.
+    Functions given to the calculus take and return trees. Leaves that are not floating point pass through
+    unchanged and get zero cotangents. Derivatives nest: a `vjp` of a `vjp` is a second derivative.
     """
 
     name: ClassVar[str]
     """The name of the framework's module, which is also the key of the entry point."""
 
     xp: ClassVar[Any]
-    """Functions under their array-API names, differentiable where that makes sense: those of `NAMESPACE`.
+    """The functions of `NAMESPACE` under their array-API names, with derivatives where these exist.
 
-    ``where`` takes Python numbers; arrays know ``@``, ``.T``, ``[k]``, ``& | ~``, comparisons, ``.dtype``,
-    ``float()`` and ``bool()``, and those of integers ``// % << >>``."""
+    ``where`` takes Python numbers. Arrays have arithmetic, ``@``, ``.T``, indices and slices, comparisons,
+    ``& | ~``, ``.shape``, ``.dtype``, ``float()``, ``int()`` and ``bool()``; integers also ``// % << >>``."""
 
     compiles: ClassVar[bool] = False
-    """Does `compile` make programs, or does everything run as it is written?"""
+    """Does `compile` make programs? If not, everything runs as it is written."""
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other)
@@ -85,29 +86,37 @@ class Backend(ABC):
 
     @abstractmethod
     def owns(self, leaf: Any) -> bool:
-        """Is this an array of the framework, traced ones included?"""
+        """Is this object an array of the framework? Arrays that are being traced are."""
 
     @abstractmethod
     def readable(self, *leaves: Array) -> bool:
-        """Can the values be read now: neither traced nor on a device that one would have to wait for?"""
+        """Can all values be read now?
+
+        Not if a derivative is being taken through an array, if a compiler traces it, or if it lies on a
+        device that one would have to wait for. Objects that are no arrays are readable.
+        """
 
     @abstractmethod
     def asarray(self, values: Any, like: Array | None = None) -> Array:
-        """An array from NumPy values, in the dtype and on the device of ``like``."""
+        """An array from NumPy values, in their dtype, or in the dtype and on the device of ``like``."""
 
     @abstractmethod
     def to_numpy(self, array: Array) -> Any:
-        """The values as a NumPy array; waits for a device if it must."""
+        """The values of an array, traced by a derivative or not, as a NumPy array.
+
+        Waits for a device if it must. Python numbers are taken, too.
+        """
 
     @abstractmethod
     def detach(self, tree: Tree) -> Tree:
-        """The same values, constant for every derivative, outer ones too."""
+        """A tree of the same values, through which no derivative passes, not even an outer one."""
 
     @abstractmethod
     def vjp(self, f: Callable[..., tuple[Tree, Tree]], *primals: Tree) -> tuple[Tree, Pullback, Tree]:
-        """Return ``(value, pullback, aux)`` for an f that returns ``(value, aux)``.
+        """Evaluate ``value, aux = f(*primals)`` and return ``(value, pullback, aux)``.
 
-        The value is differentiated. aux is carried along, outside of the graph that is made here.
+        The pullback is that of the value. value and aux stay attached to outer derivatives, and are constants
+        for the derivative that is taken here.
         """
 
     # Four nouns.
@@ -119,7 +128,7 @@ class Backend(ABC):
 
     @cached_property
     def loops(self) -> Loops:
-        """Loops, branches, compilation, and rows that loops keep; by default Python's own."""
+        """Loops, branches, compilation, and the rows that loops keep; by default in plain Python."""
         return Loops(self)
 
     @cached_property
@@ -129,7 +138,7 @@ class Backend(ABC):
 
     @cached_property
     def memory(self) -> Memory:
-        """The way to the host's memory and back; by default everything lies there."""
+        """Copies to the host's memory and back; by default arrays already lie there."""
         return Memory(self)
 
     flatten = of("trees", Trees.flatten)
@@ -152,24 +161,34 @@ class Backend(ABC):
     # Leaves.
 
     def describe(self, leaf: Array) -> Leaf:
-        """Kind, dtype, shape and device, for checks and messages.
+        """Kind, dtype, shape, bytes of an element and device, without reading values.
 
         Raises:
             NotImplementedError: for a dtype that NumPy does not know, which only the framework can describe.
         """
         x = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
         try:
-            dtype = np.dtype(x.dtype if isinstance(x.dtype, np.dtype) else str(x.dtype))
+            kind, name, itemsize = _about(x.dtype if isinstance(x.dtype, np.dtype) else str(x.dtype))
         except TypeError:
             raise self._unknown("describe", f"dtype {x.dtype}") from None
-        return Leaf(_KINDS.get(dtype.kind, "other"), str(dtype), tuple(x.shape), dtype.itemsize, "cpu")
+        return Leaf(kind, name, tuple(x.shape), itemsize, "cpu")
+
+    def form(self, tree: Tree) -> Hashable:
+        """The structure of a tree with shape, dtype and device of each leaf, as a value that can be hashed.
+
+        Checks of arguments depend on nothing else, so they are made once for each form.
+        """
+        leaves = self.flatten(tree)[0]
+        return self.trees.structure(tree), tuple(
+            self.describe(x) if self.owns(x) else type(x) for x in leaves
+        )
 
     def is_float(self, leaf: Any) -> bool:
         """Is this a leaf to differentiate by?"""
         return self.describe(leaf).kind == "float"
 
     def cast(self, array: Array, dtype: str) -> Array:
-        """The array in another dtype of the framework's, by its NumPy name.
+        """The array in another dtype, given by its NumPy name.
 
         Raises:
             NotImplementedError: if the arrays have no ``astype``.
@@ -179,21 +198,28 @@ class Backend(ABC):
         return array.astype(dtype)
 
     def number(self, scalar: Scalar) -> Any:
-        """The value of a scalar, or of a Python number, as one of NumPy's of the same precision.
+        """A scalar, or a Python number, as a NumPy scalar of the same dtype.
 
-        ``None`` where it cannot be read now, and where a derivative goes through it, which would end there.
+        ``None`` where it cannot be read, or where a derivative passes through it, which would be lost.
         """
         return np.asarray(self.to_numpy(scalar))[()] if self.readable(scalar) else None
 
     # The vector space of trees.
 
     def inner(self, x: Tree, y: Tree) -> Scalar:
-        """Inner product ⟨x, y⟩ over all floating-point leaves, 0 for trees without any.
+        """The inner product ⟨x, y⟩ over all floating-point leaves, 0 if there are none.
 
-        Accumulated in float32 or better.
+        A scalar array, accumulated in float32 or a wider type.
         """
-        pairs = zip(self.flatten(x)[0], self.flatten(y)[0], strict=True)
-        products = [self.xp.sum(self._wide(a) * self._wide(b)) for a, b in pairs if self.is_float(a)]
+        xs = self.flatten(x)[0]
+        ys = xs if y is x else self.flatten(y)[0]
+        products = []
+        for a, b in zip(xs, ys, strict=True):
+            about = self.describe(a)
+            if about.kind == "float":
+                if about.itemsize < 4:
+                    a, b = self.cast(a, "float32"), self.cast(b, "float32")
+                products.append(self.xp.sum(a * b))
         return sum(products[1:], products[0]) if products else self.asarray(np.asarray(0.0))
 
     def axpy(self, a: Scalar, x: Tree, y: Tree) -> Tree:
@@ -214,7 +240,10 @@ class Backend(ABC):
         return self.map(leaf, tree)
 
     def ravel(self, tree: Tree) -> tuple[Array, Callable[[Array], Tree]]:
-        """All leaves as one flat vector, and the way back, which gives each leaf its shape and dtype."""
+        """All leaves as one vector, and a function that makes such a tree of a vector.
+
+        That function gives each leaf its shape and dtype, whatever the dtype of the vector.
+        """
         leaves, unflatten = self.flatten(tree)
         about = [self.describe(leaf) for leaf in leaves]
         ends = np.cumsum([int(np.prod(leaf.shape)) for leaf in about])
@@ -238,15 +267,15 @@ class Backend(ABC):
     # Calculus.
 
     def pullback(self, f: Callable[..., Tree], *primals: Tree) -> tuple[Tree, Pullback]:
-        """`vjp` of a function that returns its value alone."""
+        """Like `vjp`, for an f that returns its value without aux: ``(value, pullback)``."""
         value, pullback, _ = self.vjp(lambda *xs: (f(*xs), None), *primals)
         return value, pullback
 
     def linearize(self, f: Callable[..., tuple[Tree, Tree]], *primals: Tree) -> tuple[Tree, Push, Tree]:
-        """Return ``(value, push, aux)`` for an f that returns ``(value, aux)``.
+        """Evaluate ``value, aux = f(*primals)`` and return ``(value, push, aux)``, where push is ẋ ↦ ∂f ẋ.
 
         By default the pullback is pulled back: it is linear in its cotangent, and its transpose is ∂f. That
-        takes two gradients once, and as many for each tangent.
+        costs two gradients, and two more for each tangent.
         """
         value, pullback, aux = self.vjp(f, *primals)
         _, transpose = self.pullback(pullback, self.zeros(value))
@@ -262,48 +291,64 @@ class Backend(ABC):
     ) -> tuple[Tree, Tree]:
         """Return ``solve(matvec, v)``, a pair of x = A⁻¹v and aux, with the derivatives of A⁻¹v.
 
-        By default derivatives go through the solver's own steps. A framework that knows better takes another
-        solve for each derivative, by v and by whatever ``matvec`` depends on: ``solve_derivative``, with A or
-        its transpose. aux has no derivative.
+        By default the solver's own steps are differentiated. Where a framework lets one define a derivative,
+        `hypergrad.backend.linear.LinearSolve` calls ``solve_derivative``, with A or its transpose, once for
+        each derivative by v or by what ``matvec`` depends on. aux has no derivative.
+
+        Args:
+            matvec: p ↦ A p.
+            v: the right-hand side.
+            solve: ``(matvec, v) -> (x, aux)``.
+            solve_derivative: the same, for the solves that derivatives take.
+            symmetric: is A its own transpose?
         """
         return solve(matvec, v)
 
     def nondifferentiable(self, tree: Tree, what: str) -> Tree:
-        """The same values, of which nobody can take an outer derivative.
+        """The same values, through which no derivative can be taken.
+
+        By default a leaf that cannot be read is one that is being differentiated. Override it where leaves
+        are unreadable for another reason, such as a compiler or a device.
 
         Raises:
-            UnsupportedOpError: that ``what`` has none, now or when it is asked for.
+            UnsupportedOpError: that ``what`` has no derivative, now or when one is taken.
         """
+        if not self.readable(*self.flatten(tree)[0]):
+            raise no_outer_derivative(what)
         return tree
 
     def recorded(self) -> AbstractContextManager[None]:
         """Inside this block, operations on the caller's own arrays are recorded, so that the result can be
         differentiated.
 
-        Only a framework that has to be told needs this.
+        By default nothing is done, for frameworks that differentiate functions.
         """
         return nullcontext()
 
     def constants(self, tree: Tree) -> Tree:
-        """The caller's arrays as an estimate takes them: constants, unless a derivative is being taken.
+        """The caller's arrays as constants, unless an outer derivative is being taken.
 
-        Only a framework that records whatever its arrays go through has anything to cut.
+        By default nothing is done, for frameworks whose arrays record nothing by themselves.
         """
         return tree
 
     def copy(self, tree: Tree) -> Tree:
-        """The same values in containers and arrays of their own, where arrays can be written to."""
+        """The same values in new containers, and in new arrays if arrays can be written to."""
         return self.map(lambda x: x, tree)
-
-    def _wide(self, x: Array) -> Array:
-        return x if self.describe(x).itemsize >= 4 else self.cast(x, "float32")
 
     def _unknown(self, method: str, what: str) -> NotImplementedError:
         return NotImplementedError(f"{type(self).__name__} does not say {what}: override Backend.{method}")
 
 
+@cache
+def _about(dtype: Any) -> tuple[Kind, str, int]:
+    """Kind, name and bytes of a dtype of NumPy's, or of one that has such a name."""
+    known = np.dtype(dtype)
+    return _KINDS.get(known.kind, "other"), str(known), known.itemsize
+
+
 class _Transposed(Push):
-    """∂f as the transpose of a pullback."""
+    """ẋ ↦ ∂f ẋ as the transpose of a pullback."""
 
     def __init__(self, transpose: Pullback, reached: tuple[Tree, ...]) -> None:
         self._transpose, self._reached = transpose, reached

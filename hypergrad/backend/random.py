@@ -1,4 +1,4 @@
-"""The framework's own generator: its state read, put back and replayed."""
+"""The framework's own random generator: its state is read, restored and replayed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Random:
         self.backend = backend  # a Backend, which is made of this
 
     def state(self, seed: int | None = None) -> Any:
-        """The state of the generator, as it is now or as the seed makes it; ``None`` if there is none."""
+        """The generator's state as it is now, or as a seed makes it; ``None`` if there is no generator."""
         return None
 
     def restore(self, state: Any) -> None:
@@ -26,7 +26,7 @@ class Random:
 
     @contextmanager
     def replay(self, state: Any) -> Iterator[None]:
-        """A block that draws from the state given, and leaves the generator as it was."""
+        """Inside this block the generator starts from the state given; afterwards it is as before."""
         before = self.state()
         self.restore(state)
         try:
@@ -36,7 +36,7 @@ class Random:
 
     @contextmanager
     def undone_on_failure(self) -> Iterator[None]:
-        """Put the generator back as it was if the block fails."""
+        """Restore the generator's state if the block raises."""
         before = self.state()
         try:
             yield
@@ -45,6 +45,9 @@ class Random:
             raise
 
     def normal(self, seed: int, count: Any, shape: tuple[int, ...], like: Array) -> Array:
-        """Standard normal numbers, the same for the same seed and count; no generator is touched."""
+        """Standard normal numbers in the dtype of ``like``, a function of seed and count.
+
+        The generator is neither used nor changed.
+        """
         values = np.random.default_rng((seed, int(count))).standard_normal(shape)
         return self.backend.asarray(values, like=like)

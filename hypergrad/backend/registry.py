@@ -19,7 +19,7 @@ GROUP = "hypergrad.backends"
 
 
 class Listing(NamedTuple):
-    """A registered backend, as `available` finds it."""
+    """A registered backend: is its framework installed, and what installs it?"""
 
     name: str
     installed: bool
@@ -35,15 +35,15 @@ def registered() -> dict[str, EntryPoint]:
 
 
 def available() -> list[Listing]:
-    """Say of each registered backend whether its framework is installed, and what installs it."""
-    found = []
+    """List every registered backend, whether its framework is installed, and what installs it."""
+    rows = []
     for name, entry in sorted(registered().items()):
         distribution = entry.dist.name if entry.dist is not None else "hypergradients"
         ours = distribution == "hypergradients"
         wanted = f"'{distribution}[{name}]'" if ours else f"{distribution} {name}"
         install = f"python -m pip install {wanted}"
-        found.append(Listing(name, find_spec(name) is not None, install, distribution))
-    return found
+        rows.append(Listing(name, find_spec(name) is not None, install, distribution))
+    return rows
 
 
 @cache
@@ -65,10 +65,10 @@ def get_backend(name: str) -> Backend:
 
 
 def find_backend(*trees: Tree, backend: Backend | str | None = None) -> Backend:
-    """Find the one backend whose arrays the trees hold.
+    """Return ``backend``, a backend or its name, or else the one whose arrays the trees hold.
 
-    Whoever holds an array of a framework has imported it, so only backends whose framework is already
-    loaded are asked, and none is ever imported by asking.
+    Whoever holds an array of a framework has imported it. So only backends whose framework is imported are
+    asked, and no framework is imported here.
 
     Raises:
         LeafTypeError: if the trees hold no array, arrays that nobody knows, or those of two frameworks.

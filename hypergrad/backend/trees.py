@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -12,19 +12,23 @@ from hypergrad.backend.types import Tree
 
 
 class Trees:
-    """The containers that a framework knows. By default they are optree's; ``None`` is no leaf."""
+    """The containers that a framework knows; by default optree's. ``None`` is no leaf."""
 
     def flatten(self, tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Tree]]:
-        """Return the leaves of a tree, and what puts leaves back together."""
+        """Return the leaves of a tree, and a function that makes a tree of this structure from leaves."""
         leaves, spec = optree.tree_flatten(tree)
         return leaves, spec.unflatten
 
+    def structure(self, tree: Tree) -> Hashable:
+        """The containers without the leaves: equal for trees that `map` takes together."""
+        return optree.tree_structure(tree)
+
     def paths(self, tree: Tree, root: str) -> list[str]:
-        """Name every leaf as one would write it in Python, starting from the name of the tree."""
+        """A name for each leaf as one writes it in Python: ``root['layers'][0]``."""
         return list(_paths(optree.tree_structure(tree), root))
 
     def map(self, f: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-        """Apply f leaf by leaf; each tree in ``rest`` may go deeper than the first."""
+        """A tree of ``f(leaf, …)``. Trees in ``rest`` may have subtrees where the first has leaves."""
         return optree.tree_map(f, tree, *rest)
 
 

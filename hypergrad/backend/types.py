@@ -1,4 +1,4 @@
-"""The words of the protocol: arrays, trees, what is known of a leaf, and linear maps at a point."""
+"""The types of the protocol: arrays, trees, descriptions of leaves, and derivatives at a point."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Kind = Literal["float", "int", "bool", "complex", "other"]
 
 
 class Leaf(NamedTuple):
-    """What a backend knows about one leaf without reading its values."""
+    """What is known about a leaf without reading its values. ``itemsize`` is in bytes."""
 
     kind: Kind
     dtype: str
@@ -34,33 +34,33 @@ class Leaf(NamedTuple):
 
 
 class Pullback(ABC):
-    """u ↦ uᵀ ∂f/∂primals at one linearisation, to be called as often as needed."""
+    """u ↦ uᵀ ∂f/∂primals at the point where f was evaluated. It can be called many times."""
 
     @abstractmethod
     def __call__(self, cotangent: Tree) -> tuple[Tree, ...]:
-        """Return uᵀ ∂f/∂primal for each primal; zeros where f does not depend on a leaf."""
+        """Return uᵀ ∂f/∂primal for each primal, zeros for leaves that f does not depend on."""
 
     @property
     @abstractmethod
     def reached(self) -> tuple[Tree, ...]:
-        """For each primal a tree of booleans: does f depend on this leaf? Read off the graph."""
+        """For each primal a tree of booleans: does f depend on the leaf? By the graph, not by values."""
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes of the arrays that the linearisation keeps alive."""
+        """Bytes of the arrays that the graph keeps alive."""
 
     def onto(self, k: int) -> Callable[[Tree], Tree]:
-        """The part for the k-th primal alone, which may be cheaper."""
+        """u ↦ uᵀ ∂f/∂primal for the k-th primal alone, which may be cheaper."""
         return lambda cotangent: self(cotangent)[k]
 
     def last(self, cotangent: Tree) -> tuple[Tree, ...]:
-        """Like a call, and the last one: what the linearisation keeps may be freed on the way."""
+        """Like a call, but no other may follow: what the graph keeps may be freed on the way."""
         return self(cotangent)
 
 
 class Push(ABC):
-    """ẋ ↦ ∂f ẋ at one linearisation, to be called as often as needed."""
+    """ẋ ↦ ∂f ẋ at the point where f was evaluated. It can be called many times."""
 
     @abstractmethod
     def __call__(self, *tangents: Tree) -> Tree:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hypergrad.backend.protocol import Backend, Scalar, Tree
+from hypergrad.backend.protocol import Backend
+from hypergrad.backend.types import Scalar, Tree
 
 
 def scale(backend: Backend, a: Scalar, x: Tree) -> Tree:

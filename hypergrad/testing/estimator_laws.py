@@ -20,8 +20,8 @@ def _estimate(
 ) -> Any:
     given, params, hparams, train, val = regression(backend, dtype)
     problem = problem or given
-    state = estimator.init(problem, params, hparams)
-    return estimator.estimate(problem, state, hparams, lambda t: train, val)
+    state = estimator.init(problem, params, hparams, backend=backend)
+    return estimator.estimate(problem, state, hparams, lambda t: train, val, backend=backend)
 
 
 def results_have_the_form_of_hparams(backend: Backend, estimator: HypergradientEstimator) -> None:
@@ -42,8 +42,10 @@ def estimates_are_pure(backend: Backend, estimator: HypergradientEstimator) -> N
     """Arguments are left as they were, and the same ones give the same estimate."""
     problem, params, hparams, train, val = regression(backend)
     copies = [backend.to_numpy(leaf).copy() for leaf in backend.flatten((params, hparams, train, val))[0]]
-    state = estimator.init(problem, params, hparams)
-    first, second = (estimator.estimate(problem, state, hparams, lambda t: train, val) for _ in range(2))
+    state = estimator.init(problem, params, hparams, backend=backend)
+    first, second = (
+        estimator.estimate(problem, state, hparams, lambda t: train, val, backend=backend) for _ in range(2)
+    )
     close(backend, first.hypergradient, second.hypergradient, 0.0)
     for leaf, copy in zip(backend.flatten((params, hparams, train, val))[0], copies, strict=True):
         np.testing.assert_array_equal(backend.to_numpy(leaf), copy)

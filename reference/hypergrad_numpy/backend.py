@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, final
 
 import autograd.numpy as anp
 import numpy as np
+import optree
 from autograd.tracer import getval, isbox
 
-from hypergrad.backend import Array, Backend, Pullback, Tree
+from hypergrad.backend import Array, Backend, Pullback, Scalar, Tree
 from hypergrad.backend.linear import LinearSolve
 from hypergrad.backend.memory import Memory, written_in_blocks
 from hypergrad.backend.random import Random
-from hypergrad.errors import no_outer_derivative
-from hypergrad_numpy.tracing import depth, trace, zeros_with_pullback
+from hypergrad_numpy.tracing import cast, depth, is_float, trace, zeros_with_pullback
 
 
 @final
@@ -33,19 +33,19 @@ class NumpyBackend(Backend):
         return isinstance(leaf, np.ndarray | np.generic | int | float | complex) or isbox(leaf)
 
     def readable(self, *leaves: Array) -> bool:
-        return not any(isbox(leaf) for leaf in leaves)
+        return not any(map(isbox, leaves))
 
     def asarray(self, values: Any, like: Array | None = None) -> Array:
-        return np.array(values, None if like is None else _dtype(like))
+        return np.array(values, None if like is None else np.asarray(getval(like)).dtype)
 
     def to_numpy(self, array: Array) -> Any:
         return np.asarray(getval(array))
 
     def detach(self, tree: Tree) -> Tree:
-        return self.map(getval, tree)
+        return optree.tree_map(getval, tree)
 
     def vjp(self, f: Callable[..., tuple[Tree, Tree]], *primals: Tree) -> tuple[Tree, Pullback, Tree]:
-        return trace(f, primals, self.is_float)
+        return trace(f, primals)
 
     @cached_property
     def random(self) -> Random:
@@ -55,35 +55,32 @@ class NumpyBackend(Backend):
     def memory(self) -> Memory:
         return _Written(self)
 
+    def form(self, tree: Tree) -> Hashable:
+        leaves, structure = optree.tree_flatten(tree)
+        return structure, tuple(
+            [
+                (x.dtype, x.shape) if isinstance(x, np.ndarray | np.generic) or isbox(x) else type(x)
+                for x in leaves
+            ]
+        )
+
     def is_float(self, leaf: Any) -> bool:
-        return _dtype(leaf).kind == "f"
+        return is_float(leaf)
 
     def cast(self, array: Array, dtype: str) -> Array:
         with np.errstate(invalid="ignore"):  # what an integer cannot hold has no meaning in any framework
             return array.astype(dtype) if isbox(array) else np.asarray(array).astype(dtype)
 
-    def axpy(self, a: Any, x: Tree, y: Tree) -> Tree:
-        def leaf(x: Array, y: Array) -> Array:
-            dtype = _dtype(y)
-            if dtype.kind != "f":
-                return y
-            moved = a * x + y
-            if isbox(moved):
-                return moved if moved.dtype == dtype else moved.astype(dtype)
-            return np.asarray(moved, dtype)
-
-        return self.map(leaf, x, y)
+    def axpy(self, a: Scalar, x: Tree, y: Tree) -> Tree:
+        xs, (ys, unflatten) = self.flatten(x)[0], self.flatten(y)
+        pairs = zip(xs, ys, strict=True)
+        return unflatten([cast(a * x + y, y) if is_float(y) else y for x, y in pairs])
 
     def linear_solve(
         self, matvec: Any, v: Tree, solve: Any, solve_derivative: Any, symmetric: bool
     ) -> tuple[Tree, Tree]:
         rule = LinearSolve(self, depth, zeros_with_pullback, solve_derivative, symmetric)
         return rule(matvec, v, solve)
-
-    def nondifferentiable(self, tree: Tree, what: str) -> Tree:
-        if any(isbox(leaf) for leaf in self.flatten(tree)[0]):
-            raise no_outer_derivative(what)
-        return tree
 
     def copy(self, tree: Tree) -> Tree:
         return self.map(lambda x: x if isbox(x) else np.array(x), tree)
@@ -106,8 +103,3 @@ class _Written(Memory):
         self, f: Callable[..., Any], used: Sequence[Array], given: Sequence[Array]
     ) -> tuple[list[Array], Any]:
         return written_in_blocks(f, used, given)
-
-
-def _dtype(x: Array) -> np.dtype[Any]:
-    dtype: np.dtype[Any] = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
-    return dtype

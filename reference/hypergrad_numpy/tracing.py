@@ -9,14 +9,16 @@ operation and the order of the backward pass are autograd's own.
 from __future__ import annotations
 
 import threading
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import cached_property
+from operator import attrgetter
+from types import FunctionType
 from typing import Any, final
 
 import numpy as np
 import optree
 from autograd.core import VJPNode, add_outgrads, defvjp, vspace
-from autograd.tracer import isbox, new_box, notrace_primitives, primitive, trace_stack
+from autograd.tracer import isbox, new_box, primitive, trace_stack
 from autograd.util import toposort
 
 from hypergrad.backend import Pullback, Tree
@@ -34,31 +36,10 @@ def _new_level() -> int:
 
 
 @final
-class _Node(VJPNode):  # type: ignore[misc]
-    """A node that enters the arrays it keeps into the ledger of its trace."""
-
-    __slots__ = ("ledger",)
-
-    def __init__(
-        self, value: Any, fun: Any, args: Any, kwargs: Any, parent_argnums: Any, parents: Any
-    ) -> None:
-        VJPNode.__init__(self, value, fun, args, kwargs, parent_argnums, parents)
-        self.ledger: dict[int, weakref.ref[Any]] = parents[0].ledger
-        for array in (value, *args):
-            if isinstance(array, np.ndarray):
-                owner = array.base if isinstance(array.base, np.ndarray) else array
-                self.ledger[id(owner)] = weakref.ref(owner)
-
-
-# Comparisons, roundings and their kin pass a trace by; autograd keeps them in a set for each node type.
-notrace_primitives[_Node] = notrace_primitives[VJPNode]
-
-
-@final
 class _Sink:
     """The end of a graph with several outputs."""
 
-    def __init__(self, parents: list[_Node]) -> None:
+    def __init__(self, parents: list[VJPNode]) -> None:
         self.parents = parents
 
 
@@ -69,19 +50,16 @@ class TapedPullback(Pullback):
     def __init__(
         self,
         leaves: list[Any],
-        roots: list[_Node | None],
-        unflatten: Callable[[Sequence[Any]], tuple[Tree, ...]],
-        ends: list[_Node | None],
-        ledger: dict[int, weakref.ref[Any]],
+        roots: list[VJPNode | None],
+        unflatten: Callable[..., Any],
+        ends: list[VJPNode | None],
     ) -> None:
-        self._leaves, self._roots, self._unflatten = leaves, roots, unflatten
-        self._ends, self._ledger = ends, ledger
-        sink = _Sink([end for end in ends if end is not None])
-        self._order: list[_Node] = list(toposort(sink))[1:]
+        self._leaves, self._roots, self._unflatten, self._ends = leaves, roots, unflatten, ends
+        self._order: list[VJPNode] = list(toposort(_Sink([end for end in ends if end is not None])))[1:]
 
     def __call__(self, cotangent: Tree) -> tuple[Tree, ...]:
-        gradients: dict[_Node, tuple[Any, bool]] = {}
-        for end, g in zip(self._ends, _flatten(cotangent)[0], strict=True):
+        gradients: dict[VJPNode, tuple[Any, bool]] = {}
+        for end, g in zip(self._ends, optree.tree_leaves(cotangent), strict=True):
             if end is not None:
                 gradients[end] = add_outgrads(gradients.get(end), g)
         for node in self._order:
@@ -89,52 +67,67 @@ class TapedPullback(Pullback):
                 outgoing, _ = gradients.pop(node)
                 for parent, g in zip(node.parents, node.vjp(outgoing), strict=False):
                     gradients[parent] = add_outgrads(gradients.get(parent), g)
-        return self._unflatten(
-            [
-                _zeros_like(leaf) if root not in gradients else _cast(gradients[root][0], leaf)
-                for leaf, root in zip(self._leaves, self._roots, strict=True)
-            ]
-        )
+        results: list[Any] = []
+        for leaf, root in zip(self._leaves, self._roots, strict=True):
+            results.append(cast(gradients[root][0], leaf) if root in gradients else _zeros_like(leaf))
+        cotangents: tuple[Tree, ...] = self._unflatten(results)
+        return cotangents
 
-    @property
+    @cached_property
     def reached(self) -> tuple[Tree, ...]:
         nodes = set(self._order)
-        return self._unflatten([root in nodes for root in self._roots])
+        flags: tuple[Tree, ...] = self._unflatten([root in nodes for root in self._roots])
+        return flags
 
     @property
     def nbytes(self) -> int:
-        arrays = (reference() for reference in list(self._ledger.values()))
-        return sum(array.nbytes for array in arrays if array is not None)
+        return _nbytes([node.vjp for node in self._order])
 
 
-def trace(
-    f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...], differentiable: Callable[[Any], bool]
-) -> tuple[Tree, Pullback, Tree]:
-    """Evaluate f, which returns ``(value, aux)``, and keep the graph of its value: ``value, pullback,
-    aux``.
-    """
-    leaves, unflatten = _flatten(primals)
-    level = _new_level()
-    ledger: dict[int, weakref.ref[Any]] = {}
+def _nbytes(rules: list[Any]) -> int:
+    """Bytes of the arrays that are bound in the closures of the nodes' rules."""
+    todo, visited, owners = rules, set[int](), dict[int, int]()
+    while todo:
+        x = todo.pop()
+        if id(x) in visited:
+            continue
+        visited.add(id(x))
+        if isinstance(x, np.ndarray):
+            owner = x.base if isinstance(x.base, np.ndarray) else x
+            owners[id(owner)] = owner.nbytes
+        elif isinstance(x, FunctionType):
+            todo.extend(map(attrgetter("cell_contents"), x.__closure__ or ()))
+        elif isinstance(x, tuple | list):
+            todo.extend(x)
+        elif isbox(x):
+            todo.append(x._value)
+    return sum(owners.values())
 
-    def root() -> _Node:
-        node: _Node = _Node.new_root()
-        node.ledger = ledger
-        return node
 
-    roots = [root() if differentiable(leaf) else None for leaf in leaves]
-    boxes = [
-        leaf if node is None else new_box(leaf, level, node) for leaf, node in zip(leaves, roots, strict=True)
-    ]
-    value, aux = f(*unflatten(boxes))
-    outputs, rebuild = _flatten(value)
-    extras, rebuild_aux = _flatten(aux)
-    ends = [out._node if isbox(out) and out._trace == level else None for out in outputs]
-    return (
-        rebuild([_unbox(out, level) for out in outputs]),
-        TapedPullback(leaves, roots, unflatten, ends, ledger),
-        rebuild_aux([_unbox(out, level) for out in extras]),
-    )
+def is_float(leaf: Any) -> bool:
+    """Is this leaf one to differentiate by?"""
+    return leaf.dtype.kind == "f" if hasattr(leaf, "dtype") else isinstance(leaf, float)
+
+
+def trace(f: Callable[..., tuple[Tree, Tree]], primals: Tree) -> tuple[Tree, TapedPullback, Tree]:
+    """Evaluate f, which returns ``(value, aux)``, and keep the graph: ``value, pullback, aux``."""
+    leaves, form = optree.tree_flatten(primals)
+    level, roots, boxes = _new_level(), list[VJPNode | None](), []
+    for leaf in leaves:
+        root = VJPNode.new_root() if is_float(leaf) else None
+        roots.append(root)
+        boxes.append(leaf if root is None else new_box(leaf, level, root))
+    value, aux = f(*form.unflatten(boxes))
+    results, ends = [], list[VJPNode | None]()
+    outputs, form_out = optree.tree_flatten(value)
+    for out in outputs:
+        traced = isbox(out) and out._trace == level
+        ends.append(out._node if traced else None)
+        results.append(out._value if traced else out)
+    extras, form_aux = optree.tree_flatten(aux)
+    extras = [x._value if isbox(x) and x._trace == level else x for x in extras]
+    pullback = TapedPullback(leaves, roots, form.unflatten, ends)
+    return form_out.unflatten(results), pullback, form_aux.unflatten(extras)
 
 
 def depth(x: Any) -> int:
@@ -145,8 +138,8 @@ def depth(x: Any) -> int:
 def zeros_with_pullback(y: Any, pull: Callable[[Any], Any]) -> Any:
     """Zeros like y, whose cotangent ``pull`` takes to one of y.
 
-    The pullback may use values that it found where y was made. At the level that is being pulled back, and at
-    those above that are done with, these are still traced, and their results are cut off again.
+    ``pull`` may use values from the place where y was made. These may still be traced at the level that is
+    being pulled back, and at levels above it that have ended; such traces are cut off the result.
     """
     levels = _levels(y)
 
@@ -178,22 +171,13 @@ def _levels(x: Any) -> list[int]:
     return [x._trace, *_levels(x._value)] if isbox(x) else []
 
 
-def _flatten(tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
-    leaves, spec = optree.tree_flatten(tree)
-    return leaves, spec.unflatten
-
-
-def _unbox(x: Any, level: int) -> Any:
-    return x._value if isbox(x) and x._trace == level else x
-
-
 def _zeros_like(x: Any) -> Any:
     return vspace(x).zeros() if isbox(x) else np.zeros(np.shape(x), np.asarray(x).dtype)
 
 
-def _cast(g: Any, leaf: Any) -> Any:
-    """Give a derivative the dtype of its leaf: autograd may return float64 for a float32 input."""
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-    if isbox(g):
-        return g if g.dtype == dtype else g.astype(dtype)
-    return np.asarray(g, dtype)
+def cast(x: Any, like: Any) -> Any:
+    """Give a result the dtype of a leaf: autograd may return float64 for a float32 input."""
+    dtype = like.dtype if hasattr(like, "dtype") else np.asarray(like).dtype
+    if isbox(x):
+        return x if x.dtype == dtype else x.astype(dtype)
+    return np.asarray(x, dtype)

@@ -168,6 +168,7 @@ def _to_extremum(g: Array, out: Array, a: Any, b: Any) -> Array:
 _extremum = (_to_extremum, lambda g, out, a, b: _to_extremum(g, out, b, a))
 maximum, minimum = primitive(np.maximum, *_extremum), primitive(np.minimum, *_extremum)
 sign, isfinite, logical_not = primitive(np.sign), primitive(np.isfinite), primitive(np.logical_not)
+round = primitive(np.round)
 logical_and, logical_or = primitive(np.logical_and), primitive(np.logical_or)
 floor_divide, remainder = primitive(np.floor_divide), primitive(np.remainder)
 shift_left, shift_right = primitive(np.left_shift), primitive(np.right_shift)
@@ -289,7 +290,15 @@ _solve_columns = primitive(
 )
 _eigenvalues = primitive(lambda a: np.linalg.eigh(a).eigenvalues, _none("eigh"))
 _eigenvectors = primitive(lambda a: np.linalg.eigh(a).eigenvectors, _none("eigh"))
-linalg = SimpleNamespace(solve=_solve, eigh=lambda a: Eigh(_eigenvalues(a), _eigenvectors(a)))
+_singular = [
+    primitive(lambda a, full_matrices, k=k: np.linalg.svd(a, full_matrices)[k], _none("svd"))
+    for k in range(3)
+]
+linalg = SimpleNamespace(
+    solve=_solve,
+    eigh=lambda a: Eigh(_eigenvalues(a), _eigenvectors(a)),
+    svd=lambda a, full_matrices=True: tuple(part(a, full_matrices=full_matrices) for part in _singular),
+)
 
 
 # The array.

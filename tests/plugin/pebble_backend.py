@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, final
 
-import numpy as np
 import pebble
 from pebble import Array
 
@@ -87,6 +86,5 @@ class _Pullback(Pullback):
     @property
     def nbytes(self) -> int:
         held = [*self._leaves, *(x for node in self._nodes for x in (node.out, *node.args))]
-        data = [x.data for x in held if isinstance(x, Array)]
-        owners = {id(x if x.base is None else x.base): x if x.base is None else x.base for x in data}
-        return sum(owner.nbytes for owner in owners.values() if isinstance(owner, np.ndarray))
+        owners = [x.data if x.data.base is None else x.data.base for x in held if isinstance(x, Array)]
+        return sum({id(owner): owner.nbytes for owner in owners}.values())

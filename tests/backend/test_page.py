@@ -21,8 +21,8 @@ ESTIMATORS = [
     hg.Unrolled(hg.AdamW(0.02), 4, tape=hg.States()),
     hg.Unrolled(hg.SGD(0.02, momentum=0.9), 4, tape=hg.Reversible()),
     hg.Forward(hg.SGD(0.02), 3),
-    hg.Implicit(hg.GMRES(), tolerance=float("inf")),
-    hg.Implicit(hg.Nystrom(6, damping=1e-9), tolerance=float("inf")),
+    hg.Implicit(hg.GMRES(), checks=hg.Checks(tolerance=float("inf"))),
+    hg.Implicit(hg.Nystrom(6, damping=1e-9), checks=hg.Checks(tolerance=float("inf"))),
 ]
 
 

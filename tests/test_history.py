@@ -144,6 +144,6 @@ class TestPictures:
         assert drawn.getvalue() and not list(tmp_path.iterdir())
 
     def test_without_matplotlib_the_command_is_named(self, monkeypatch):
-        monkeypatch.setattr("hypergrad.plot.find_spec", lambda name: None)
+        monkeypatch.setattr("hypergrad.tuning.plot.find_spec", lambda name: None)
         with pytest.raises(ImportError, match=r"pip install 'hypergradients\[plot\]'"):
             history().history.plot()

@@ -159,7 +159,7 @@ class TestHistory:
 
     def test_progress_is_shown_when_asked_for(self, capsys, monkeypatch):
         run(tuner(every=5), progress=True)
-        monkeypatch.setattr("hypergrad.progress.find_spec", lambda name: None)
+        monkeypatch.setattr("hypergrad.tuning.progress.find_spec", lambda name: None)
         with pytest.raises(ImportError, match=r"pip install 'hypergradients\[progress\]'"):
             run(tuner(every=5), progress=True)
 

@@ -106,7 +106,7 @@ class Task:
         self.prepare(self.model)
 
     def tuner(self, **options):
-        given = {"hyper_optimizer": optim.SGD(named(self.hparams).values(), lr=0.0), "every": 1} | options
+        given = {"hyper_update": optim.SGD(named(self.hparams).values(), lr=0.0), "every": 1} | options
         return ModuleTuner(
             self.model, self.optimizer, self.hparams, inner=self.inner, outer=self.outer, **given
         )
@@ -567,7 +567,7 @@ class TestMetrics:
     def test_hyperparameters_move_on_every_so_many_calls(self, every):
         task = make()
         leaves = list(task.hparams.values())
-        tuner = task.tuner(every=every, hyper_optimizer=optim.Adam(leaves, 1e-2))
+        tuner = task.tuner(every=every, hyper_update=optim.Adam(leaves, 1e-2))
         for call, batch in enumerate(task.train[:7], 1):
             before = copy.deepcopy(task.hparams)
             metrics = tuner.step(batch, task.val)
@@ -600,7 +600,7 @@ class TestMetrics:
         )
         mirror = copy.deepcopy(task.hparams)
         follower = optim.Adam(mirror.values(), 1e-2)
-        tuner = task.tuner(hyper_optimizer=hyper)
+        tuner = task.tuner(hyper_update=hyper)
         for batch in task.train[:4]:
             hypergradient = tuner.step(batch, task.val).estimate.hypergradient
             same(dict(hypergradient), seen[-1])
@@ -637,7 +637,7 @@ class TestHyperparametersInModules:
         task = self.weighted()
         net, leaves = task.hparams["aug"], named(task.hparams)
         before = copy.deepcopy(leaves)
-        tuner = task.tuner(hyper_optimizer=optim.SGD(net.parameters(), 1.0), every=2)
+        tuner = task.tuner(hyper_update=optim.SGD(net.parameters(), 1.0), every=2)
         for batch in task.train[:2]:
             metrics = tuner.step(batch, task.val)
         assert task.hparams["aug"] is net
@@ -712,7 +712,7 @@ class TestFaults:
     def fails(self, task, expected, train, val, warm=0, every=1, estimator=None, put=True):
         hyper = optim.Adam(named(task.hparams).values(), 1e-2)
         made = estimator and estimator(task.optimizer)
-        tuner = task.tuner(every=every, hyper_optimizer=hyper, estimator=made)
+        tuner = task.tuner(every=every, hyper_update=hyper, estimator=made)
         for batch in task.train[:warm]:
             tuner.step(batch, task.val)
         grads, before = Grads(task, put), snapshot(task, hyper)
@@ -769,7 +769,7 @@ class TestCheckpoints:
         task = make(model, OPTIMISERS["adam"], seed=seed, **given)
         hyper = optim.Adam(named(task.hparams).values(), 0.05)
         made = ESTIMATORS[estimator](task.optimizer)
-        return task, hyper, task.tuner(hyper_optimizer=hyper, every=4, estimator=made)
+        return task, hyper, task.tuner(hyper_update=hyper, every=4, estimator=made)
 
     @parametrize("estimator", ["default", "full", "states", "implicit"])
     @parametrize("cut", [0, 1, 4, 5, 6])
@@ -834,7 +834,7 @@ class TestRefusals:
         hyper = optim.SGD(task.hparams.values(), 0.1)
         task.hparams = task.hparams | {"count": torch.tensor(3)}
         with pytest.raises(TypeError, match=re.escape("hparams['count']")):
-            task.tuner(hyper_optimizer=hyper)
+            task.tuner(hyper_update=hyper)
 
     def test_an_optimizer_of_other_parameters(self):
         task = make()
@@ -1131,7 +1131,7 @@ class TestOddRefusals:
     def test_one_tensor_in_two_roles(self):
         shared = torch.tensor(0.3, requires_grad=True)
         with pytest.raises(errors.ArgumentError, match="noise.*also.*log_l2|log_l2.*also.*noise"):
-            make(hparams={"log_l2": shared, "noise": shared}).tuner(hyper_optimizer=optim.SGD([shared], 0.1))
+            make(hparams={"log_l2": shared, "noise": shared}).tuner(hyper_update=optim.SGD([shared], 0.1))
         task = make()
         task.hparams = {"weight": task.model[0].weight}
         with pytest.raises(errors.ArgumentError, match="optimizer trains"):
@@ -1152,7 +1152,7 @@ class TestOddRefusals:
         hyper.register_step_post_hook(fail)
         before = snapshot(task, hyper)
         with pytest.raises(Boom):
-            task.tuner(hyper_optimizer=hyper).step(task.train[0], task.val)
+            task.tuner(hyper_update=hyper).step(task.train[0], task.val)
         same(snapshot(task, hyper), before)
 
     @parametrize("response", ["update", "gradient"])

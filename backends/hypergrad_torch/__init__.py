@@ -7,6 +7,6 @@ program of a whole estimate.
 
 from hypergrad_torch.backend import TorchBackend
 from hypergrad_torch.compiled import compile
-from hypergrad_torch.tuner import Metrics, ModuleTuner
+from hypergrad_torch.module import ModuleTuner
 
-__all__ = ["Metrics", "ModuleTuner", "TorchBackend", "compile"]
+__all__ = ["ModuleTuner", "TorchBackend", "compile"]

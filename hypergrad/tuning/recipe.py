@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, final
 
 from hypergrad.backend import Backend, Tree
@@ -83,7 +84,7 @@ class Recipe:
 
     # The rhythm.
 
-    @property
+    @cached_property
     def trains(self) -> bool:
         """Does the estimator take training steps?"""
         return self.estimator.training_steps > 0
@@ -93,17 +94,17 @@ class Recipe:
         """The update rule that trains θ."""
         return as_update_rule(getattr(self.estimator, "update", None) if self.trains else self.update)
 
-    @property
+    @cached_property
     def closing_steps(self) -> int:
         """Training steps that come with an update of λ."""
         return max(1, self.estimator.training_steps)
 
-    @property
+    @cached_property
     def plain_steps(self) -> int:
         """Training steps before these."""
         return max(self.every, self.closing_steps) - self.closing_steps
 
-    @property
+    @cached_property
     def period(self) -> int:
         """Training steps from one update of λ to the next."""
         return self.plain_steps + self.closing_steps

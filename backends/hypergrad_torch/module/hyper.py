@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, final
 
 import torch
@@ -19,13 +21,14 @@ from hypergrad_torch.module.optimizer_step import HyperOptimizer, copied
 from hypergrad_torch.module.snapshot import Snapshot
 
 
-class Before(NamedTuple):
+class _Before(NamedTuple):
     """What an update of λ changes, as it was; ``optimizer`` if a torch optimiser updates λ."""
 
     values: dict[str, Tensor]
     optimizer: Snapshot | None
     free: Tree
     hyper_state: Tree
+    constants: Tree
     updates: int
 
 
@@ -45,31 +48,35 @@ class Tuned:
         self._free = recipe.free(backend, self.values)
         self._hyper_state = rule.init(backend, self._free)
         self.updates = 0
+        self._before: _Before | None = None
 
-    def before(self) -> Before:
-        """Copies of what an update changes."""
-        optimizer = None if self._in_place is None else Snapshot.take(self._in_place.trainer)
-        values = (
-            {path: copied(h) for path, h in self._hyper.by_path(self._hyper.tensors()).items()}
-            if optimizer is None
-            else optimizer.params
-        )
-        return Before(values, optimizer, self._free, self._hyper_state, self.updates)
+    @contextmanager
+    def undone_on_failure(self, updates: bool) -> Iterator[None]:
+        """Put λ and all about it back if the block fails, in which there may be an update."""
+        self._before = before = self._copies() if updates else None
+        try:
+            yield
+        except BaseException:
+            if before is not None:
+                if before.optimizer is not None:
+                    before.optimizer.restore()
+                self._hyper.assign(before.values)
+                self._free, self._hyper_state = before.free, before.hyper_state
+                self.values, self.updates = before.constants, before.updates
+            raise
+        finally:
+            self._before = None
 
-    def restore(self, before: Before) -> None:
-        """Put everything back."""
-        if before.optimizer is not None:
-            before.optimizer.restore()
-        self._hyper.assign(before.values)
-        self._free, self._hyper_state, self.updates = before.free, before.hyper_state, before.updates
-
-    def update(self, before: Before, hypergradient: Tree, allowed: Any) -> Any:
+    def update(self, hypergradient: Tree, allowed: Any) -> Any:
         """Update λ in its tensors, where ``allowed``. Returns how many entries were moved into their space.
+
+        Called inside of `undone_on_failure`.
 
         Raises:
             ArgumentError: if somebody has moved λ out of its space.
         """
-        _, unflatten = eager.flatten(self.values)
+        before, (_, unflatten) = self._before, eager.flatten(self.values)
+        assert before is not None
         lam = unflatten(list(before.values.values()))
         free = free_coordinates(self._backend, self._spaces, before.free, lam)
         new = self._recipe.update_hparams(
@@ -86,6 +93,12 @@ class Tuned:
         self.values = unflatten(list(values.values()))
         self.updates += 1
         return new.clipped
+
+    def _copies(self) -> _Before:
+        tensors = self._hyper.by_path(self._hyper.tensors())
+        optimizer = None if self._in_place is None else Snapshot.take(self._in_place.trainer)
+        values = optimizer.params if optimizer else {path: copied(h) for path, h in tensors.items()}
+        return _Before(values, optimizer, self._free, self._hyper_state, self.values, self.updates)
 
     def _choose(self, path: str, new: Tensor, old: Tensor, allowed: Any) -> Tensor:
         """The new value, unless the optimiser does not hold this tensor or the update is not allowed."""

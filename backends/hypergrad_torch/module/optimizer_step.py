@@ -70,7 +70,7 @@ class Trainer:
         }
 
     def twin(self) -> Trainer:
-        """A trainer like this one over copies of its tensors: its step leaves these and the optimiser alone."""
+        """A trainer like this one over copies: its step changes neither the tensors nor the optimiser."""
         params = {name: nn.Parameter(copied(p)) for name, p in self.params.items()}
         replaced = {id(p): params[name] for name, p in self.params.items()}
         optimizer = copy.copy(self.optimizer)
@@ -78,7 +78,7 @@ class Trainer:
             group | {"params": [replaced.get(id(p), p) for p in group["params"]]}
             for group in self.optimizer.param_groups
         ]
-        optimizer.state = type(self.optimizer.state)(dict)  # type: ignore[call-arg, arg-type]
+        optimizer.state = type(self.optimizer.state)(dict)
         optimizer.state.update({params[name]: kept for name, kept in self.state().items()})
         return Trainer(optimizer, params, self.max_norm)
 

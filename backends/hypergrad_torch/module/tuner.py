@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
-from typing import Any, NamedTuple, final
+from contextlib import nullcontext
+from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from hypergrad.backend import Tree
 from hypergrad.backend.arguments import check_variables
-from hypergrad.errors import ArgumentError, CheckpointError, NonFiniteError, UnsupportedOpError
+from hypergrad.errors import CheckpointError, NonFiniteError
 from hypergrad.estimators import Estimate, Greedy, HypergradientEstimator, State, Unrolled
 from hypergrad.problems.bilevel import Bilevel
 from hypergrad.problems.step import Seen
@@ -26,36 +24,16 @@ from hypergrad.tuning.recorder import Recorder
 from hypergrad.updates import SGD, Adam, ClipNorm
 from hypergrad_torch.backend import TorchBackend
 from hypergrad_torch.module.checkpoint import read_history, read_tree, write_history, write_tree
-from hypergrad_torch.module.checks import (
-    check_distinct,
-    check_estimator,
-    check_module,
-    check_tuned,
-    trained,
-)
+from hypergrad_torch.module.checks import check_distinct, check_estimator, check_module, check_tuned
 from hypergrad_torch.module.estimates import Estimates
-from hypergrad_torch.module.functional import Buffers, Functional, Hyperparameters, Loss
-from hypergrad_torch.module.hyper import Before, Tuned
+from hypergrad_torch.module.functional import Functional, Hyperparameters, Loss
+from hypergrad_torch.module.hyper import Tuned
 from hypergrad_torch.module.loader import Feed
 from hypergrad_torch.module.losses import Objective
 from hypergrad_torch.module.optimizer_step import HyperOptimizer, Trainer
-from hypergrad_torch.module.snapshot import Snapshot
-from hypergrad_torch.module.window import Record, Window, read, write
-from hypergrad_torch.randomness import Draws, generator, replay, restore
-
-
-class _Start(NamedTuple):
-    """Where a module tuner began: to go back there with ``restart``."""
-
-    theta: Snapshot
-    buffers: Buffers
-
-
-class _Before(NamedTuple):
-    """Training and tuning as they were before a step."""
-
-    theta: Snapshot
-    lam: Before
+from hypergrad_torch.module.training import Training
+from hypergrad_torch.module.window import Window
+from hypergrad_torch.randomness import generator, replay
 
 
 @final
@@ -140,14 +118,13 @@ class ModuleTuner:
         backend = self._backend = TorchBackend()
         hyper = Hyperparameters(hparams)
         lam = hyper.tensors()
-        trainer = Trainer(optimizer, trained(model, optimizer), max_norm)
         self.model, self.optimizer, self.hparams = model, optimizer, hparams
-        self.hyper_update = Adam(1e-2) if hyper_update is None else hyper_update
+        self.hyper_update = rule = Adam(1e-2) if hyper_update is None else hyper_update
         estimator = Greedy(optimizer) if estimator is None else estimator
+        objective = Objective(Bilevel(inner, outer), Functional(model, hyper), micro_batches)
         check_estimator(estimator, optimizer)
-        problem, rule = Bilevel(inner, outer), self.hyper_update
         self.recipe = Recipe(
-            problem,
+            objective.problem,
             estimator,
             Real() if space is None else space,
             HyperOptimizer(Trainer(rule, hyper.by_path(lam))) if isinstance(rule, Optimizer) else rule,
@@ -155,22 +132,19 @@ class ModuleTuner:
             None if estimator.training_steps else optimizer,
             restart,
         )
-        check_variables(backend, params=trainer.values(), hparams=lam)
+        self._training = Training(backend, model, optimizer, objective, self.recipe, max_norm)
+        check_variables(backend, params=self._training.trainer.values(), hparams=lam)
         check_tuned(backend, lam, rule)
-        check_distinct(backend, lam, trainer.params.values())
-        objective = Objective(problem, Functional(model, hyper), micro_batches)
-        self._estimates = Estimates(backend, objective, trainer)
+        check_distinct(backend, lam, self._training.trainer.params.values())
         self._tuned = Tuned(backend, hyper, self.recipe)
+        self._estimates = Estimates(backend, objective, self._training)
         self._recorder = Recorder(self.recipe, backend, History.start(backend, self._tuned.values))
-        self._start = _Start(Snapshot.take(trainer), objective.functional.buffers()) if restart else None
         self._memory = self._fresh_memory()
-        self._since = 0
-        self._window: Window | None = None
 
     @property
     def steps(self) -> int:
         """Training steps until now."""
-        return self._recorder.trained
+        return self._training.steps
 
     @property
     def updates(self) -> int:
@@ -192,35 +166,30 @@ class ModuleTuner:
             As `HypergradientEstimator.estimate`, and whatever the losses raise.
         """
         self._refresh()
-        begins = self._since == self.recipe.plain_steps
-        due = self._since + 1 == self.recipe.period
-        again = begins and self.recipe.restart
-        record = self._record(train_batch)
-        with self._undone_on_failure(record, due or again) as before:
+        training, estimator = self._training, self.recipe.estimator
+        due = training.since + 1 == self.recipe.period
+        again, record = training.begins_again, training.record(train_batch)
+        with training.undone_on_failure(record, due or again) as start, self._tuned.undone_on_failure(due):
             if again:
-                self._begin_again()
-                record = self._record(train_batch)
-            window = self._window
-            if begins and isinstance(self.recipe.estimator, Unrolled):
-                window = Window(Snapshot.take(self._trainer))
-            if due and isinstance(self.recipe.estimator, Greedy):
-                assert before is not None
-                start = Snapshot.take(self._trainer) if again else before.theta
-                out = self._estimates.of_the_step(self.recipe.estimator, record, val_batch, start, self.steps)
-                step = self._update(out, 1, before)
+                start = training.begin_again()
+                record = training.record(train_batch)
+            window = training.window_from_here()
+            if due and isinstance(estimator, Greedy):
+                assert start is not None
+                step = self._update(self._estimates.of_the_step(estimator, record, val_batch, start), 1)
             else:
-                value, used = self._train(record.batch)
+                value, record = training.step(record)
+                step = Step(Seen(value, float("nan")), 1, False, None, 0, self._tuned.values)
                 if window is not None:
-                    record = replace(record, taken=record.taken._replace(used=used))
                     window = window._replace(records=(*window.records, record))
-                if before is None or not due:
-                    step = Step(self._observed(value), 1, False, None, 0, self._tuned.values)
-                else:
-                    out = self._look_back(window, record, val_batch)
-                    step = self._update(out._replace(inner_value=value), 1, before)
-        self._since, self._window = (0, None) if due else (self._since + 1, window)
-        counted = due and isinstance(self.recipe.estimator, Greedy)
-        self._recorder.add(step, 0 if counted else 1)
+                if due:
+                    out = (
+                        self._estimates.where_it_stands(estimator, record, val_batch, self._memory)
+                        if window is None
+                        else self._estimates.of_a_window(estimator, window, val_batch)
+                    )
+                    step = self._update(out._replace(inner_value=value), 1)
+            self._finish(step, window, 0 if due and isinstance(estimator, Greedy) else 1)
         return step
 
     def tune(self, train_batch: Any, val_batch: Any) -> Step:
@@ -238,18 +207,18 @@ class ModuleTuner:
         """
         self.recipe.check_tunes()
         self._refresh()
-        record, estimator = self._record(train_batch), self.recipe.estimator
-        with self._undone_on_failure(record, True) as before, replay(record.draws):
-            assert before is not None
-            if isinstance(estimator, Unrolled):  # of one step, which is the same
-                estimator = Greedy(estimator.update, allow_unused=estimator.allow_unused)
-            if isinstance(estimator, Greedy):
-                out = self._estimates.of_a_step_on_copies(estimator, record, val_batch, self.steps)
-            else:
-                out = self._estimates.where_it_stands(estimator, record, val_batch, self.steps, self._memory)
-            step = self._update(out, 0, before)
-        self._since, self._window = 0, None
-        self._recorder.add(step, 0)
+        training, estimator = self._training, self.recipe.estimator
+        if isinstance(estimator, Unrolled):  # of one step, which is the same
+            estimator = Greedy(estimator.update, allow_unused=estimator.allow_unused)
+        record = training.record(train_batch)
+        with training.undone_on_failure(record, False), self._tuned.undone_on_failure(True):
+            out = (
+                self._estimates.of_a_step_on_copies(estimator, record, val_batch)
+                if isinstance(estimator, Greedy)
+                else self._estimates.where_it_stands(estimator, record, val_batch, self._memory)
+            )
+            step = self._update(out, 0)
+            self._finish(step, None, 0)
         return step
 
     def run(
@@ -273,7 +242,7 @@ class ModuleTuner:
         with seeded, show_progress("training", steps, progress) as advance:
             advance(self.steps, "")
             while self.steps < steps:
-                due = self._since + 1 == self.recipe.period
+                due = self._training.since + 1 == self.recipe.period
                 step = self.step(train_feed(self.steps), val_feed(self.updates) if due else None)
                 advance(1, "" if advance is silent else f"T1 {float(step.inner_value):.3f}")
         return self.history
@@ -289,100 +258,35 @@ class ModuleTuner:
         """
         if not torch.isfinite(step.inner_value):
             raise NonFiniteError("T1", max(self.steps - 1, 0))
-        self.recipe.check(self._backend, self._trainer.values(), step)
+        self.recipe.check(self._backend, self._training.trainer.values(), step)
 
     # The parts of a step.
 
-    @property
-    def _trainer(self) -> Trainer:
-        return self._estimates.trainer
-
-    @property
-    def _functional(self) -> Functional:
-        return self._estimates.objective.functional
-
-    def _train(self, batch: Any) -> tuple[Tensor, list[bool]]:
-        """The user's own step: its loss, and which parameters had a gradient."""
-        value, gradients = self._estimates.objective.training_gradient(
-            self._backend, batch, self._trainer.params
-        )
-        if self._backend.readable(value) and not torch.isfinite(value):
-            raise NonFiniteError("T1", self.steps)
-        self._trainer.step(gradients)
-        return value, [gradients[name] is not None for name in sorted(gradients)]
-
-    def _look_back(self, window: Window | None, record: Record, val_batch: Any) -> Estimate:
-        """An estimate after the training step: of the steps in the window, or where θ stands."""
-        estimator, step = self.recipe.estimator, self.steps + 1
-        if window is None:
-            return self._estimates.where_it_stands(estimator, record, val_batch, step, self._memory)
-        return self._estimates.of_a_window(estimator, window, val_batch, step)
-
-    def _update(self, out: Estimate, trained: int, before: _Before) -> Step:
+    def _update(self, out: Estimate, trained: int) -> Step:
         """λ updated by an estimate."""
-        observed = Seen(out.inner_value, out.report.inner_gradient_norm)
-        allowed = self.recipe.allows(self._backend, out, observed)
-        clipped = self._tuned.update(before.lam, out.hypergradient, allowed)
-        if not self.recipe.trains:
-            self._memory = out.state.memory
-        out = out._replace(state=State(self._trainer.values(), (), self.steps + trained, self._memory))
+        training, observed = self._training, Seen(out.inner_value, out.report.inner_gradient_norm)
+        clipped = self._tuned.update(out.hypergradient, self.recipe.allows(self._backend, out, observed))
+        out = out._replace(state=State(training.trainer.values(), (), training.steps, out.state.memory))
         return Step(observed, trained, True, out, clipped, self._tuned.values)
 
-    def _observed(self, value: Tensor) -> Seen:
-        return Seen(value, float("nan"))
-
-    def _begin_again(self) -> None:
-        """Put parameters, buffers and the optimiser's state back to where they began."""
-        assert self._start is not None
-        self._start.theta.restore()
-        self._functional.set_buffers(self._start.buffers)
-
-    def _record(self, batch: Any) -> Record:
-        functional = self._functional
-        return Record(batch, generator(), functional.buffers(), functional.modes(), self._trainer.now())
-
-    @contextmanager
-    def _undone_on_failure(self, record: Record, everything: bool) -> Iterator[_Before | None]:
-        """Put generators and buffers back if the block fails, and with ``everything`` module, optimisers and λ.
-
-        A step that does not update λ fails, if at all, before the optimiser has moved θ.
-        """
-        before = _Before(Snapshot.take(self._trainer), self._tuned.before()) if everything else None
-        memory = self._memory
-        try:
-            yield before
-        except BaseException:
-            restore(record.draws)
-            self._functional.set_buffers(record.buffers)
-            if before is not None:
-                before.theta.restore()
-                self._tuned.restore(before.lam)
-                self._memory = memory
-            raise
+    def _finish(self, step: Step, window: Window | None, gradients: int) -> None:
+        """Note that a step is done, and how many training gradients its estimate does not count."""
+        updated = step.estimate is not None
+        if step.estimate is not None:
+            self._memory = step.estimate.state.memory
+        self._training.since = 0 if updated else self._training.since + 1
+        self._training.window = None if updated else window
+        self._recorder.add(step, gradients)
 
     def _refresh(self) -> None:
-        """Look again at what is trained: parameters may have been frozen, freed, added or hooked."""
-        params = trained(self.model, self.optimizer)
-        now, before = ({name: id(p) for name, p in held.items()} for held in (params, self._trainer.params))
-        if now != before:
-            if self._window is not None:
-                raise ArgumentError(
-                    "ModuleTuner: the parameters that the optimizer trains have changed within the steps "
-                    f"that {type(self.recipe.estimator).__name__} differentiates through"
-                )
-            self._estimates = replace(self._estimates, trainer=replace(self._trainer, params=params))
+        if self._training.refresh():
             self._memory = self._fresh_memory()
-        if self._estimates.objective.micro_batches > 1 and self._trainer.has_hooks:
-            raise UnsupportedOpError(
-                "gradient hooks of parameters are called for each micro-batch, and what they do together is "
-                "not differentiated: use micro_batches=1, or change gradients in the loss"
-            )
 
     def _fresh_memory(self) -> Tree:
         """What an estimator that does not train remembers before its first estimate."""
         if self.recipe.trains:
             return ()
-        given = self.recipe.problem, self._trainer.values(), self._tuned.values
+        given = self.recipe.problem, self._training.trainer.values(), self._tuned.values
         return self.recipe.estimator.init(*given, backend=self._backend).memory
 
     # Saving.
@@ -392,16 +296,10 @@ class ModuleTuner:
 
         Plain containers of tensors, which ``torch.load(..., weights_only=True)`` reads.
         """
-        draws, start = generator(), self._start
         return {
-            "since": self._since,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "training": self._training.write(),
             "tuned": self._tuned.write(),
             "memory": write_tree(self._memory, "memory"),
-            "draws": [draws.cpu, *draws.cuda],
-            "window": None if self._window is None else write(self._window),
-            "start": None if start is None else {"theta": start.theta.write(), "buffers": start.buffers},
             "history": write_history(self.history),
         }
 
@@ -419,16 +317,7 @@ class ModuleTuner:
             raise CheckpointError(f"the state belongs to another run or structure: {error}") from error
 
     def _load(self, state: dict[str, Any]) -> None:
-        history = read_history(state["history"])
+        history, memory = read_history(state["history"]), read_tree(state["memory"], self._memory, "memory")
         self._tuned.read(state["tuned"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._memory = read_tree(state["memory"], self._memory, "memory")
-        cpu, *cuda = state["draws"]
-        restore(Draws(cpu, tuple(cuda)))
-        trainer, window, start = self._trainer, state["window"], state["start"]
-        self._window = None if window is None else read(trainer, window)
-        if start is not None:
-            self._start = _Start(Snapshot.read(trainer, start["theta"]), start["buffers"])
-        self._since = int(state["since"])
-        self._recorder = Recorder(self.recipe, self._backend, history)
+        self._training.read(state["training"])
+        self._memory, self._recorder = memory, Recorder(self.recipe, self._backend, history)

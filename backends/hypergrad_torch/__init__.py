@@ -7,7 +7,7 @@ program of a whole estimate.
 
 from hypergrad_torch.backend import TorchBackend
 from hypergrad_torch.compiled import compile
+from hypergrad_torch.module import ModuleTuner
 from hypergrad_torch.optimizers import TorchOptimizer
-from hypergrad_torch.tuner import Metrics, ModuleTuner
 
-__all__ = ["Metrics", "ModuleTuner", "TorchBackend", "TorchOptimizer", "compile"]
+__all__ = ["ModuleTuner", "TorchBackend", "TorchOptimizer", "compile"]

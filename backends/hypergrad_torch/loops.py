@@ -10,6 +10,10 @@ from torch import Tensor
 
 from hypergrad.backend import Tree
 from hypergrad.backend.loops import Loops
+from hypergrad_torch.private import read_later
+
+BLOCK = 10
+"""Rounds of a loop between two looks at its condition, where that lies on a device."""
 
 
 class TorchLoops(Loops):
@@ -18,17 +22,27 @@ class TorchLoops(Loops):
     def while_loop(
         self, going: Callable[[Tree], Any], body: Callable[[Tree], Tree], carry: Tree, limit: int
     ) -> Tree:
-        for _ in range(limit):
+        earlier = None
+        for k in range(limit):
             on = going(carry)
             if self.backend.readable(on):
                 if not on:
                     break
                 carry = body(carry)
-            else:
-                # Reading the condition would wait for the device. Run on, and keep the old carry once it is
-                # false.
-                carry = self.backend.map(lambda new, old, on=on: where(on, new, old), body(carry), carry)
+                continue
+            # Reading the condition would wait for the device. Run on, keep the old carry once it is false, and
+            # after each block read what the condition was a block ago, which has arrived by now.
+            carry = self.backend.map(lambda new, old, on=on: where(on, new, old), body(carry), carry)
+            if k % BLOCK == BLOCK - 1:
+                if earlier is not None and not earlier():
+                    break
+                earlier = read_later(on)
         return carry
+
+    def cond(self, pred: Any, yes: Callable[[], Tree], no: Callable[[], Tree]) -> Tree:
+        if self.backend.readable(pred):
+            return yes() if pred else no()
+        return self.backend.map(lambda x, y: where(pred, x, y), yes(), no())
 
     def set_row(self, items: Any, k: Any, item: Tree) -> Any:
         if not isinstance(k, Tensor):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -18,6 +18,23 @@ Node = Any
 def is_symbolic(x: Tensor) -> bool:
     """Can the values of a tensor not be read without waiting: on a device, in ``torch.func``, or traced?"""
     return not x.is_cpu or torch._C._functorch.is_functorch_wrapped_tensor(x) or isinstance(x, FakeTensor)
+
+
+def read_later(flag: Tensor) -> Callable[[], bool] | None:
+    """What reads a flag once it has arrived from its device; ``None`` if it has no value to arrive."""
+    if flag.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(flag) or isinstance(flag, FakeTensor):
+        return None
+    if not flag.is_cuda:
+        return lambda: bool(flag)
+    held = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()  # type: ignore[no-untyped-call]
+
+    def read() -> bool:
+        arrived.synchronize()  # type: ignore[no-untyped-call]
+        return bool(held)
+
+    return read
 
 
 def axpy_of_all(a: float, xs: list[Tensor], ys: list[Tensor]) -> Sequence[Tensor]:

@@ -74,3 +74,7 @@ class Generators(Random):
             return
         with super().replay(state):
             yield
+
+
+generators = Generators(None)
+"""Those of this process."""

@@ -73,7 +73,7 @@ def rows(width: int, size: int, compiled: bool) -> list[Row]:
         net, optimizer, lam = module()
         hyper = torch.optim.Adam([lam], 1e-2)
         losses = {"inner": train_loss, "outer": judge}
-        tuner = ModuleTuner(net, optimizer, lam, **losses, hyper_optimizer=hyper, every=every)
+        tuner = ModuleTuner(net, optimizer, lam, **losses, hyper_update=hyper, every=every)
         return lambda: [tuner.step(train, val) for _ in range(every)]
 
     g_l2, g_noise = gradient(with_l2, l2), gradient(with_noise, noise)

@@ -1,4 +1,4 @@
-"""Files of named arrays, written whole or not at all and read without running any code."""
+"""Files of named arrays. A write that fails leaves the old file, and a read runs no code of the file."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ def restore_tree(backend: Backend, root: str, model: Tree, stored: dict[str, Any
     held = {key for key in stored if key.startswith(f"{root}:")}
     if differences := sorted(held ^ set(wanted)):
         raise CheckpointError(f"{path} has another structure; it differs in {', '.join(differences)}")
-    found = []
+    restored = []
     for key, leaf in zip(wanted, leaves, strict=True):
         values, expected = stored[key], backend.to_numpy(leaf)
         if np.shape(values) != np.shape(expected):
             raise CheckpointError(f"{path}: {key} has shape {values.shape}")
         if values.dtype.kind != expected.dtype.kind:
             raise CheckpointError(f"{path}: {key} holds {values.dtype}")
-        found.append(int(values) if isinstance(leaf, int) else backend.asarray(values, like=leaf))
-    return unflatten(found)
+        restored.append(int(values) if isinstance(leaf, int) else backend.asarray(values, like=leaf))
+    return unflatten(restored)
 
 
 def _key(root: str, path: str) -> str:

@@ -1,4 +1,4 @@
-"""What happened in a run of `Tuner`: losses, hyperparameters, hypergradients, reports."""
+"""What happened in a run of a tuner: losses, hyperparameters, hypergradients, reports."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hypergrad.estimators import Estimate, Report
 from hypergrad.tuning.checkpoint import read_arrays, write_arrays
 
 LARGEST_LEAF = 1024
-"""A leaf with more entries is logged by its least, mean and largest one."""
+"""Of a leaf with more entries only the least, the mean and the largest one are kept."""
 
 
 class Row(NamedTuple):
-    """What is kept of one update of the hyperparameters: numbers, which a compiled loop can collect."""
+    """What is kept of one update of the hyperparameters: numbers that a compiled loop can collect."""
 
     values: dict[str, Any]
     outer_value: Scalar
@@ -44,8 +44,8 @@ class Row(NamedTuple):
 class History:
     """One row for each update of the hyperparameters, and the training loss of every step.
 
-    All columns are arrays. They are NumPy's, except in a run that is itself being compiled or mapped (in
-    JAX), where they are what that returns; a start whose run stopped early then has NaN from there on.
+    All columns are NumPy arrays, except in a run that is itself being compiled or mapped in JAX: there they
+    are arrays of JAX, and a start whose run stopped early has NaN from there on.
 
     Attributes:
         inner_values: C̃1 at each training step.
@@ -53,8 +53,8 @@ class History:
         values: the hyperparameters after each update, by path, in their own domain.
         outer_values: C2 as the estimator measured it; NaN in row 0.
         hypergradient_norms: ‖dC2/dλ‖; NaN in row 0.
-        clipped: entries that a projection had to move back into their space.
-        cost: gradients spent since the start, a second-order product counting two.
+        clipped: how many entries a projection moved back into their space.
+        cost: gradients spent since the start; a second-order product counts as two.
         reports: the other numbers of `Report`, by name; NaN in row 0.
     """
 
@@ -82,7 +82,7 @@ class History:
             row.reports,
         )
 
-    def then(self, rows: Row, steps: Array) -> History:
+    def with_updates(self, rows: Row, steps: Array) -> History:
         """The history with more rows, collected along their first axis, at these training steps."""
         columns = {
             "values": {path: _joined(parts) for path, parts in rows.values.items()},
@@ -101,23 +101,23 @@ class History:
         longer = {name: extend(getattr(self, name), column) for name, column in columns.items()}
         return History(self.inner_values, np.concatenate([self.steps, steps]), **longer)
 
-    def trained(self, inner_values: Array) -> History:
+    def with_losses(self, inner_values: Array) -> History:
         """The history with the losses of more training steps."""
         joined = namespace(inner_values).concatenate([self.inner_values, inner_values])
         return History(**{**vars(self), "inner_values": joined})
 
     def arrays(self) -> dict[str, Any]:
-        """All of it as named arrays."""
+        """All columns as named arrays."""
         columns = {name: column for name, column in vars(self).items() if name not in ("values", "reports")}
         columns |= {f"value:{path}": rows for path, rows in self.values.items()}
         columns |= {f"report:{name}": rows for name, rows in self.reports.items()}
         return columns
 
     def save(self, path: str | Path) -> None:
-        """Write an ``.npz`` file, whole or not at all.
+        """Write an ``.npz`` file. If that fails, an older file is left as it was.
 
         Raises:
-            OSError: if the file cannot be written; an older one is then left as it was.
+            OSError: if the file cannot be written.
         """
         write_arrays(path, self.arrays())
 
@@ -126,7 +126,7 @@ class History:
         """Read what `save` wrote.
 
         Raises:
-            CheckpointError: if the file is not a history; no code of it is run.
+            CheckpointError: if the file is not a history. No code in it is run.
             FileNotFoundError: if there is none.
         """
         return cls.from_arrays(read_arrays(path))
@@ -157,7 +157,7 @@ class History:
 
 
 def _summary(backend: Backend, leaf: Array) -> Any:
-    """A leaf as it is, or the least, the mean and the largest entry of a large one."""
+    """A small leaf as it is; the least, the mean and the largest entry of a large one."""
     xp = backend.xp
     if vectors.size(backend, leaf) <= LARGEST_LEAF:
         return leaf
@@ -165,13 +165,13 @@ def _summary(backend: Backend, leaf: Array) -> Any:
 
 
 def _joined(column: Any) -> Array:
-    """Columns of a summary side by side."""
+    """The three columns of a summary as one array."""
     if isinstance(column, tuple):
         return namespace(*column).stack(column, -1)
     return column
 
 
 def namespace(*columns: Array) -> Any:
-    """NumPy, or the one of the arrays if a compiler traces them."""
-    strangers = [column for column in columns if not isinstance(column, np.ndarray)]
-    return strangers[0].__array_namespace__() if strangers else np
+    """NumPy, or the namespace of the arrays if a compiler traces them."""
+    traced = [column for column in columns if not isinstance(column, np.ndarray)]
+    return traced[0].__array_namespace__() if traced else np

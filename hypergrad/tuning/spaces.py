@@ -1,7 +1,7 @@
 r"""Domains of hyperparameters: free coordinates u, and the map u ↦ λ that stays inside.
 
 The hypergradient is chained through the map exactly, dC2/du = (∂λ/∂u)ᵀ dC2/dλ. One space serves a whole
-tree of hyperparameters, or a tree of spaces gives each leaf its own; it may stop at any level::
+tree of hyperparameters. A tree of spaces gives each leaf its own; one space may stand for a whole branch::
 
     space = hg.Positive()
     space = {"log_l2": hg.Real(), "noise": hg.NonNegative()}
@@ -31,11 +31,11 @@ class Space(ABC):
 
     @abstractmethod
     def project(self, xp: Any, u: Array) -> Array:
-        """The nearest u that is allowed, after an update has moved it."""
+        """The nearest allowed u, for a u that an update has made."""
 
     @abstractmethod
     def contains(self, xp: Any, h: Array) -> Array:
-        """Is each entry of λ where `unconstrain` can start from?"""
+        """For each entry of λ: does it lie inside, so that `unconstrain` gives it finite coordinates?"""
 
 
 @final
@@ -59,12 +59,15 @@ class Real(Space):
 @final
 @dataclass(frozen=True)
 class Positive(Space):
-    r"""λ > 0 by a smooth map, which never stalls at the boundary.
+    r"""λ > 0 by a smooth map, so that an update never ends at the boundary.
 
     λ = eᵘ              link="exp": equal ratios count the same; for strengths and rates
     λ = log(1 + eᵘ)     link="softplus": linear for large λ; for noise levels
 
-    u is kept where eᵘ is a normal number of its dtype.
+    u is kept in the range where eᵘ is a normal number of its dtype.
+
+    Raises:
+        ArgumentError: for any other link.
     """
 
     link: Literal["exp", "softplus"] = "exp"
@@ -84,7 +87,7 @@ class Positive(Space):
         return h + xp.log(-xp.expm1(-h))
 
     def project(self, xp: Any, u: Array) -> Array:
-        # Further out eᵘ would be 0 or infinite in this dtype; a factor of e is left for rounding.
+        # Outside of this range eᵘ would be 0 or infinite in this dtype; a factor of e is left for rounding.
         about = xp.finfo(u.dtype)
         low, high = math.log(float(about.tiny)) + 1.0, math.log(float(about.max)) - 1.0
         bounded = xp.maximum(u, xp.zeros_like(u) + low)
@@ -97,9 +100,9 @@ class Positive(Space):
 @final
 @dataclass(frozen=True)
 class NonNegative(Space):
-    """λ ≥ 0 in the linear domain, clipped at 0 after each update, as the T1−T2 paper did.
+    """λ ≥ 0 with u = λ, clipped at 0 after each update, as in the T1−T2 paper.
 
-    Zero itself is reached. At zero a hypergradient that points out of the domain does nothing.
+    λ can be exactly zero. There, a hypergradient that points out of the domain has no effect.
     """
 
     def constrain(self, xp: Any, u: Array) -> Array:
@@ -169,7 +172,7 @@ class Simplex(Space):
 
 
 def spread(backend: Backend, space: Any, hparams: Tree) -> Tree:
-    """One space for each leaf, from one space or a tree of them that stops at any level.
+    """One space for each leaf, from one space or from a tree of them whose leaves may stand for branches.
 
     Raises:
         ArgumentError: if the tree of spaces does not fit the hyperparameters, or holds anything else.
@@ -198,19 +201,38 @@ def unconstrain(backend: Backend, spaces: Tree, hparams: Tree) -> Tree:
     Raises:
         ArgumentError: if a leaf is outside of its space, where that can be read.
     """
-    leaves = zip(
-        backend.paths(hparams, "hparams"),
-        backend.flatten(hparams)[0],
-        backend.flatten(spaces)[0],
-        strict=True,
-    )
-    for path, leaf, space in leaves:
-        inside = space.contains(backend.xp, leaf)
-        if backend.readable(leaf) and not bool(backend.xp.all(inside)):
-            raise ArgumentError(
-                f"{path} lies outside of its space {space}: start inside, not on the boundary"
-            )
-    return backend.map(lambda s, h: s.unconstrain(backend.xp, h), spaces, hparams)
+    paths, (leaves, unflatten) = backend.paths(hparams, "hparams"), backend.flatten(hparams)
+    parts = zip(paths, backend.flatten(spaces)[0], leaves, strict=True)
+    return unflatten([_unconstrained(backend, path, space, h) for path, space, h in parts])
+
+
+def free_coordinates(backend: Backend, spaces: Tree, free: Tree, hparams: Tree) -> Tree:
+    """Free coordinates for λ: a leaf of ``free`` where it still gives λ, and `unconstrain` where not.
+
+    For loops that keep λ itself, which somebody may change between two updates. Coordinates are kept as
+    long as they can be, because the way back from λ loses some: at the ends of an `Interval`, for instance.
+
+    Raises:
+        ArgumentError: as `unconstrain`.
+    """
+    xp = backend.xp
+    paths, (leaves, unflatten) = backend.paths(hparams, "hparams"), backend.flatten(hparams)
+
+    def coordinates(path: str, space: Space, u: Array, h: Array) -> Array:
+        unchanged = xp.all(space.constrain(xp, u) == h)
+        if not backend.readable(unchanged):
+            return xp.where(unchanged, u, space.unconstrain(xp, h))
+        return u if bool(unchanged) else _unconstrained(backend, path, space, h)
+
+    parts = zip(paths, backend.flatten(spaces)[0], backend.flatten(free)[0], leaves, strict=True)
+    return unflatten([coordinates(*part) for part in parts])
+
+
+def _unconstrained(backend: Backend, path: str, space: Space, h: Array) -> Array:
+    inside = space.contains(backend.xp, h)
+    if backend.readable(h) and not bool(backend.xp.all(inside)):
+        raise ArgumentError(f"{path} lies outside of its space {space}: start inside, not on the boundary")
+    return space.unconstrain(backend.xp, h)
 
 
 def chain(backend: Backend, spaces: Tree, free: Tree, hypergradient: Tree) -> Tree:

@@ -43,7 +43,8 @@ class TestLinearSolve:
         says(error, "hg.Damped")
         with pytest.warns(errors.SolveWarning, match="hg.Damped"):
             assert (
-                solve(backend, solver, scale * hessian, checks=hg.Checks(unsolved="warn"))[1].solve.residual > 1e-3
+                solve(backend, solver, scale * hessian, checks=hg.Checks(unsolved="warn"))[1].solve.residual
+                > 1e-3
             )
 
     def test_singular_but_damped_or_consistent(self, backend):

@@ -249,7 +249,7 @@ class TestManyStarts:
         for k in range(4):
             one = jax.tree.map(lambda x, k=k: x[k], runs)
             if k == 1:
-                assert float(one.hparams["tilt"]) == 2.0 and int(one.last.seen.bad_step) == 0
+                assert float(one.hparams["tilt"]) == 2.0 and int(one.last.observed.bad_step) == 0
                 with pytest.raises(errors.NonFiniteError):
                     tuner.check(one.state, one.last)
             else:

@@ -151,9 +151,7 @@ class TestPrecision:
                 )
 
             optimizer, hyper = torch.optim.Adam(model.parameters(), 0.01), torch.optim.SGD([lam], 0.0)
-            tuner = ModuleTuner(
-                model, optimizer, lam, inner=train, outer=judge, hyper_optimizer=hyper, every=2
-            )
+            tuner = ModuleTuner(model, optimizer, lam, inner=train, outer=judge, hyper_update=hyper, every=2)
             batch = draw(16, 8, dtype=torch.float32), draw(16, 4, seed=1, dtype=torch.float32)
             return [tuner.step(batch, batch) for _ in range(4)][-1]
 
@@ -201,8 +199,6 @@ class TestDistributed:
             loss = lambda model, lam, batch: (model(batch) ** 2).mean() + lam  # noqa: E731
             given = torch.optim.SGD(model.parameters(), 0.1), lam
             with pytest.raises(errors.UnsupportedOpError, match="ddp.module"):
-                ModuleTuner(
-                    model, *given, inner=loss, outer=loss, hyper_optimizer=torch.optim.SGD([lam], 0.1)
-                )
+                ModuleTuner(model, *given, inner=loss, outer=loss, hyper_update=torch.optim.SGD([lam], 0.1))
         finally:
             distributed.destroy_process_group()

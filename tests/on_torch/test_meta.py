@@ -104,7 +104,7 @@ class TestMeta:
             model, hparams = net("meta"), {"log_l2": torch.zeros(2), "noise": torch.zeros(())}
             batch = {"x": torch.zeros(8, 3), "noise": torch.zeros(8, 3), "label": torch.zeros(8).long()}
         hyper = optim.Adam(hparams.values(), lr=0.01)
-        options = {"inner": with_penalty, "outer": classify, "hyper_optimizer": hyper, "every": 2}
+        options = {"inner": with_penalty, "outer": classify, "hyper_update": hyper, "every": 2}
         self.trains(ModuleTuner(model, optim.Adam(model.parameters()), hparams, **options), batch, batch)
 
     def trains(self, tuner, train, val):

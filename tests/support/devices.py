@@ -150,7 +150,7 @@ def module_tuner(device, model, make=optim.Adam, dtype=torch.float64, estimator=
     hparams = {name: h.requires_grad_() for name, h in hparams.items()}
     optimizer, hyper = make(model.parameters(), lr=0.05), optim.Adam(hparams.values(), lr=0.01)
     labels = torch.randint(2, (8,)).to(device)
-    given = {"inner": with_penalty, "outer": classify, "hyper_optimizer": hyper, "every": 2} | options
+    given = {"inner": with_penalty, "outer": classify, "hyper_update": hyper, "every": 2} | options
     tuner = ModuleTuner(model, optimizer, hparams, estimator=estimator and estimator(optimizer), **given)
     return tuner, train[0] | {"label": labels}, val | {"label": labels}
 
@@ -193,6 +193,6 @@ def refuses_two_devices(first, second):
         hg.Greedy(hg.SGD(0.1)).init(PROBLEM, mixed, task(first)[1])
     model = mlp(first, torch.float64)
     hparams = {name: h.requires_grad_() for name, h in task(second)[1].items()}
-    options = {"inner": with_penalty, "outer": classify, "hyper_optimizer": optim.SGD(hparams.values())}
+    options = {"inner": with_penalty, "outer": classify, "hyper_update": optim.SGD(hparams.values())}
     with pytest.raises(errors.LeafTypeError, match=r"hparams\['log_l2'\].*params\['0.bias'\]"):
         ModuleTuner(model, optim.SGD(model.parameters()), hparams, **options)

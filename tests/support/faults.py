@@ -90,7 +90,9 @@ def seen(backend, tree):
 
 def surroundings():
     """What else a call could disturb: global generators and, in torch and JAX, the modes."""
-    states = [np.asarray(x).tobytes() for b in BACKENDS.values() for x in optree.tree_leaves(b.random.state())]
+    states = [
+        np.asarray(x).tobytes() for b in BACKENDS.values() for x in optree.tree_leaves(b.random.state())
+    ]
     modes = [dict(jax.config.values)] if jax else []
     if torch:
         modes += [torch.is_grad_enabled(), torch.is_inference_mode_enabled()]

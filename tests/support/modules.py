@@ -94,7 +94,7 @@ class Task:
         self.prepare(self.model)
 
     def tuner(self, **options):
-        given = {"hyper_optimizer": optim.SGD(named(self.hparams).values(), lr=0.0), "every": 1} | options
+        given = {"hyper_update": optim.SGD(named(self.hparams).values(), lr=0.0), "every": 1} | options
         return ModuleTuner(
             self.model, self.optimizer, self.hparams, inner=self.inner, outer=self.outer, **given
         )

@@ -60,7 +60,7 @@ def estimates(tuner: hg.Tuner, problem: Problem, episode: Episode) -> Iterator[t
     """Each estimate of a run, and the training steps before it."""
     state, done = tuner.init(episode.params, problem.hparams), 0
     while done < problem.steps:
-        ahead = episode.train[done:] if tuner.closing_steps > 1 else [episode.train[done]]
+        ahead = episode.train[done:] if tuner.recipe.closing_steps > 1 else [episode.train[done]]
         state, step = tuner.step(state, ahead, episode.val)
         done += int(step.trained)
         if bool(step.updated):

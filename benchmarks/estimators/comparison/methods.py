@@ -72,7 +72,7 @@ class Tuned(Method):
         backend, tuner = problem.backend, self.tuner
         spent, seconds, lam, k, last = 0.0, 0.0, problem.hparams, 0, None
         # As often as λ moves, but not more than ten times in a run.
-        piece = max(problem.steps // 10, tuner.closing_steps)
+        piece = max(problem.steps // 10, tuner.recipe.closing_steps)
         yield Point(0.0, 0.0, lam)
         while True:
             episode = sample.episode(k, lam)

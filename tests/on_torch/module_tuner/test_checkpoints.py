@@ -16,7 +16,7 @@ class TestCheckpoints:
         task = make(model, OPTIMISERS["adam"], seed=seed, **given)
         hyper = optim.Adam(named(task.hparams).values(), 0.05)
         made = ESTIMATORS[estimator](task.optimizer)
-        return task, hyper, task.tuner(hyper_optimizer=hyper, every=4, estimator=made)
+        return task, hyper, task.tuner(hyper_update=hyper, every=4, estimator=made)
 
     @parametrize("estimator", ["default", "full", "states", "implicit"])
     @parametrize("cut", [0, 1, 4, 5, 6])

@@ -41,7 +41,7 @@ class TestFaults:
     def fails(self, task, expected, train, val, warm=0, every=1, estimator=None, put=True):
         hyper = optim.Adam(named(task.hparams).values(), 1e-2)
         made = estimator and estimator(task.optimizer)
-        tuner = task.tuner(every=every, hyper_optimizer=hyper, estimator=made)
+        tuner = task.tuner(every=every, hyper_update=hyper, estimator=made)
         for batch in task.train[:warm]:
             tuner.step(batch, task.val)
         grads, before = Grads(task, put), snapshot(task, hyper)

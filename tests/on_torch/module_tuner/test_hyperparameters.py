@@ -18,7 +18,7 @@ class TestMetrics:
     def test_hyperparameters_move_on_every_so_many_calls(self, every):
         task = make()
         leaves = list(task.hparams.values())
-        tuner = task.tuner(every=every, hyper_optimizer=optim.Adam(leaves, 1e-2))
+        tuner = task.tuner(every=every, hyper_update=optim.Adam(leaves, 1e-2))
         for call, batch in enumerate(task.train[:7], 1):
             before = copy.deepcopy(task.hparams)
             metrics = tuner.step(batch, task.val)
@@ -51,7 +51,7 @@ class TestMetrics:
         )
         mirror = copy.deepcopy(task.hparams)
         follower = optim.Adam(mirror.values(), 1e-2)
-        tuner = task.tuner(hyper_optimizer=hyper)
+        tuner = task.tuner(hyper_update=hyper)
         for batch in task.train[:4]:
             hypergradient = tuner.step(batch, task.val).estimate.hypergradient
             identical(dict(hypergradient), seen[-1])
@@ -88,7 +88,7 @@ class TestHyperparametersInModules:
         task = self.weighted()
         net, leaves = task.hparams["aug"], named(task.hparams)
         before = copy.deepcopy(leaves)
-        tuner = task.tuner(hyper_optimizer=optim.SGD(net.parameters(), 1.0), every=2)
+        tuner = task.tuner(hyper_update=optim.SGD(net.parameters(), 1.0), every=2)
         for batch in task.train[:2]:
             metrics = tuner.step(batch, task.val)
         assert task.hparams["aug"] is net

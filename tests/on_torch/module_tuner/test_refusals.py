@@ -34,7 +34,7 @@ class TestRefusals:
         hyper = optim.SGD(task.hparams.values(), 0.1)
         task.hparams = task.hparams | {"count": torch.tensor(3)}
         with pytest.raises(TypeError, match=re.escape("hparams['count']")):
-            task.tuner(hyper_optimizer=hyper)
+            task.tuner(hyper_update=hyper)
 
     def test_an_optimizer_of_other_parameters(self):
         task = make()
@@ -92,7 +92,7 @@ class TestOddRefusals:
     def test_one_tensor_in_two_roles(self):
         shared = torch.tensor(0.3, requires_grad=True)
         with pytest.raises(errors.ArgumentError, match="noise.*also.*log_l2|log_l2.*also.*noise"):
-            make(hparams={"log_l2": shared, "noise": shared}).tuner(hyper_optimizer=optim.SGD([shared], 0.1))
+            make(hparams={"log_l2": shared, "noise": shared}).tuner(hyper_update=optim.SGD([shared], 0.1))
         task = make()
         task.hparams = {"weight": task.model[0].weight}
         with pytest.raises(errors.ArgumentError, match="optimizer trains"):
@@ -113,7 +113,7 @@ class TestOddRefusals:
         hyper.register_step_post_hook(fail)
         before = snapshot(task, hyper)
         with pytest.raises(Boom):
-            task.tuner(hyper_optimizer=hyper).step(task.train[0], task.val)
+            task.tuner(hyper_update=hyper).step(task.train[0], task.val)
         identical(snapshot(task, hyper), before)
 
     @parametrize("response", ["update", "gradient"])

@@ -1,7 +1,8 @@
-"""The user's optimiser at work on the user's module, and a way back."""
+"""One step of the user's optimiser: on the module itself, on copies, and as a formula with derivatives."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hypergrad.backend import Backend, Tree
-from hypergrad.errors import ArgumentError
 from hypergrad.updates import ClipNorm, UpdateRule
 from hypergrad_torch.graph import trees
 from hypergrad_torch.optimizers import Options, Taken, replay
 
 
+@final
 class _Exactly(torch.autograd.Function):
     """The value that torch's own optimiser computed, with the derivative of the formula for it."""
 
@@ -33,14 +34,14 @@ class _Exactly(torch.autograd.Function):
 @final
 @dataclass(frozen=True, eq=False)
 class Trainer:
-    """One step of the optimiser, given gradients: clipping, ``step()``, and ``.grad`` as it was found."""
+    """An optimiser and the tensors that it moves, by name, with the clipping that comes before its step."""
 
     optimizer: Optimizer
     params: dict[str, nn.Parameter]
     max_norm: float | None = None
 
     def step(self, gradients: dict[str, Tensor | None]) -> None:
-        """Move the parameters themselves, exactly as the user's own loop would."""
+        """Move the tensors as the user's own loop would; their ``.grad`` stays as it is."""
         held = [p for group in self.optimizer.param_groups for p in group["params"]]
         with grads_kept([*held, *self.params.values()]):
             for p in held:
@@ -60,6 +61,28 @@ class Trainer:
         """The step to come, if the loss depends on every parameter; where not, its gradient is zero."""
         return Taken(options(self.optimizer), [True] * len(self.params))
 
+    def state(self) -> dict[str, dict[str, Any]]:
+        """A copy of what the optimiser remembers, by the names of the parameters."""
+        kept = self.optimizer.state
+        return {
+            name: {key: copied(value) for key, value in kept[p].items()}
+            for name, p in self.params.items()
+            if p in kept
+        }
+
+    def twin(self) -> Trainer:
+        """A trainer like this one over copies: its step changes neither the tensors nor the optimiser."""
+        params = {name: nn.Parameter(copied(p)) for name, p in self.params.items()}
+        replaced = {id(p): params[name] for name, p in self.params.items()}
+        optimizer = copy.copy(self.optimizer)
+        optimizer.param_groups = [
+            group | {"params": [replaced.get(id(p), p) for p in group["params"]]}
+            for group in self.optimizer.param_groups
+        ]
+        optimizer.state = type(self.optimizer.state)(dict)
+        optimizer.state.update({params[name]: kept for name, kept in self.state().items()})
+        return Trainer(optimizer, params, self.max_norm)
+
     def hooked(self, gradients: dict[str, Any]) -> dict[str, Any]:
         """The gradients as the hooks of the parameters leave them."""
         return {name: _hooked(self.params[name], g) for name, g in gradients.items()}
@@ -70,7 +93,7 @@ class Trainer:
         return any(p._backward_hooks for p in self.params.values())
 
     def values(self) -> dict[str, Tensor]:
-        """The parameters' values as they are now; they move with the parameters."""
+        """The tensors' values, which change as the tensors do."""
         return {name: p.detach() for name, p in self.params.items()}
 
 
@@ -93,7 +116,7 @@ def _hooked(p: nn.Parameter, g: Any) -> Any:
 @final
 @dataclass(frozen=True, eq=False)
 class Hooked(UpdateRule):
-    """A rule that sees gradients as the parameters' hooks leave them: the first derivative, and no other."""
+    """A rule that takes gradients as the parameters' hooks leave them: the first derivative, and no other."""
 
     trainer: Trainer
     rule: UpdateRule
@@ -110,15 +133,17 @@ class Hooked(UpdateRule):
 
 @final
 @dataclass(frozen=True, eq=False)
-class InPlace(UpdateRule):
-    """An update rule that takes the optimiser's real step, once, and differentiates the formula for it.
+class RealStep(UpdateRule):
+    """An update rule that has the optimiser take its step, once, and differentiates the formula for it.
 
-    New parameters are, bit for bit, what torch's optimiser makes of them. ``plain`` turns gradients with a
-    graph into those that the user's own loop would have had: the same bits, and ``None`` for parameters
-    that the loss does not depend on.
+    The new parameters are, bit for bit, what torch's optimiser makes of them. ``stepped`` takes the step: the
+    trainer itself, or its twin. ``plain`` turns gradients with a graph into those of the user's own loop: the
+    same bits, and ``None`` for parameters that the loss does not depend on. Without ``rule`` the step has no
+    derivative.
     """
 
     trainer: Trainer
+    stepped: Trainer
     rule: UpdateRule | None
     plain: Callable[[dict[str, Tensor]], dict[str, Tensor | None]]
 
@@ -129,8 +154,8 @@ class InPlace(UpdateRule):
         self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
     ) -> tuple[Tree, Tree]:
         gradient = self.trainer.hooked(gradient)
-        self.trainer.step(self.plain(gradient))
-        exact = {name: self.trainer.params[name].detach() for name in params}
+        self.stepped.step(self.plain(gradient))
+        exact = self.stepped.values()
         if self.rule is None or not any(g.requires_grad for g in gradient.values()):
             return exact, opt_state
         formula, _ = self.rule.update(backend, gradient, opt_state, params, hparams, step)
@@ -143,98 +168,46 @@ class InPlace(UpdateRule):
 
 @final
 @dataclass(frozen=True, eq=False)
-class Snapshot:
-    """Parameters and optimiser state as they were, to compute with and to go back to."""
+class HyperOptimizer(UpdateRule):
+    """A ``torch.optim`` optimiser of λ's own tensors as an update rule of their free coordinates u.
+
+    For its step the tensors hold u and their ``.grad`` is dC2/du, so that what the optimiser remembers
+    belongs to u, too. Afterwards they hold u, and the caller puts λ back into them.
+    """
 
     trainer: Trainer
-    params: dict[str, Tensor]
-    state: dict[str, dict[str, Any]]
 
-    @classmethod
-    def take(cls, trainer: Trainer) -> Snapshot:
-        """Copy what a step of the optimiser is going to change."""
-        kept = trainer.optimizer.state
-        state = {
-            name: {key: copied(value) for key, value in kept[p].items()}
-            for name, p in trainer.params.items()
-            if p in kept
-        }
-        return cls(trainer, {name: p.detach().clone() for name, p in trainer.params.items()}, state)
+    def holds(self, name: str) -> bool:
+        """Is this tensor among those that the optimiser moves?"""
+        held = (h for group in self.trainer.optimizer.param_groups for h in group["params"])
+        return any(h is self.trainer.params[name] for h in held)
 
-    def restore(self) -> None:
-        """Make everything as it was, in the tensors that hold it."""
-        now = self.trainer.optimizer.state
+    def init(self, backend: Backend, params: Tree) -> Tree:
+        return ()
+
+    def update(
+        self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
+    ) -> tuple[Tree, Tree]:
+        leaves, unflatten = backend.flatten(params)
+        tensors = self.trainer.params
         with torch.no_grad():
-            for name, p in self.trainer.params.items():
-                p.copy_(self.params[name])
-                then = self.state.get(name)
-                if then is None:
-                    now.pop(p, None)
-                    continue
-                tensors = {key: x for key, x in now[p].items() if isinstance(x, Tensor) and key in then}
-                now[p] = {
-                    key: tensors[key].copy_(x) if key in tensors and isinstance(x, Tensor) else copied(x)
-                    for key, x in then.items()
-                }
-
-    @contextmanager
-    def in_force(self) -> Iterator[None]:
-        """Let the optimiser's state read as it was: for a formula of a step that is over or to come."""
-        now, params = self.trainer.optimizer.state, self.trainer.params
-        found = {name: now.pop(p) for name, p in params.items() if p in now}
-        now.update({params[name]: kept for name, kept in self.state.items()})
-        try:
-            yield
-        finally:
-            for name in self.state:
-                now.pop(params[name])
-            now.update({params[name]: kept for name, kept in found.items()})
-
-    def write(self) -> dict[str, Any]:
-        """Plain containers."""
-        return {"params": self.params, "state": self.state}
-
-    @classmethod
-    def read(cls, trainer: Trainer, stored: dict[str, Any]) -> Snapshot:
-        """What `write` returned."""
-        return cls(trainer, stored["params"], stored["state"])
+            for tensor, u in zip(tensors.values(), leaves, strict=True):
+                tensor.copy_(u)
+        self.trainer.step(dict(zip(tensors, backend.flatten(gradient)[0], strict=True)))
+        return unflatten([copied(tensor) for tensor in tensors.values()]), opt_state
 
 
 @contextmanager
 def grads_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Put ``.grad`` back as it was found."""
-    found = [(x, x.grad) for x in tensors]
+    """Put ``.grad`` back after the block."""
+    before = [(x, x.grad) for x in tensors]
     try:
         yield
     finally:
-        for x, gradient in found:
+        for x, gradient in before:
             x.grad = gradient
 
 
 def copied(value: Any) -> Any:
     """A copy of a tensor; anything else as it is."""
     return value.detach().clone() if isinstance(value, Tensor) else value
-
-
-def trained(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
-    """The module's parameters that the optimiser holds and moves, by name.
-
-    Raises:
-        ArgumentError: for tensors that are not the module's, and for hooks that would never be called.
-    """
-    if not isinstance(optimizer, Optimizer):
-        raise ArgumentError(f"ModuleTuner: optimizer = {optimizer!r}; it is a torch.optim optimiser")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    own = dict(model.named_parameters())
-    if foreign := held - {id(p) for p in own.values()}:
-        raise ArgumentError(
-            f"ModuleTuner: the optimizer holds {len(foreign)} tensors that are no parameters of the model: "
-            "give those their own optimiser, or make them part of the module"
-        )
-    for name, p in own.items():
-        if getattr(p, "_post_accumulate_grad_hooks", None):
-            raise ArgumentError(
-                f"ModuleTuner: params[{name!r}] has a hook after gradient accumulation, such as an optimiser "
-                "in the backward pass: gradients are not accumulated here, and it would never be called"
-            )
-    return {name: p for name, p in own.items() if id(p) in held and p.requires_grad}

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
-from hypergrad_torch.modules import Buffers
+from hypergrad_torch.module.functional import Buffers
+from hypergrad_torch.module.optimizer_step import Trainer
+from hypergrad_torch.module.snapshot import Snapshot
 from hypergrad_torch.optimizers import Taken
 from hypergrad_torch.randomness import Draws
-from hypergrad_torch.training import Snapshot, Trainer
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Record:
-    """A training step, as needed to take it again: its batch, draws, buffers, modes and what was taken."""
+    """What a training step began with: its batch, generators, buffers, modes and the optimiser's options."""
 
     batch: Any
     draws: Draws
@@ -24,7 +25,7 @@ class Record:
 
 
 class Window(NamedTuple):
-    """The training steps that an estimate reaches back over, and where they began."""
+    """The training steps that an estimate differentiates through, and where they began."""
 
     start: Snapshot
     records: tuple[Record, ...] = ()

@@ -1,66 +1,28 @@
-"""A module and its losses as functions of trees, which is what a `Bilevel` problem is made of."""
+"""A module, its hyperparameters and its losses as functions of trees."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hypergrad.errors import ArgumentError, UnsupportedOpError, explain
+from hypergrad.backend import Tree
+from hypergrad.errors import UnsupportedOpError, explain
 from hypergrad_torch.graph import holds_checkpoints, trees
 
-Tree = Any
 Loss = Callable[[nn.Module, Tree, Any], Tensor]
+"""(model, hparams, batch) -> scalar"""
+
 Buffers = dict[str, Tensor]
-
-_WRAPPERS = {
-    "OptimizedModule": (
-        "a module compiled by torch.compile",
-        "hand in the module itself, `compiled._orig_mod`, and the optimiser over its parameters",
-    ),
-    "DistributedDataParallel": (
-        "a DistributedDataParallel module, whose gradients are averaged outside of the graph",
-        "hand in `ddp.module`; average training gradients and hypergradients over the ranks yourself",
-    ),
-    "FullyShardedDataParallel": (
-        "an FSDP module, which has no double backward",
-        "hand in the module before it is sharded",
-    ),
-    "FSDPModule": (
-        "an FSDP module, which has no double backward",
-        "hand in the module before it is sharded",
-    ),
-}
-
-
-def check_module(model: nn.Module) -> None:
-    """Refuse wrappers around a module that derivatives do not pass through rightly.
-
-    Raises:
-        UnsupportedOpError: naming the wrapper and the way out.
-        ArgumentError: if it is no module.
-    """
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model is a {type(model).__name__}; it is a torch.nn.Module")
-    for part in model.modules():
-        for base in type(part).__mro__:
-            if base.__name__ in _WRAPPERS and base.__module__.startswith("torch."):
-                what, remedy = _WRAPPERS[base.__name__]
-                raise UnsupportedOpError(
-                    explain(
-                        f"the model is or holds {what}",
-                        "Its second derivatives would be wrong or missing.",
-                        (remedy,),
-                    )
-                )
 
 
 @final
 class Hyperparameters:
-    """A tree of tensors and modules, and the tree of tensors in it: a module counts as a dict of them."""
+    """A tree of tensors and modules, and the tree of its tensors, in which a module is a dict of them."""
 
     def __init__(self, hparams: Tree) -> None:
         self.tree = hparams
@@ -68,26 +30,36 @@ class Hyperparameters:
         self.modules = nn.ModuleList([leaf for leaf in self._leaves if isinstance(leaf, nn.Module)])
 
     def tensors(self) -> Tree:
-        """λ, as estimators see it."""
+        """λ as estimators see it."""
         return self._unflatten(
             [dict(leaf.named_parameters()) if isinstance(leaf, nn.Module) else leaf for leaf in self._leaves]
         )
+
+    def by_path(self, lam: Tree) -> dict[str, Any]:
+        """The leaves of a tree like `tensors`, by their paths."""
+        return dict(zip(trees.paths(lam, "hparams"), trees.flatten(lam)[0], strict=True))
 
     def state(self) -> dict[str, Tensor]:
         """All tensors that a run changes, by their paths: λ, and the buffers of its modules."""
         tree = self._unflatten(
             [leaf.state_dict() if isinstance(leaf, nn.Module) else leaf.detach() for leaf in self._leaves]
         )
-        return dict(zip(trees.paths(tree, "hparams"), trees.flatten(tree)[0], strict=True))
+        return self.by_path(tree)
+
+    def assign(self, values: dict[str, Tensor]) -> None:
+        """Write values, by path, into the tensors of λ."""
+        with torch.no_grad():
+            for path, tensor in self.by_path(self.tensors()).items():
+                tensor.copy_(values[path])
 
     def pairs(self, lam: Tree) -> list[tuple[Any, Any]]:
-        """Each tensor or module with what stands in its place in λ."""
-        found: list[tuple[Any, Any]] = []
-        trees.map(lambda leaf, value: found.append((leaf, value)), self.tree, lam)
-        return found
+        """Each tensor or module, with what stands in its place in λ."""
+        pairs: list[tuple[Any, Any]] = []
+        trees.map(lambda leaf, value: pairs.append((leaf, value)), self.tree, lam)
+        return pairs
 
     def filled(self, lam: Tree) -> tuple[Tree, dict[str, Tensor]]:
-        """The tree that the losses see, and the tensors to be put into its modules, for a λ."""
+        """The tree that the losses get for a λ, and the tensors to put into its modules."""
         values = [value for _, value in self.pairs(lam)]
         leaves, inside = list(values), dict[str, Tensor]()
         at = [i for i, leaf in enumerate(self._leaves) if isinstance(leaf, nn.Module)]
@@ -99,7 +71,7 @@ class Hyperparameters:
 
 @final
 class _Call(nn.Module):
-    """What `torch.func.functional_call` calls: a loss of modules whose tensors it has exchanged."""
+    """What `torch.func.functional_call` calls: a loss, with modules whose tensors have been exchanged."""
 
     def __init__(self, model: nn.Module, hyper: nn.ModuleList) -> None:
         super().__init__()
@@ -110,10 +82,10 @@ class _Call(nn.Module):
 
 
 @final
-class Losses:
-    """Losses of a module in use, evaluated as functions of its parameters, hyperparameters and buffers.
+class Functional:
+    """Losses of a module in use, as functions of its parameters, hyperparameters and buffers.
 
-    The module itself is left as it is: train/eval mode is put back, and buffers move in copies.
+    The module itself stays as it is: train/eval mode is put back, and buffers change in copies.
     """
 
     def __init__(self, model: nn.Module, hparams: Hyperparameters) -> None:
@@ -125,7 +97,7 @@ class Losses:
         return {name: buffer.detach().clone() for name, buffer in self._call.named_buffers()}
 
     def set_buffers(self, values: Buffers) -> None:
-        """Give the buffers themselves these values."""
+        """Give the buffers these values."""
         for name, buffer in self._call.named_buffers():
             buffer.copy_(values[name])
 
@@ -136,10 +108,10 @@ class Losses:
     def __call__(
         self, loss: Loss, theta: dict[str, Tensor], lam: Tree, batch: Any, buffers: Buffers, modes: list[bool]
     ) -> Tensor:
-        """The loss at these values; ``buffers`` hold afterwards what it left in them.
+        """The loss at these values. What it leaves in the buffers is in ``buffers`` afterwards.
 
         Raises:
-            UnsupportedOpError: if the loss holds checkpoints, which would be computed again later from
+            UnsupportedOpError: if the loss holds checkpoints, whose blocks would run again later, with
                 whatever the module holds by then.
         """
         hparams, inside = self.hparams.filled(lam)
@@ -166,21 +138,21 @@ class Losses:
         return value
 
     def in_place(self, loss: Loss, batch: Any) -> Tensor:
-        """The loss of the module as it stands, as the user's own loop has it."""
+        """The loss of the module as it stands, as in the user's own loop."""
         with self.modes_kept():
             return loss(self.model, self.hparams.tree, batch)
 
     @contextmanager
     def modes_kept(self) -> Iterator[None]:
-        """Put train/eval mode of every module back."""
-        found = self.modes()
+        """Put train/eval mode of every module back after the block."""
+        before = self.modes()
         try:
             yield
         finally:
-            _set_modes(self._call, found)
+            _set_modes(self._call, before)
 
     def _slots(self) -> dict[int, list[str]]:
-        """For every tensor all the names under which modules hold it: a shared one moves in all of them."""
+        """For every tensor all the names under which modules hold it; a shared one is exchanged in all."""
         slots: dict[int, list[str]] = {}
         for path, part in self._call.named_modules():
             for key, tensor in (*part._parameters.items(), *part._buffers.items()):
@@ -193,12 +165,3 @@ def _set_modes(module: nn.Module, modes: list[bool]) -> None:
     for part, training in zip(module.modules(), modes, strict=True):
         if part.training is not training:
             part.training = training
-
-
-# Operations whose gradient torch computes by another formula, equal up to rounding, if it keeps a graph.
-_TWO_FORMULAS = {"SiluBackward0", "MishBackward0", "NativeGroupNormBackward0", "WeightNormInterfaceBackward0"}
-
-
-def has_two_formulas(nodes: Iterable[Any]) -> bool:
-    """Would a gradient through these nodes be other bits with a graph than without?"""
-    return any(node.name() in _TWO_FORMULAS for node in nodes)

@@ -1,0 +1,118 @@
+"""The parts of a run that are pure functions of arrays, which a backend may compile.
+
+Each takes the recipe, the backend, and functions that read batches, and then arrays. As a program of its
+own it is made and cached by `Programs`; inside of a larger program it is called as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, final
+
+from hypergrad.backend import Backend, Tree
+from hypergrad.estimators import Estimate, State
+from hypergrad.estimators.base import inner_state, state_after
+from hypergrad.problems.batches import Batches, Source, single
+from hypergrad.problems.step import Inner, Seen, Training
+from hypergrad.tuning.recipe import Recipe
+from hypergrad.tuning.state import Step, TunerState
+
+Program = Callable[..., Any]
+"""A pure function of arrays."""
+
+Read = Callable[[Tree, Any], Tree]
+"""(data, t) -> the batch of step t."""
+
+
+@final
+class Programs:
+    """The programs of one recipe: each is compiled once, and those of older batch functions are dropped."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._compiled: Callable[..., Program] = lru_cache(maxsize=8)(self._compile)
+
+    def __call__(self, backend: Backend, f: Callable[..., Any], *given: Any) -> Program:
+        """``f(recipe, backend, *given, …)`` as a program of its own."""
+        return (self._compiled if backend.compiles else self._compile)(backend, f, *given)
+
+    def _compile(self, backend: Any, f: Callable[..., Any], *given: Any) -> Program:
+        program: Program = backend.compile(partial(f, self.recipe, backend, *given))
+        return program
+
+
+def training(
+    recipe: Recipe, backend: Backend, z: Inner, hparams: Tree, batch: Tree, t: Any
+) -> tuple[Inner, Seen]:
+    """One step of plain training."""
+    return Training(backend, recipe.problem, recipe.rule).step(z, hparams, batch, t)
+
+
+def updating(
+    recipe: Recipe, backend: Backend, read: Read, state: TunerState, data: Tree, val: Tree
+) -> tuple[TunerState, Step]:
+    """An estimate with its training steps, and an update of λ unless there is a fault."""
+    train: Batches = Source(data, read)
+    lam, inner = recipe.hparams(backend, state.free), state.inner
+    if recipe.restart:
+        start = state.start
+        fresh = recipe.estimator.init(recipe.problem, start.params, lam, aux=start.aux, backend=backend)
+        inner = recipe.estimator.restarted(fresh, inner)
+    observed = None
+    if not recipe.trains:
+        batch = train(inner.step)
+        z, observed = training(recipe, backend, inner_state(inner), lam, batch, inner.step)
+        inner = state_after(inner, z, inner.step + 1)
+        if not recipe.estimator.resamples:
+            train = single(batch)
+    out = recipe.estimator.estimate(recipe.problem, inner, lam, train, lambda _: val, backend=backend)
+    new, step = _updated(recipe, backend, state, out, observed)
+    return new._replace(inner=out.state), step
+
+
+def tuning(
+    recipe: Recipe, backend: Backend, read: Read | None, state: TunerState, data: Tree, val: Tree
+) -> tuple[TunerState, Step]:
+    """An estimate where θ stands, and an update of λ unless there is a fault.
+
+    Without ``read``, ``data`` is a list of batches. All that changes of the inner state is what the estimator
+    remembers.
+    """
+    train: Batches = data if read is None else Source(data, read)
+    lam, inner = recipe.hparams(backend, state.free), state.inner
+    with backend.random.replay(backend.random.state()):
+        out = recipe.estimator.estimate(recipe.problem, inner, lam, train, lambda _: val, backend=backend)
+    new, step = _updated(recipe, backend, state, out, None)
+    return new._replace(inner=inner._replace(memory=out.state.memory)), step
+
+
+def _updated(
+    recipe: Recipe, backend: Backend, state: TunerState, out: Estimate, observed: Seen | None
+) -> tuple[TunerState, Step]:
+    """The state with λ updated, and the step without its count of training steps."""
+    if observed is None:
+        observed = Seen(out.inner_value, out.report.inner_gradient_norm)
+    moved = recipe.update_hparams(
+        backend,
+        state.free,
+        state.hyper_state,
+        out.hypergradient,
+        state.updates,
+        recipe.allows(backend, out, observed),
+    )
+    new = state._replace(free=moved.free, hyper_state=moved.hyper_state)
+    step = Step(observed, 0, True, without_state(out), moved.clipped, moved.hparams)
+    return new, step
+
+
+def without_state(out: Estimate) -> Estimate:
+    """An estimate without its state: the tuner's state holds it already, and a program returns it once."""
+    return out._replace(state=State(None))
+
+
+def with_state(state: TunerState, step: Step) -> Step:
+    """The step with the state of its estimate put back."""
+    if step.estimate is None:
+        return step
+    return step._replace(estimate=step.estimate._replace(state=state.inner))

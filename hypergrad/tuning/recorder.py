@@ -1,0 +1,72 @@
+"""A history that grows step by step, for loops that do not run as a whole."""
+
+from __future__ import annotations
+
+from typing import final
+
+import numpy as np
+
+from hypergrad.backend import Backend, Scalar
+from hypergrad.tuning.history import History, Row
+from hypergrad.tuning.recipe import Recipe
+from hypergrad.tuning.state import Step
+
+LARGEST_BACKLOG = 1024
+"""So many losses or rows may lie on a device before they are read, and the device is waited for."""
+
+
+@final
+class Recorder:
+    """Takes down steps, and puts the history together when it is asked for.
+
+    A value that cannot be read without waiting for a device stays there until then, or until there are
+    `LARGEST_BACKLOG` of them.
+    """
+
+    def __init__(self, recipe: Recipe, backend: Backend, history: History) -> None:
+        self._recipe, self._backend, self._history = recipe, backend, history
+        self._losses: list[Scalar] = []
+        self._rows: list[Row] = []
+        self._steps: list[int] = []
+        self.trained = len(history.inner_values)
+        """Training steps until now."""
+        self._trained_at_row = int(history.steps[-1])
+
+    def add(self, step: Step, gradients: int | None = None) -> None:
+        """Take down a step.
+
+        ``gradients`` counts those of its training steps that its estimate does not count, if that is not as
+        `Recipe.training_gradients` says.
+        """
+        before, count, value = self.trained - self._trained_at_row, int(step.trained), step.inner_value
+        if count:
+            number = self._backend.number(value)
+            self._losses += [value if number is None else number] * count
+            self.trained += count
+        if step.updated:
+            spent = self._recipe.training_gradients(step) if gradients is None else gradients
+            self._add_row(self._recipe.row(self._backend, step, before + spent))
+        if max(len(self._losses), len(self._rows)) >= LARGEST_BACKLOG:
+            self._read()
+
+    @property
+    def history(self) -> History:
+        """The history up to now, in NumPy arrays; waits for a device if it must."""
+        self._read()
+        return self._history
+
+    def _add_row(self, row: Row) -> None:
+        backend = self._backend
+        if backend.readable(*backend.flatten(row)[0]):
+            row = backend.map(lambda x: np.array(backend.to_numpy(x) if backend.owns(x) else x), row)
+        self._rows.append(row)
+        self._steps.append(self.trained)
+        self._trained_at_row = self.trained
+
+    def _read(self) -> None:
+        if self._losses:
+            losses = np.stack([np.asarray(self._backend.to_numpy(x)) for x in self._losses])
+            self._history = self._history.with_losses(losses)
+        if self._rows:
+            self._history = self._history.with_updates(self._backend.collect(self._rows), self._steps)
+        self._losses, self._rows, self._steps = [], [], []

@@ -1,0 +1,115 @@
+"""Single steps: what reads batches, runs a program and looks for faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, final
+
+from hypergrad.backend import Backend
+from hypergrad.errors import ArgumentError
+from hypergrad.estimators.base import inner_state, state_after
+from hypergrad.problems.batches import Batches, one_batch, single, stream, window
+from hypergrad.tuning.programs import (
+    Program,
+    Programs,
+    Read,
+    training,
+    tuning,
+    updating,
+    with_state,
+    without_state,
+)
+from hypergrad.tuning.recipe import Recipe
+from hypergrad.tuning.state import Step, TunerState
+
+
+@final
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a recipe, with a program for each, or without ``programs`` as parts of a larger one."""
+
+    recipe: Recipe
+    backend: Backend
+    programs: Programs | None = None
+
+    def train(self, state: TunerState, train: Batches) -> tuple[TunerState, Step]:
+        """One training step; T2 is not touched."""
+        inner, lam = state.inner, self.recipe.hparams(self.backend, state.free)
+        batch = one_batch("train", train, inner.step)
+        z, observed = self._program(training)(inner_state(inner), lam, batch, inner.step)
+        new = state._replace(inner=state_after(inner, z, inner.step + 1), since=state.since + 1)
+        return self._checked(new, Step(observed, 1, False, None, 0, lam))
+
+    def update(self, state: TunerState, train: Batches, val: Batches) -> tuple[TunerState, Step]:
+        """An estimate with its training steps, and an update of λ."""
+        backend, estimator, count = self.backend, self.recipe.estimator, self.recipe.closing_steps
+        start = (state.start if self.recipe.restart else state.inner).step
+        if callable(train) and self._compiles:
+            # A program is known by the functions in it, and this one may be new in every step: call it here.
+            train = [train(start + k) for k in range(count)]
+        if estimator.resamples:
+            # The estimate takes batches beyond its own.
+            data, read = stream(backend, "train", train)
+        elif count == 1:
+            data, read = single(one_batch("train", train, start))
+        else:
+            data, read = window(backend, "train", train, start, count)
+        batch = one_batch("val", val, state.updates)
+        new, step = self._program(updating, read)(state._replace(since=0), data, batch)
+        # The counters are known without waiting for the program.
+        new = new._replace(inner=new.inner._replace(step=start + count), since=0, updates=state.updates + 1)
+        return self._checked(new, step._replace(trained=count, updated=True))
+
+    def tune(self, state: TunerState, train: Batches, val: Batches) -> tuple[TunerState, Step]:
+        """An estimate where θ stands, and an update of λ; no training."""
+        self.recipe.check_tunes()
+        backend, at = self.backend, state.inner.step
+        read: Read | None = None
+        if isinstance(train, list) and train:
+            data = train
+        elif self.recipe.estimator.resamples and not (callable(train) and self._compiles):
+            data, read = stream(backend, "train", train)
+        else:
+            data, read = single(one_batch("train", train, at))
+        batch = one_batch("val", val, state.updates)
+        new, step = self._program(tuning, read)(state._replace(since=0), data, batch)
+        inner = state.inner._replace(memory=new.inner.memory)
+        new = new._replace(inner=inner, since=0, updates=state.updates + 1)
+        return self._checked(new, step._replace(trained=0, updated=True))
+
+    def either(self, state: TunerState, train: Batches, val: Batches) -> tuple[TunerState, Step]:
+        """A training step or an update, where only the running program knows whose turn it is."""
+        if isinstance(train, Iterator) or isinstance(val, Iterator):
+            raise ArgumentError(
+                "Tuner.step: a program that is compiled once cannot take batch after batch from an iterator: "
+                "take them outside of it, and pass each as an argument"
+            )
+
+        def update() -> tuple[TunerState, Step]:
+            new, step = self.update(state, train, val)
+            assert step.estimate is not None
+            return new, step._replace(estimate=without_state(step.estimate))
+
+        due = state.since >= self.recipe.plain_steps
+        new, step = self.backend.cond(due, update, lambda: self.train(state, train))
+        return new, with_state(new, step)
+
+    @property
+    def _compiles(self) -> bool:
+        return self.programs is not None and self.backend.compiles
+
+    def _program(self, f: Callable[..., Any], *given: Any) -> Program:
+        if self.programs is None:
+            return partial(f, self.recipe, self.backend, *given)
+        return self.programs(self.backend, f, *given)
+
+    def _checked(self, state: TunerState, step: Step) -> tuple[TunerState, Step]:
+        """Raise those of a step's faults that can be read."""
+        step = with_state(state, step)
+        if self.backend.readable(step.inner_value):
+            # Where nothing compiles the estimate was checked when it was made, warnings included.
+            unchecked = step if self.backend.compiles else step._replace(updated=False)
+            self.recipe.check(self.backend, state.inner.params, unchecked)
+        return state, step

@@ -112,7 +112,7 @@ class NonNegative(Space):
         return h
 
     def project(self, xp: Any, u: Array) -> Array:
-        return xp.maximum(u, 0.0 * u)
+        return xp.maximum(u, xp.zeros_like(u))
 
     def contains(self, xp: Any, h: Array) -> Array:
         return xp.isfinite(h) & (h >= 0)

@@ -30,8 +30,8 @@ class TorchLoops(Loops):
                     break
                 carry = body(carry)
                 continue
-            # Reading the condition would wait for the device. Run on, keep the old carry once it is false, and
-            # after each block read what the condition was a block ago, which has arrived by now.
+            # Reading the condition would wait for the device. Run on, keep the old carry once it is false,
+            # and after each block read what the condition was a block ago, which has arrived by now.
             carry = self.backend.map(lambda new, old, on=on: where(on, new, old), body(carry), carry)
             if k % BLOCK == BLOCK - 1:
                 if earlier is not None and not earlier():

@@ -28,10 +28,10 @@ def read_later(flag: Tensor) -> Callable[[], bool] | None:
         return lambda: bool(flag)
     held = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
     arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record()  # type: ignore[no-untyped-call]
+    arrived.record()
 
     def read() -> bool:
-        arrived.synchronize()  # type: ignore[no-untyped-call]
+        arrived.synchronize()
         return bool(held)
 
     return read

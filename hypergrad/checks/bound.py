@@ -10,7 +10,7 @@ from hypergrad.backend import Backend, Scalar, Tree, find_backend, vectors
 from hypergrad.errors import ArgumentError
 from hypergrad.estimators import Implicit
 from hypergrad.estimators.adjoint import solve_adjoint
-from hypergrad.estimators.base import inner_state
+from hypergrad.estimators.assembly import inner_state
 from hypergrad.problems import Problem, Validation
 from hypergrad.problems.batches import Batches, every_batch, one_batch
 from hypergrad.problems.condition import Condition

@@ -77,7 +77,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     _need("matplotlib", "rich", "sklearn")
     from hypergrad.demo.compare import compare, stages
     from hypergrad.demo.data import load
-    from hypergrad.tuning.plot import plot_comparison
+    from hypergrad.demo.plot import plot_comparison
 
     backend, data = get_backend(arguments.backend), load(arguments.data, arguments.seed)
     out: Path = arguments.out

@@ -11,10 +11,7 @@ import numpy as np
 
 from hypergrad.backend import Backend, Tree, vectors
 from hypergrad.errors import ArgumentError
-from hypergrad.estimators.base import (
-    Estimate,
-    HypergradientEstimator,
-    State,
+from hypergrad.estimators.assembly import (
     assemble,
     check_start,
     inner_reaches,
@@ -22,6 +19,7 @@ from hypergrad.estimators.base import (
     starting,
     state_after,
 )
+from hypergrad.estimators.base import Estimate, HypergradientEstimator, State
 from hypergrad.estimators.report import Faults
 from hypergrad.problems.base import Problem
 from hypergrad.problems.batches import Batches, batch_series, one_batch

@@ -7,15 +7,8 @@ from typing import Any, ClassVar, Literal, final
 
 from hypergrad.backend import Backend, Tree, vectors
 from hypergrad.errors import ArgumentError
-from hypergrad.estimators.base import (
-    Estimate,
-    HypergradientEstimator,
-    State,
-    assemble,
-    inner_reaches,
-    inner_state,
-    state_after,
-)
+from hypergrad.estimators.assembly import assemble, inner_reaches, inner_state, state_after
+from hypergrad.estimators.base import Estimate, HypergradientEstimator, State
 from hypergrad.estimators.report import Faults
 from hypergrad.problems import Problem
 from hypergrad.problems.batches import Batches, one_batch

@@ -18,15 +18,9 @@ from hypergrad.errors import (
     not_converged,
 )
 from hypergrad.estimators.adjoint import solve_adjoint
+from hypergrad.estimators.assembly import assemble, inner_reaches, inner_state
 from hypergrad.estimators.assumptions import Checks
-from hypergrad.estimators.base import (
-    Estimate,
-    HypergradientEstimator,
-    State,
-    assemble,
-    inner_reaches,
-    inner_state,
-)
+from hypergrad.estimators.base import Estimate, HypergradientEstimator, State
 from hypergrad.estimators.report import Faults, SolveReport
 from hypergrad.problems import Problem
 from hypergrad.problems.batches import Batches, every_batch, one_batch, stream

@@ -61,6 +61,13 @@ class TapeReport(NamedTuple):
     did not come back to its start, −3 if the log was full, −1 if there was none."""
 
 
+COLUMNS = (
+    "inner_gradient_norm", "direct_norm", "response_norm", "gradients", "products", "bytes_held",
+    "solve.residual", "solve.iterations",
+)  # fmt: skip
+"""The numbers that a history keeps of each report."""
+
+
 class Report(NamedTuple):
     """What an estimate assumed and what was measured. Norms are Euclidean over all leaves.
 
@@ -90,15 +97,9 @@ class Report(NamedTuple):
     difference_error: Scalar | None = None
     """Estimated relative error of a mixed term by `FiniteDifference`."""
 
-    COLUMNS = (
-        "inner_gradient_norm", "direct_norm", "response_norm", "gradients", "products", "bytes_held",
-        "solve.residual", "solve.iterations",
-    )  # fmt: skip
-    """The numbers that a history keeps of each report."""
-
     def columns(self) -> dict[str, Scalar]:
         """The numbers of `COLUMNS` by name, NaN for what does not apply."""
-        own = {name: getattr(self, name) for name in self.COLUMNS if "." not in name}
+        own = {name: getattr(self, name) for name in COLUMNS if "." not in name}
         solve, nan = self.solve, float("nan")
         return own | {
             "solve.residual": nan if solve is None else solve.residual,

@@ -9,10 +9,7 @@ from typing import Any, final
 
 from hypergrad.backend import Backend, Pullback, Tree, vectors
 from hypergrad.errors import ArgumentError, FixedPointError
-from hypergrad.estimators.base import (
-    Estimate,
-    HypergradientEstimator,
-    State,
+from hypergrad.estimators.assembly import (
     assemble,
     check_start,
     inner_reaches,
@@ -20,6 +17,7 @@ from hypergrad.estimators.base import (
     starting,
     state_after,
 )
+from hypergrad.estimators.base import Estimate, HypergradientEstimator, State
 from hypergrad.estimators.report import Faults, TapeReport
 from hypergrad.problems.base import Problem
 from hypergrad.problems.batches import Batches, batch_series, one_batch, until_it_ends
@@ -128,12 +126,12 @@ class Unrolled(HypergradientEstimator):
         )
 
     def _check(self, backend: Backend, out: Estimate) -> None:
-        if (fault := int(out.report.tape.fault)) != -1:
+        if (fault := int(_tape(out).fault)) != -1:
             path = None if fault < 0 else backend.paths(out.state.params, "params")[fault]
             raise FixedPointError(path, log=fault == LOG_IS_FULL)
 
     def _sound(self, backend: Backend, out: Estimate) -> Any:
-        return out.report.tape.fault == -1
+        return _tape(out).fault == -1
 
     def _begin(self, backend: Backend, state: State, hparams: Tree) -> tuple[Inner, Pullback | None]:
         """z_0, and what pulls back from there to the hyperparameters that made it, if any did."""
@@ -155,3 +153,8 @@ class Unrolled(HypergradientEstimator):
             return Trajectory(training, train, state.step, None, to_start)
         batch = batch_series(backend, "train", train, state.step, steps)
         return Trajectory(training, batch, state.step, steps, to_start)
+
+
+def _tape(out: Estimate) -> TapeReport:
+    assert out.report.tape is not None
+    return out.report.tape

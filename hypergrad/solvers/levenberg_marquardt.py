@@ -114,7 +114,8 @@ class LevenbergMarquardt(Wrapper):
         return self.finished(system, solution)
 
     def finished(self, system: System, solution: Solution) -> Solution:
-        xp, delta, trials = system.backend.xp, system.shift, system.trials
+        xp, trials = system.backend.xp, system.trials
+        delta: Scalar = 0.0 if system.shift is None else system.shift
         if trials is None:  # a derivative, whose solve is of the same system
             return solution._replace(shift=delta, memory=Damping(delta, solution.memory))
         # A solve that failed at this δ stays failed, even if restarting from its iterate succeeds.

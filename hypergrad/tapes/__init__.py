@@ -1,12 +1,12 @@
 """Tapes: how `Unrolled` remembers the run that it differentiates."""
 
-from hypergrad.tapes.base import Pulled, Recording, Shelf, Tape
+from hypergrad.tapes.base import Recording, Shelf, Tape
 from hypergrad.tapes.binomial import Binomial
 from hypergrad.tapes.full import Full
 from hypergrad.tapes.offload import Offload
 from hypergrad.tapes.reversible.tape import Reversible
 from hypergrad.tapes.states import States
-from hypergrad.tapes.trajectory import Trajectory
+from hypergrad.tapes.trajectory import Pulled, Trajectory
 
 __all__ = [
     "Binomial",

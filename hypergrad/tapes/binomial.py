@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, final
 from hypergrad.backend import Backend, Tree, vectors
 from hypergrad.errors import ArgumentError
 from hypergrad.problems.step import Inner, Seen
-from hypergrad.tapes.base import Generator, Kept, Pulled, Recording, Shelf, Sweep, Tape
+from hypergrad.tapes.base import Generator, Kept, Recording, Shelf, Sweep, Tape
 from hypergrad.tapes.revolve import Online, Schedule, forward_steps, schedule
-from hypergrad.tapes.trajectory import Trajectory
+from hypergrad.tapes.trajectory import Pulled, Trajectory
 
 __all__ = ["Binomial", "Schedule", "forward_steps", "schedule"]
 

@@ -7,8 +7,8 @@ from typing import final
 
 from hypergrad.backend import Tree
 from hypergrad.problems.step import Inner, Seen
-from hypergrad.tapes.base import Pulled, Recording, Tape
-from hypergrad.tapes.trajectory import Trajectory
+from hypergrad.tapes.base import Recording, Tape
+from hypergrad.tapes.trajectory import Pulled, Trajectory
 
 
 @final

@@ -7,8 +7,8 @@ from typing import Any, final
 
 from hypergrad.backend import Tree, vectors
 from hypergrad.problems.step import Inner, Seen
-from hypergrad.tapes.base import Generator, Kept, Pulled, Recording, Shelf, Sweep, Tape
-from hypergrad.tapes.trajectory import Trajectory
+from hypergrad.tapes.base import Generator, Kept, Recording, Shelf, Sweep, Tape
+from hypergrad.tapes.trajectory import Pulled, Trajectory
 
 
 @final

@@ -10,8 +10,10 @@ import numpy as np
 
 from hypergrad.backend import Array, Backend, Scalar, Tree, vectors
 from hypergrad.errors import CheckpointError
-from hypergrad.estimators import Estimate, Report
+from hypergrad.estimators import Estimate
+from hypergrad.estimators.report import COLUMNS
 from hypergrad.tuning.checkpoint import read_arrays, write_arrays
+from hypergrad.tuning.plot import plot_history
 
 LARGEST_LEAF = 1024
 """Of a leaf with more entries only the least, the mean and the largest one are kept."""
@@ -34,7 +36,7 @@ class Row(NamedTuple):
         values = {path: _summary(backend, leaf) for path, leaf in zip(paths, leaves, strict=True)}
         if out is None:
             nan = float("nan")
-            return cls(values, nan, nan, clipped, cost, {name: nan for name in Report.COLUMNS})
+            return cls(values, nan, nan, clipped, cost, {name: nan for name in COLUMNS})
         norm = vectors.norm(backend, out.hypergradient)
         return cls(values, out.outer_value, norm, clipped, cost, out.report.columns())
 
@@ -70,7 +72,11 @@ class History:
     @classmethod
     def start(cls, backend: Backend, hparams: Tree) -> History:
         """Row 0."""
-        row: Row = backend.collect([Row.of(backend, hparams, None, 0, 0.0)])
+        return cls.first(backend.collect([Row.of(backend, hparams, None, 0, 0.0)]))
+
+    @classmethod
+    def first(cls, row: Row) -> History:
+        """A history of one row, collected."""
         return cls(
             np.zeros(0),
             np.zeros(1, int),
@@ -150,9 +156,7 @@ class History:
             raise CheckpointError(f"this is no history: it has no column {error}") from error
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """Draw losses and hyperparameters over training; see `hypergrad.plot.plot_history`."""
-        from hypergrad.tuning.plot import plot_history
-
+        """Draw losses and hyperparameters over training; see `hypergrad.tuning.plot`."""
         return plot_history(self, path)
 
 

@@ -1,21 +1,22 @@
-"""Pictures of a run and of a comparison, by matplotlib's object interface: no global state."""
+"""Pictures of a run, by matplotlib's object interface: no global state."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hypergrad.errors import MissingExtraError
 
-if TYPE_CHECKING:
-    from hypergrad.demo import Comparison
-    from hypergrad.tuning.history import History
 
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib ``Figure``.
 
-def _figure(width: float, height: float) -> Any:
+    Raises:
+        MissingExtraError: if matplotlib is not installed.
+    """
     if find_spec("matplotlib") is None:
         raise MissingExtraError("pictures need matplotlib: python -m pip install 'hypergradients[plot]'")
     from matplotlib.figure import Figure
@@ -23,19 +24,20 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _finish(figure: Any, path: str | Path | None) -> Any:
+def saved(figure: Any, path: str | Path | None) -> Any:
+    """The figure, written to a file if there is a path."""
     if path is not None:
         figure.savefig(path, dpi=120)
     return figure
 
 
-def plot_history(history: History, path: str | Path | None = None) -> Any:
-    """Losses and hyperparameters over training steps; returns a matplotlib ``Figure``.
+def plot_history(history: Any, path: str | Path | None = None) -> Any:
+    """Losses and hyperparameters of a `History` over training steps; returns a matplotlib ``Figure``.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
     """
-    figure = _figure(9, 4)
+    figure = new_figure(9, 4)
     losses, values = figure.subplots(1, 2)
     losses.plot(np.arange(1, len(history.inner_values) + 1), history.inner_values, lw=0.5, label="T1")
     losses.plot(history.steps, history.outer_values, label="T2")
@@ -48,49 +50,4 @@ def plot_history(history: History, path: str | Path | None = None) -> Any:
     values.set(xlabel="training step", ylabel="hyperparameter")
     for axes in (losses, values):
         axes.legend(fontsize=8)
-    return _finish(figure, path)
-
-
-def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> Any:
-    """Trajectories over a grid of the validation loss, and the evolution of each hyperparameter.
-
-    After figures 1 and 3 of Luketina et al. 2016. Squares are starts and stars are ends; the height of
-    a trajectory is the mean of the layers' log L2.
-
-    Raises:
-        MissingExtraError: if matplotlib is not installed.
-    """
-    figure = _figure(13, 8)
-    grid = figure.add_gridspec(2, 2, width_ratios=(1.25, 1))
-    plane = figure.add_subplot(grid[:, 0])
-    noise, log_l2 = np.array(comparison.grid["noise"]), np.array(comparison.grid["log_l2"])
-    image = plane.contourf(
-        noise, log_l2, np.log10(comparison.grid["val_loss"]), levels=18, cmap="Greys", alpha=0.8
-    )
-    figure.colorbar(image, ax=plane, label="log10 of the T2 loss, hyperparameters fixed", location="bottom")
-    above, below = figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1])
-    for number, contestant in enumerate(comparison.contestants):
-        rows, color = np.array(contestant.trajectory), f"C{number}"
-        spent, sigma, strengths = rows[:, 0], rows[:, 1], rows[:, 2:]
-        if contestant.cosine is None:
-            marker = "s" if len(rows) == 1 else "x"
-            plane.plot(sigma, strengths.mean(axis=1), marker, color=color, ms=6, label=contestant.name)
-            continue
-        plane.plot(sigma, strengths.mean(axis=1), color=color, lw=1.5, label=contestant.name)
-        plane.plot(sigma[0], strengths[0].mean(), "s", color=color, ms=8)
-        plane.plot(sigma[-1], strengths[-1].mean(), "*", color=color, ms=15, mec="black")
-        above.plot(spent, sigma, color=color, label=contestant.name)
-        for layer, style in zip(range(strengths.shape[1]), ("-", "--", ":", "-."), strict=False):
-            label = f"layer {layer + 1}" if number == len(comparison.contestants) - 1 else None
-            below.plot(spent, strengths[:, layer], style, color=color, label=label)
-    plane.set(
-        xlabel="standard deviation of the input noise",
-        ylabel="log L2, mean of the layers",
-        title="squares: starts, stars: ends, crosses: random search",
-    )
-    above.set(ylabel="input noise", title="evolution of the hyperparameters")
-    below.set(ylabel="log L2", xlabel="training gradients spent")
-    for axes in (plane, above, below):
-        axes.legend(fontsize=8)
-    figure.suptitle(f"{comparison.data}, {comparison.backend}, {comparison.budget} gradients each")
-    return _finish(figure, path)
+    return saved(figure, path)

@@ -12,7 +12,7 @@ from typing import Any, final
 
 from hypergrad.backend import Backend, Tree
 from hypergrad.estimators import Estimate, State
-from hypergrad.estimators.base import inner_state, state_after
+from hypergrad.estimators.assembly import inner_state, state_after
 from hypergrad.problems.batches import Batches, Source, single
 from hypergrad.problems.step import Inner, Seen, Training
 from hypergrad.tuning.recipe import Recipe

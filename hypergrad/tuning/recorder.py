@@ -6,7 +6,7 @@ from typing import final
 
 import numpy as np
 
-from hypergrad.backend import Backend, Scalar
+from hypergrad.backend import Backend, Scalar, Tree
 from hypergrad.tuning.history import History, Row
 from hypergrad.tuning.recipe import Recipe
 from hypergrad.tuning.state import Step
@@ -23,14 +23,18 @@ class Recorder:
     `LARGEST_BACKLOG` of them.
     """
 
-    def __init__(self, recipe: Recipe, backend: Backend, history: History) -> None:
-        self._recipe, self._backend, self._history = recipe, backend, history
+    def __init__(
+        self, recipe: Recipe, backend: Backend, hparams: Tree, history: History | None = None
+    ) -> None:
+        self._recipe, self._backend, self._known = recipe, backend, history
         self._losses: list[Scalar] = []
         self._rows: list[Row] = []
         self._steps: list[int] = []
-        self.trained = len(history.inner_values)
+        self.trained = 0 if history is None else len(history.inner_values)
         """Training steps until now."""
-        self._trained_at_row = int(history.steps[-1])
+        self._trained_at_row = 0 if history is None else int(history.steps[-1])
+        if history is None:
+            self._add_row(Row.of(backend, hparams, None, 0, 0.0))
 
     def add(self, step: Step, gradients: int | None = None) -> None:
         """Take down a step.
@@ -52,8 +56,7 @@ class Recorder:
     @property
     def history(self) -> History:
         """The history up to now, in NumPy arrays; waits for a device if it must."""
-        self._read()
-        return self._history
+        return self._read()
 
     def _add_row(self, row: Row) -> None:
         backend = self._backend
@@ -63,10 +66,14 @@ class Recorder:
         self._steps.append(self.trained)
         self._trained_at_row = self.trained
 
-    def _read(self) -> None:
+    def _read(self) -> History:
+        history, rows, steps = self._known, self._rows, self._steps
+        if history is None:
+            history, rows, steps = History.first(self._backend.collect(rows[:1])), rows[1:], steps[1:]
         if self._losses:
             losses = np.stack([np.asarray(self._backend.to_numpy(x)) for x in self._losses])
-            self._history = self._history.with_losses(losses)
-        if self._rows:
-            self._history = self._history.with_updates(self._backend.collect(self._rows), self._steps)
-        self._losses, self._rows, self._steps = [], [], []
+            history = history.with_losses(losses)
+        if rows:
+            history = history.with_updates(self._backend.collect(rows), steps)
+        self._known, self._losses, self._rows, self._steps = history, [], [], []
+        return history

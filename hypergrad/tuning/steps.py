@@ -9,7 +9,7 @@ from typing import Any, final
 
 from hypergrad.backend import Backend
 from hypergrad.errors import ArgumentError
-from hypergrad.estimators.base import inner_state, state_after
+from hypergrad.estimators.assembly import inner_state, state_after
 from hypergrad.problems.batches import Batches, one_batch, single, stream, window
 from hypergrad.tuning.programs import (
     Program,

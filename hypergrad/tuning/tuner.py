@@ -239,7 +239,7 @@ class Tuner:
 
         For loops of your own: `run` does this itself, and goes on from such a history, too.
         """
-        recorder = Recorder(self.recipe, find_backend(step.hparams, backend=backend), history)
+        recorder = Recorder(self.recipe, find_backend(step.hparams, backend=backend), step.hparams, history)
         recorder.add(step)
         return recorder.history
 

@@ -116,7 +116,8 @@ class Training:
 
     @contextmanager
     def undone_on_failure(self, record: Record, everything: bool) -> Iterator[Snapshot | None]:
-        """Put generators and buffers back if the block fails; with ``everything`` parameters and optimiser too.
+        """Put generators and buffers back if the block fails; with ``everything`` parameters and optimiser
+        too.
 
         Yields these as they are, if they were copied. A step of training alone fails, if at all, before the
         optimiser has moved the parameters.

@@ -138,7 +138,7 @@ class ModuleTuner:
         check_distinct(backend, lam, self._training.trainer.params.values())
         self._tuned = Tuned(backend, hyper, self.recipe)
         self._estimates = Estimates(backend, objective, self._training)
-        self._recorder = Recorder(self.recipe, backend, History.start(backend, self._tuned.values))
+        self._recorder = Recorder(self.recipe, backend, self._tuned.values)
         self._memory = self._fresh_memory()
 
     @property
@@ -320,4 +320,7 @@ class ModuleTuner:
         history, memory = read_history(state["history"]), read_tree(state["memory"], self._memory, "memory")
         self._tuned.read(state["tuned"])
         self._training.read(state["training"])
-        self._memory, self._recorder = memory, Recorder(self.recipe, self._backend, history)
+        self._memory, self._recorder = (
+            memory,
+            Recorder(self.recipe, self._backend, self._tuned.values, history),
+        )

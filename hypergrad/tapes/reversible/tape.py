@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, final
 from hypergrad.backend import Backend, Tree, vectors
 from hypergrad.errors import ArgumentError
 from hypergrad.problems.step import Inner, Seen, inner_gradient, observe
-from hypergrad.tapes.base import Generator, Pulled, Recording, Sweep, Tape
+from hypergrad.tapes.base import Generator, Recording, Sweep, Tape
 from hypergrad.tapes.reversible.fixedpoint import SPILLS, WORD, FixedPoint, Ratio, digits
 from hypergrad.tapes.reversible.integers import Integers, Leaves, Rates, Steps
 from hypergrad.tapes.reversible.log import EACH, Log
-from hypergrad.tapes.trajectory import Trajectory
+from hypergrad.tapes.trajectory import Pulled, Trajectory
 from hypergrad.updates.base import is_off
 from hypergrad.updates.sgd import SGD, Momentum
 

@@ -285,7 +285,7 @@ class ModuleTuner:
     def _fresh_memory(self) -> Tree:
         """What an estimator that does not train remembers before its first estimate."""
         if self.recipe.trains:
-            return ()
+            return None
         given = self.recipe.problem, self._training.trainer.values(), self._tuned.values
         return self.recipe.estimator.init(*given, backend=self._backend).memory
 

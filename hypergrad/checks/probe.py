@@ -91,14 +91,14 @@ def probe(
     backend = find_backend(params, hparams, backend=backend)
     draws = backend.random.state()
 
-    def estimate(products: Products) -> Estimate:
+    def estimate(products: Products) -> Estimate[Any]:
         chosen: Any = replace(estimator, products=products)
         with backend.random.replay(draws):
             state = chosen.init(problem, params, hparams, aux=aux, backend=backend)
-            out: Estimate = chosen.estimate(problem, state, hparams, train, val, backend=backend)
+            out: Estimate[Any] = chosen.estimate(problem, state, hparams, train, val, backend=backend)
         return out
 
-    first: list[Estimate | str] = []
+    first: list[Estimate[Any] | str] = []
     for products in ways:
         try:
             first.append(estimate(products))

@@ -32,7 +32,7 @@ def assemble(
     solve: SolveReport | None = None,
     tape: TapeReport | None = None,
     difference_error: Scalar | None = None,
-) -> Estimate:
+) -> Estimate[Any]:
     """Add the direct to the response term, and report both.
 
     ``unused`` evaluates, only if it has to, whether C̃1 itself reaches each hyperparameter: one that is

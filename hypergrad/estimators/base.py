@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -40,10 +40,14 @@ class State(NamedTuple):
     aux: Tree = None
 
 
-class Estimate(NamedTuple):
+H = TypeVar("H")
+"""The tree of hyperparameters, and of hypergradients."""
+
+
+class Estimate(NamedTuple, Generic[H]):
     """A hypergradient, and the state from which training goes on."""
 
-    hypergradient: Tree
+    hypergradient: H
     """dC2/dλ, with the structure, shapes and dtypes of the hyperparameters."""
     state: State
     """Training goes on from here; nothing of it need be computed again."""
@@ -114,12 +118,12 @@ class HypergradientEstimator(ABC):
         self,
         problem: Problem,
         state: State,
-        hparams: Tree,
+        hparams: H,
         train: Batches,
         val: Batches,
         *,
         backend: Backend | str | None = None,
-    ) -> Estimate:
+    ) -> Estimate[H]:
         """Estimate dC2/dλ, training as far as the estimator's definition asks for.
 
         Args:
@@ -152,7 +156,7 @@ class HypergradientEstimator(ABC):
                 self.check(out, backend=backend)
         return out
 
-    def check(self, out: Estimate, *, backend: Backend | str | None = None) -> Estimate:
+    def check(self, out: Estimate[H], *, backend: Backend | str | None = None) -> Estimate[H]:
         """Raise what an estimate has to report, and return it if there is nothing.
 
         Raises:
@@ -170,7 +174,7 @@ class HypergradientEstimator(ABC):
         self._check(backend, out)
         return out
 
-    def sound(self, out: Estimate, *, backend: Backend | str | None = None) -> Any:
+    def sound(self, out: Estimate[Any], *, backend: Backend | str | None = None) -> Any:
         """Would `check` pass? A boolean array, on which a compiled loop can act without reading it."""
         backend = find_backend(out.hypergradient, backend=backend)
         faults, isfinite = out.report.faults, backend.xp.isfinite
@@ -183,7 +187,7 @@ class HypergradientEstimator(ABC):
     @abstractmethod
     def _estimate(
         self, backend: Backend, problem: Problem, state: State, hparams: Tree, train: Batches, val: Batches
-    ) -> Estimate: ...
+    ) -> Estimate[Any]: ...
 
     def _check_problem(self, problem: Problem) -> None:
         if problem.by_hand and not self.by_hand:
@@ -215,14 +219,14 @@ class HypergradientEstimator(ABC):
         """The state from which training begins once more, after a run that ended in another."""
         return fresh
 
-    def _check(self, backend: Backend, out: Estimate) -> None:  # noqa: B027
+    def _check(self, backend: Backend, out: Estimate[Any]) -> None:  # noqa: B027
         """Raise what is this estimator's own; most have nothing."""
 
-    def _sound(self, backend: Backend, out: Estimate) -> Any:
+    def _sound(self, backend: Backend, out: Estimate[Any]) -> Any:
         """Would `_check` raise nothing?"""
         return True
 
-    def _check_finite(self, backend: Backend, out: Estimate) -> None:
+    def _check_finite(self, backend: Backend, out: Estimate[Any]) -> None:
         # Host numbers, one by one as they are looked at: an operation of JAX outside of a program costs ten.
         report, read = out.report, backend.to_numpy
         faults = report.faults
@@ -248,7 +252,7 @@ class HypergradientEstimator(ABC):
 def hypergradient(
     problem: Problem,
     params: Tree,
-    hparams: Tree,
+    hparams: H,
     train: Batches,
     val: Batches,
     estimator: HypergradientEstimator,
@@ -256,7 +260,7 @@ def hypergradient(
     aux: Tree = None,
     differentiable: bool = False,
     backend: Backend | str | None = None,
-) -> Tree:
+) -> H:
     """dC2/dλ from these parameters, in one call: ``estimator.init``, then ``estimator.estimate``.
 
     Arguments and errors as for these. With ``differentiable`` the result stays attached to the arrays given,

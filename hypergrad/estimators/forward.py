@@ -25,7 +25,7 @@ from hypergrad.problems.base import Problem
 from hypergrad.problems.batches import Batches, batch_series, one_batch
 from hypergrad.problems.condition import Spent
 from hypergrad.problems.step import Inner, Seen, Training
-from hypergrad.updates import as_update_rule
+from hypergrad.updates import Updates, as_update_rule
 
 
 class Tangents(NamedTuple):
@@ -66,7 +66,7 @@ class Forward(HypergradientEstimator):
         start: as for `Unrolled`.
     """
 
-    update: Any
+    update: Updates
     steps: int
     directions: int | None = None
     seed: int = 0
@@ -107,7 +107,7 @@ class Forward(HypergradientEstimator):
 
     def _estimate(
         self, backend: Backend, problem: Problem, state: State, hparams: Tree, train: Batches, val: Batches
-    ) -> Estimate:
+    ) -> Estimate[Any]:
         training = Training(backend, problem, as_update_rule(self.update))
         batch = batch_series(backend, "train", train, state.step, self.steps)
         memory = state.memory

@@ -14,7 +14,7 @@ from hypergrad.problems import Problem
 from hypergrad.problems.batches import Batches, one_batch
 from hypergrad.problems.step import Training
 from hypergrad.second_order import Exact, GaussNewton, Products
-from hypergrad.updates import as_update_rule
+from hypergrad.updates import Updates, as_update_rule
 
 
 @final
@@ -50,7 +50,7 @@ class Greedy(HypergradientEstimator):
 
     by_hand: ClassVar[bool] = True
 
-    update: Any
+    update: Updates
     response: Literal["update", "gradient"] = "update"
     lookahead: bool = True
     products: Products = field(default_factory=Exact)
@@ -74,7 +74,7 @@ class Greedy(HypergradientEstimator):
 
     def _estimate(
         self, backend: Backend, problem: Problem, state: State, hparams: Tree, train: Batches, val: Batches
-    ) -> Estimate:
+    ) -> Estimate[Any]:
         z, t, batch = inner_state(state), state.step, one_batch("train", train, state.step)
         training = Training(backend, problem, as_update_rule(self.update))
         step = self.products.step(training, z, hparams, batch, t, self.response == "update")
@@ -96,8 +96,8 @@ class Greedy(HypergradientEstimator):
             difference_error=pulled.error,
         )
 
-    def _check(self, backend: Backend, out: Estimate) -> None:
+    def _check(self, backend: Backend, out: Estimate[Any]) -> None:
         self.products.check(out.report.difference_error)
 
-    def _sound(self, backend: Backend, out: Estimate) -> Any:
+    def _sound(self, backend: Backend, out: Estimate[Any]) -> Any:
         return self.products.accepts(out.report.difference_error)

@@ -101,7 +101,7 @@ class Implicit(HypergradientEstimator):
 
     def _estimate(
         self, backend: Backend, problem: Problem, state: State, hparams: Tree, train: Batches, val: Batches
-    ) -> Estimate:
+    ) -> Estimate[Any]:
         check_symmetry(self.solver, problem.symmetric)
         z, t, batches = inner_state(state), state.step, every_batch("train", train, state.step)
         if not self.solver.differentiable:
@@ -152,7 +152,7 @@ class Implicit(HypergradientEstimator):
 
         return product
 
-    def _check(self, backend: Backend, out: Estimate) -> None:
+    def _check(self, backend: Backend, out: Estimate[Any]) -> None:
         report, solve, checks = out.report, out.report.solve, self.checks
         assert solve is not None
         self.products.check(report.difference_error)
@@ -169,7 +169,7 @@ class Implicit(HypergradientEstimator):
                 raise InnerNotConvergedError(away, checks.tolerance)
             warnings.warn(not_converged(away, checks.tolerance), InnerNotConvergedWarning, stacklevel=4)
 
-    def _sound(self, backend: Backend, out: Estimate) -> Any:
+    def _sound(self, backend: Backend, out: Estimate[Any]) -> Any:
         report, solve, checks = out.report, out.report.solve, self.checks
         assert solve is not None
         sound = self.products.accepts(report.difference_error)

@@ -25,7 +25,7 @@ from hypergrad.problems.condition import Spent
 from hypergrad.problems.step import Inner, Training
 from hypergrad.tapes import Full, Tape, Trajectory
 from hypergrad.tapes.reversible.tape import LOG_IS_FULL
-from hypergrad.updates import as_update_rule
+from hypergrad.updates import Updates, as_update_rule
 
 
 @final
@@ -56,7 +56,7 @@ class Unrolled(HypergradientEstimator):
         start: a function λ ↦ θ_0. Every estimate then begins there, with a fresh optimiser.
     """
 
-    update: Any
+    update: Updates
     steps: int | None
     truncate: int | None = None
     tape: Tape = field(default_factory=Full)
@@ -89,7 +89,7 @@ class Unrolled(HypergradientEstimator):
 
     def _estimate(
         self, backend: Backend, problem: Problem, state: State, hparams: Tree, train: Batches, val: Batches
-    ) -> Estimate:
+    ) -> Estimate[Any]:
         path = self._path(Training(backend, problem, as_update_rule(self.update)), state, train)
         begin, pull_start = self._begin(backend, state, hparams)
         skipped = 0 if self.truncate is None or path.length is None else max(path.length - self.truncate, 0)
@@ -125,12 +125,12 @@ class Unrolled(HypergradientEstimator):
             tape=TapeReport(pulled.fault),
         )
 
-    def _check(self, backend: Backend, out: Estimate) -> None:
+    def _check(self, backend: Backend, out: Estimate[Any]) -> None:
         if (fault := int(_tape(out).fault)) != -1:
             path = None if fault < 0 else backend.paths(out.state.params, "params")[fault]
             raise FixedPointError(path, log=fault == LOG_IS_FULL)
 
-    def _sound(self, backend: Backend, out: Estimate) -> Any:
+    def _sound(self, backend: Backend, out: Estimate[Any]) -> Any:
         return _tape(out).fault == -1
 
     def _begin(self, backend: Backend, state: State, hparams: Tree) -> tuple[Inner, Pullback | None]:
@@ -155,6 +155,6 @@ class Unrolled(HypergradientEstimator):
         return Trajectory(training, batch, state.step, steps, to_start)
 
 
-def _tape(out: Estimate) -> TapeReport:
+def _tape(out: Estimate[Any]) -> TapeReport:
     assert out.report.tape is not None
     return out.report.tape

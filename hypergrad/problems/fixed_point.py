@@ -10,7 +10,7 @@ from hypergrad.backend.arguments import check_batch, check_same
 from hypergrad.errors import ArgumentError
 from hypergrad.problems.base import Loss, Problem
 from hypergrad.problems.bilevel import Bilevel
-from hypergrad.updates import UpdateRule, as_update_rule
+from hypergrad.updates import UpdateRule, Updates, as_update_rule
 
 
 @final
@@ -51,7 +51,7 @@ class FixedPoint(Problem):
                 raise ArgumentError(f"FixedPoint: {name} must be a function of (params, hparams, batch)")
 
     @classmethod
-    def of_update(cls, problem: Bilevel, rule: Any) -> FixedPoint:
+    def of_update(cls, problem: Bilevel, rule: Updates) -> FixedPoint:
         r"""The fixed point of training by an update rule that is no gradient step:
 
             θ = Φ(θ, λ),    such as θ = prox_λ(θ − η ∇_θ C̃1(θ, λ))

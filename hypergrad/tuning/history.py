@@ -30,7 +30,7 @@ class Row(NamedTuple):
     reports: dict[str, Any]
 
     @classmethod
-    def of(cls, backend: Backend, hparams: Tree, out: Estimate | None, clipped: Any, cost: Any) -> Row:
+    def of(cls, backend: Backend, hparams: Tree, out: Estimate[Any] | None, clipped: Any, cost: Any) -> Row:
         """A row for λ after an update, or before the first one if there is no estimate yet."""
         paths, leaves = backend.paths(hparams, "hparams"), backend.flatten(hparams)[0]
         values = {path: _summary(backend, leaf) for path, leaf in zip(paths, leaves, strict=True)}

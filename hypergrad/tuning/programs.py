@@ -88,7 +88,7 @@ def tuning(
 
 
 def _updated(
-    recipe: Recipe, backend: Backend, state: TunerState, out: Estimate, observed: Seen | None
+    recipe: Recipe, backend: Backend, state: TunerState, out: Estimate[Any], observed: Seen | None
 ) -> tuple[TunerState, Step]:
     """The state with λ updated, and the step without its count of training steps."""
     if observed is None:
@@ -106,7 +106,7 @@ def _updated(
     return new, step
 
 
-def without_state(out: Estimate) -> Estimate:
+def without_state(out: Estimate[Any]) -> Estimate[Any]:
     """An estimate without its state: the tuner's state holds it already, and a program returns it once."""
     return out._replace(state=State(None))
 

@@ -13,9 +13,9 @@ from hypergrad.problems.base import Problem
 from hypergrad.problems.step import Seen
 from hypergrad.tuning import spaces
 from hypergrad.tuning.history import Row
-from hypergrad.tuning.spaces import Real
+from hypergrad.tuning.spaces import Real, Spaces
 from hypergrad.tuning.state import Step, TunerState
-from hypergrad.updates import Adam, UpdateRule, as_update_rule
+from hypergrad.updates import Adam, UpdateRule, Updates, as_update_rule
 
 
 class Updated(NamedTuple):
@@ -58,10 +58,10 @@ class Recipe:
 
     problem: Problem
     estimator: HypergradientEstimator
-    space: Any = field(default_factory=Real)
-    hyper_update: Any = field(default_factory=lambda: Adam(1e-2))
+    space: Spaces = field(default_factory=Real)
+    hyper_update: Updates = field(default_factory=lambda: Adam(1e-2))
     every: int = 10
-    update: Any = None
+    update: Updates | None = None
     restart: bool = False
 
     def __post_init__(self) -> None:
@@ -92,7 +92,8 @@ class Recipe:
     @property
     def rule(self) -> UpdateRule:
         """The update rule that trains θ."""
-        return as_update_rule(getattr(self.estimator, "update", None) if self.trains else self.update)
+        update: Any = getattr(self.estimator, "update", None) if self.trains else self.update
+        return as_update_rule(update)
 
     @cached_property
     def closing_steps(self) -> int:
@@ -165,7 +166,7 @@ class Recipe:
             projected, new_state = backend.map(choose, (projected, new_state), (free, hyper_state))
         return Updated(projected, new_state, spaces.constrain(backend, tree, projected), clipped)
 
-    def allows(self, backend: Backend, out: Estimate, observed: Seen) -> Any:
+    def allows(self, backend: Backend, out: Estimate[Any], observed: Seen) -> Any:
         """May λ be updated by this estimate? True, or a boolean array where no value can be read.
 
         Where values can be read the estimate has been checked, and a fault was raised.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -36,6 +37,10 @@ class Space(ABC):
     @abstractmethod
     def contains(self, xp: Any, h: Array) -> Array:
         """For each entry of λ: does it lie inside, so that `unconstrain` gives it finite coordinates?"""
+
+
+Spaces = Space | Mapping[Any, "Spaces"] | list[Any] | tuple[Any, ...]
+"""One space, or a tree of them that stops at any level."""
 
 
 @final
@@ -171,7 +176,7 @@ class Simplex(Space):
         return (h > 0) & (xp.abs(total - 1.0) < 1e-3)
 
 
-def spread(backend: Backend, space: Any, hparams: Tree) -> Tree:
+def spread(backend: Backend, space: Spaces, hparams: Tree) -> Tree:
     """One space for each leaf, from one space or from a tree of them whose leaves may stand for branches.
 
     Raises:

@@ -40,7 +40,7 @@ class Step(NamedTuple):
     """How many training steps were taken."""
     updated: Any
     """Was λ updated?"""
-    estimate: Estimate | None
+    estimate: Estimate[Any] | None
     """The estimate by which λ was updated, if it was."""
     clipped: Any
     """How many entries a projection moved back into their space."""

@@ -25,10 +25,10 @@ from hypergrad.tuning.progress import progress as show_progress
 from hypergrad.tuning.recipe import Recipe
 from hypergrad.tuning.recorder import Recorder
 from hypergrad.tuning.rounds import plan, running
-from hypergrad.tuning.spaces import Real
+from hypergrad.tuning.spaces import Real, Spaces
 from hypergrad.tuning.state import Run, Step, TunerState
 from hypergrad.tuning.steps import Steps
-from hypergrad.updates import Adam
+from hypergrad.updates import Adam, Updates
 
 
 @final
@@ -64,10 +64,10 @@ class Tuner:
 
     problem: Problem
     estimator: HypergradientEstimator
-    space: Any = field(default_factory=Real)
-    hyper_update: Any = field(default_factory=lambda: Adam(1e-2))
+    space: Spaces = field(default_factory=Real)
+    hyper_update: Updates = field(default_factory=lambda: Adam(1e-2))
     every: int = 10
-    update: Any = None
+    update: Updates | None = None
     restart: bool = False
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from hypergrad.updates.adagrad import Adagrad
 from hypergrad.updates.adam import Adam, AdamW
-from hypergrad.updates.base import Hyper, Schedule, UpdateRule, as_update_rule, register_optimiser
+from hypergrad.updates.base import Hyper, Schedule, UpdateRule, Updates, as_update_rule, register_optimiser
 from hypergrad.updates.clip import ClipNorm
 from hypergrad.updates.proximal import Proximal, soft_threshold
 from hypergrad.updates.rmsprop import RMSprop
@@ -19,6 +19,7 @@ __all__ = [
     "RMSprop",
     "Schedule",
     "UpdateRule",
+    "Updates",
     "as_update_rule",
     "register_optimiser",
     "soft_threshold",

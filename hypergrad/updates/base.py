@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Protocol, final
 
 from hypergrad.backend import Array, Backend, Scalar, Tree, loaded
 from hypergrad.errors import ArgumentError
@@ -74,6 +74,17 @@ class CustomUpdate(UpdateRule):
         return self.update_fn(gradient, opt_state, params, hparams)
 
 
+class TorchOptimizer(Protocol):
+    """What this library takes for a ``torch.optim`` optimiser, for type checkers."""
+
+    param_groups: list[dict[str, Any]]
+
+    def zero_grad(self, set_to_none: bool = ...) -> None: ...
+
+
+Updates = UpdateRule | TorchOptimizer | tuple[Callable[..., Any], Callable[..., Any]]
+"""An update rule of this library, an optimiser of a framework, or a pair ``(init, update)``."""
+
 _OPTIMISERS: dict[str, Callable[[Any], UpdateRule]] = {}
 
 
@@ -92,7 +103,7 @@ def _name(kind: type) -> str:
     return f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
 
 
-def as_update_rule(update: Any) -> UpdateRule:
+def as_update_rule(update: Updates) -> UpdateRule:
     """Take an update rule as it is, an optimiser of a framework as its backend registered it, and an
     ``(init, update)`` pair of functions as a `CustomUpdate`.
 

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from hypergrad.backend import Backend, Tree, vectors
 from hypergrad.errors import ArgumentError
-from hypergrad.updates.base import UpdateRule, as_update_rule
+from hypergrad.updates.base import UpdateRule, Updates, as_update_rule
 
 
 @final
@@ -23,7 +23,7 @@ class ClipNorm(UpdateRule):
         ArgumentError: if ``max_norm`` is not positive, or ``rule`` is no update rule.
     """
 
-    rule: Any
+    rule: Updates
     max_norm: float
 
     def __post_init__(self) -> None:

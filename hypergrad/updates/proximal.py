@@ -8,7 +8,7 @@ from typing import Any, final
 
 from hypergrad.backend import Array, Backend, Tree, find_backend
 from hypergrad.errors import ArgumentError
-from hypergrad.updates.base import UpdateRule, as_update_rule
+from hypergrad.updates.base import UpdateRule, Updates, as_update_rule
 
 
 @final
@@ -34,7 +34,7 @@ class Proximal(UpdateRule):
         ArgumentError: if ``prox`` is no function, or ``rule`` no update rule.
     """
 
-    rule: Any
+    rule: Updates
     prox: Callable[[Tree, Tree], Tree]
 
     def __post_init__(self) -> None:

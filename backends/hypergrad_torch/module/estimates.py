@@ -31,7 +31,7 @@ class Estimates:
     objective: Objective
     training: Training
 
-    def of_the_step(self, greedy: Greedy, record: Record, val: Any, start: Snapshot) -> Estimate:
+    def of_the_step(self, greedy: Greedy, record: Record, val: Any, start: Snapshot) -> Estimate[Any]:
         """T1−T2 of a training step, which is taken here on the module itself; ``start`` is a copy of it."""
         trainer = self.training.trainer
         losses = Pass(self.objective, trainer, trains=True)
@@ -45,7 +45,7 @@ class Estimates:
         self.training.steps += 1
         return out
 
-    def of_a_step_on_copies(self, greedy: Greedy, record: Record, val: Any) -> Estimate:
+    def of_a_step_on_copies(self, greedy: Greedy, record: Record, val: Any) -> Estimate[Any]:
         """T1−T2 of the training step that would come next: the module and its optimiser stay as they are."""
         trainer = self.training.trainer
         losses = Pass(self.objective, trainer, trains=True)
@@ -56,13 +56,13 @@ class Estimates:
 
     def where_it_stands(
         self, estimator: HypergradientEstimator, record: Record, val: Any, memory: Tree
-    ) -> Estimate:
+    ) -> Estimate[Any]:
         """An estimate that takes no training step."""
         losses = Pass(self.objective, self.training.trainer, trains=False)
         state = State(self.training.trainer.values(), None, self.training.steps, memory)
         return self._estimate(estimator, losses, state, lambda t: record, val)
 
-    def of_a_window(self, estimator: HypergradientEstimator, window: Window, val: Any) -> Estimate:
+    def of_a_window(self, estimator: HypergradientEstimator, window: Window, val: Any) -> Estimate[Any]:
         """An unroll of training steps that are over: they are taken once more, on copies.
 
         Raises:
@@ -86,9 +86,9 @@ class Estimates:
 
     def _estimate(
         self, estimator: Any, losses: Pass, state: State, train: Callable[[int], Record], val: Any
-    ) -> Estimate:
+    ) -> Estimate[Any]:
         lam = trees.map(lambda h: h.detach(), self.objective.functional.hparams.tensors())
-        out: Estimate = estimator.estimate(
+        out: Estimate[Any] = estimator.estimate(
             losses.problem, state, lam, train, lambda t: val, backend=self.backend
         )
         return out

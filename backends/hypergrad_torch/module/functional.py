@@ -14,7 +14,7 @@ from hypergrad.backend import Tree
 from hypergrad.errors import UnsupportedOpError, explain
 from hypergrad_torch.graph import holds_checkpoints, trees
 
-Loss = Callable[[nn.Module, Tree, Any], Tensor]
+Loss = Callable[..., Tensor]
 """(model, hparams, batch) -> scalar"""
 
 Buffers = dict[str, Tensor]

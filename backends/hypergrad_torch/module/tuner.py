@@ -21,7 +21,8 @@ from hypergrad.tuning.progress import progress as show_progress
 from hypergrad.tuning.progress import silent
 from hypergrad.tuning.recipe import check_count
 from hypergrad.tuning.recorder import Recorder
-from hypergrad.updates import SGD, Adam, ClipNorm
+from hypergrad.tuning.spaces import Spaces
+from hypergrad.updates import SGD, Adam, ClipNorm, UpdateRule
 from hypergrad_torch.backend import TorchBackend
 from hypergrad_torch.module.checkpoint import read_history, read_tree, write_history, write_tree
 from hypergrad_torch.module.checks import check_distinct, check_estimator, check_module, check_tuned
@@ -104,8 +105,8 @@ class ModuleTuner:
         inner: Loss,
         outer: Loss,
         estimator: HypergradientEstimator | None = None,
-        space: Any = None,
-        hyper_update: Any = None,
+        space: Spaces | None = None,
+        hyper_update: UpdateRule | Optimizer | None = None,
         every: int = 10,
         restart: bool = False,
         max_norm: float | None = None,
@@ -262,7 +263,7 @@ class ModuleTuner:
 
     # The parts of a step.
 
-    def _update(self, out: Estimate, trained: int) -> Step:
+    def _update(self, out: Estimate[Any], trained: int) -> Step:
         """λ updated by an estimate."""
         training, observed = self._training, Seen(out.inner_value, out.report.inner_gradient_norm)
         clipped = self._tuned.update(out.hypergradient, self.recipe.allows(self._backend, out, observed))

@@ -29,7 +29,7 @@ NONSENSE = {
     "a solver that is none": lambda: hg.Implicit("cg"),
     "a negative damping": lambda: hg.Implicit(hg.Damped(hg.CG(), -1.0)),
     "no tolerance": lambda: hg.Implicit(hg.CG(), checks=hg.Checks(tolerance=0.0)),
-    "an unknown policy": lambda: hg.Implicit(hg.CG(), checks=hg.Checks(unsolved="ignore")),
+    "an unknown policy": lambda: hg.Implicit(hg.CG(), checks=hg.Checks(unsolved="later")),
     "no products": lambda: hg.CG(max_steps=0),
     "a tolerance of one": lambda: hg.CG(rtol=1.0),
     "a step backwards": lambda: hg.Neumann(step_size=-1.0),

@@ -55,6 +55,5 @@ state = estimator.init(problem, torch.zeros(3), torch.zeros(3))
 out = estimator.estimate(problem, state, torch.zeros(3), batch, batch)
 gradient: Tensor = out.hypergradient
 implicit = hg.Implicit(hg.CG(5, rtol=None), checks=hg.Checks(away="ignore"))
-same: Tensor = hg.hypergradient(
-    problem, torch.zeros(3), torch.zeros(3), batch, batch, hg.Implicit(hg.CG(5, rtol=None))
-)
+implicit = hg.Implicit(hg.CG(5, rtol=None), checks=hg.Checks(away="ignore"))
+same: Tensor = hg.hypergradient(problem, torch.zeros(3), torch.zeros(3), batch, batch, implicit)

@@ -22,7 +22,7 @@ from benchmarks.costs.row import Figure, Row
 from benchmarks.shared.timing import Program
 
 UNROLL, PRODUCTS, PERIOD, LONG = 10, 10, 10, 32
-RATE = 0.01
+RATE, EXACT = 0.01, hg.Exact()
 
 
 def gradient(loss, params, hparams, batch) -> Program:
@@ -80,14 +80,14 @@ def rows(width: int, size: int, compiled: bool) -> list[Row]:
     strengths = {n: jnp.full(shape, -6.0) for n, shape in shapes.items()}
     many = {n: estimate(with_many, params, h, greedy, train, val) for n, h in strengths.items()}
 
-    def implicit(solver, count=lambda once: once, curvature=None):
-        estimator = hg.Implicit(solver, products=curvature, checks=hg.Checks(away="ignore"))
+    def implicit(solver, count=lambda once: once, products=EXACT):
+        estimator = hg.Implicit(solver, products=products, checks=hg.Checks(away="ignore"))
         return estimate(with_noise, params, noise, estimator, train, val, count)
 
-    def terms(curvature=None):
-        alone = implicit(hg.Identity(), curvature=curvature)  # no product but those after the solve
+    def terms(products=EXACT):
+        alone = implicit(hg.Identity(), products=products)  # no product but those after the solve
         count = lambda seen: alone.flops + (PRODUCTS - 1) * (seen - alone.flops)  # noqa: E731
-        return implicit(hg.Neumann(PRODUCTS - 1, step_size=1e-3), count, curvature)
+        return implicit(hg.Neumann(PRODUCTS - 1, step_size=1e-3), count, products)
 
     gauss_newton = hg.GaussNewton(
         lambda p, h, b: logits(p, b["x"], h, b["key"]), lambda f, h, b: cross_entropy(f, b["y"])

@@ -90,7 +90,7 @@ def rows(width: int, size: int, compiled: bool) -> list[Row]:
     neumann = hg.Implicit(hg.Neumann(PRODUCTS - 1, step_size=1e-3), checks=hg.Checks(away="ignore"))
     gauss_newton = replace(
         neumann,
-        curvature=hg.GaussNewton(
+        products=hg.GaussNewton(
             lambda p, h, b: logits(p, b[0], h), lambda f, h, b: nn.functional.cross_entropy(f, b[1])
         ),
     )

@@ -5,10 +5,11 @@
 
 Each solver, cold, warm, damped and preconditioned, on a quadratic inner problem ½ θᵀHθ − bᵀθ with a penalty
 for each unknown. H has a spectrum of condition number κ: spread evenly on a logarithmic scale, the hardest
-for a Krylov method, or ten large eigenvalues above a bulk, as the Hessians of trained nets and of data with a
-few strong directions have. The error is that of the hypergradient, relative to the closed form; products are
-those of the solve and the one of its check and mixed term, preconditioners included, as `out.report.products`
-counts them. Each point is a solve of its own, with ``max_steps`` set to its budget and ``on_failure="warn"``.
+for a Krylov method, or ten large eigenvalues above a bulk, as the Hessians of trained nets and of data with
+a few strong directions have. The error is that of the hypergradient, relative to the closed form; products
+are those of the solve and the one of its check and mixed term, preconditioners included, as
+`out.report.products` counts them. Each point is a solve of its own, with ``max_steps`` set to its budget
+and ``Checks(unsolved="warn")``.
 
 *Warm* solves begin with the solution for hyperparameters that were 1 % away, as online tuning does. *Damped*
 ones solve (H + δI) x = v, which is soon done and stays wrong. The *normal equations* HᵀH x = Hᵀv by conjugate
@@ -83,11 +84,12 @@ def normal_equations(steps):
 
 def contenders(n, kappa):
     """Name -> (estimator for a budget of products, is it warm?)."""
-    loose = {"on_failure": "warn", "tolerance": None}
+    loose = {"checks": hg.Checks(away="ignore", unsolved="warn")}
     tight = 1e-13
 
-    def cg(budget, preconditioner=None, **options):
-        return hg.Implicit(hg.CG(budget, rtol=tight, preconditioner=preconditioner), **(loose | options))
+    def cg(budget, preconditioner=None, wrap=lambda solver: solver):
+        solver = hg.CG(budget, rtol=tight, preconditioner=preconditioner)
+        return hg.Implicit(wrap(solver), **loose)
 
     rank = min(30, n // 2)
     sketch = hg.Nystrom(rank, damping=0.5 / kappa)
@@ -99,9 +101,9 @@ def contenders(n, kappa):
         "Neumann": (lambda k: hg.Implicit(hg.Neumann(k, step_size=0.99), **loose), False),
         f"CG, Nyström {rank}": (lambda k: cg(max(k - rank, 1), sketch), False),
         "Nyström alone": (lambda k: hg.Implicit(hg.Nystrom(min(k, n), damping=0.5 / kappa), **loose), False),
-        "CG, warm": (lambda k: cg(k, warm_start=True), True),
-        f"CG, Nyström {rank}, warm": (lambda k: cg(max(k - rank, 1), sketch, warm_start=True), True),
-        "CG, damped": (lambda k: cg(k, damping=10 / kappa), False),
+        "CG, warm": (lambda k: cg(k, wrap=hg.Warm), True),
+        f"CG, Nyström {rank}, warm": (lambda k: cg(max(k - rank, 1), sketch, wrap=hg.Warm), True),
+        "CG, damped": (lambda k: cg(k, wrap=lambda solver: hg.Damped(solver, 10 / kappa)), False),
         "normal equations": (lambda k: hg.Implicit(normal_equations(max(k // 2, 1)), **loose), False),
     }
 
@@ -210,7 +212,7 @@ def main():
             ]
             print(f"{name:26}" + "".join(f"{'—' if c is None else c:>10}" for c in counts))
         mine = [row for row in told if row["spectrum"] == spectrum]
-        print(f"{'CG, accuracy=1e-4':26}" + "".join(f"{row['products']:>10}" for row in mine))
+        print(f"{'CG, until accurate to 1e-4':26}" + "".join(f"{row['products']:>10}" for row in mine))
         print(f"{'  its true error':26}" + "".join(f"{row['error']:>10.0e}" for row in mine) + "\n")
     if options.out:
         about = {"unknowns": n, "seed": options.seed, "target": TARGET}

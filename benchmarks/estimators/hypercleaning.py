@@ -51,12 +51,12 @@ POINTS = 15
 
 def methods(rate, damping):
     """By name: a tuner's arguments."""
-    implicit = hg.Implicit
-    cg, amortised = {"solver": hg.CG(50, rtol=0.05), "damping": damping}, hg.Amortised(rate)
+    online = hg.Checks(away="ignore")
+    cg, amortised = hg.Warm(hg.Damped(hg.CG(50, rtol=0.05), damping)), hg.Amortised(rate)
     sgd = hg.SGD(rate, momentum=0.9)
     return {
-        "implicit": {"estimator": implicit(**cg, warm_start=True, tolerance=None), "every": 5, "update": sgd},
-        "amortised": {"estimator": implicit(amortised, tolerance=None), "every": 1, "update": sgd},
+        "implicit": {"estimator": hg.Implicit(cg, checks=online), "every": 5, "update": sgd},
+        "amortised": {"estimator": hg.Implicit(amortised, checks=online), "every": 1, "update": sgd},
         "greedy": {"estimator": hg.Greedy(sgd), "every": 1},
     }
 

@@ -104,12 +104,18 @@ def check_batch(backend: Backend, root: str, batch: Tree, params: Tree) -> None:
     _pass(check)
 
 
-def check_scalar(backend: Backend, name: str, value: Array) -> None:
-    """Check that a loss returned one real number.
+def check_loss(backend: Backend, name: str, value: Array, params: Tree = None) -> None:
+    """Check that a loss returned one real number, not wider than the parameters if they are given.
+
+    Models in half precision may take their loss in float32.
 
     Raises:
         ArgumentError: if it returned anything else, with its shape.
+        LeafTypeError: if a constant or a batch made it wider.
     """
+    check = "loss", type(backend), backend.form((value, params))
+    if _has_passed(check):
+        return
     if not backend.owns(value):
         raise ArgumentError(f"{name} returned {type(value).__name__}: a loss returns a scalar array")
     about = backend.describe(value)
@@ -119,6 +125,14 @@ def check_scalar(backend: Backend, name: str, value: Array) -> None:
         )
     if about.kind != "float":
         raise ArgumentError(f"{name} returned dtype {about.dtype}: a loss is a floating-point number")
+    leaves = backend.flatten(params)[0]
+    leaf = backend.describe(leaves[0]) if leaves else about
+    if about.itemsize > max(leaf.itemsize, 4):
+        raise LeafTypeError(
+            f"{name} returned {about.dtype} for parameters of {leaf.dtype}: a constant or a batch inside "
+            "the loss is wider and upcasts silently; convert it"
+        )
+    _pass(check)
 
 
 def check_same(backend: Backend, name: str, given: Tree, root: str, expected: Tree) -> None:

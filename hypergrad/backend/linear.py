@@ -42,16 +42,19 @@ class LinearSolve:
         backend = self.backend
         depths = [self.depth(leaf) for leaf in backend.flatten(v)[0]]
 
+        deepest: list[int] = []
+
         def product(p: Tree) -> Tree:
             image = matvec(p)
-            depths.extend(self.depth(leaf) for leaf in backend.flatten(image)[0])
-            return backend.detach(image)
+            if not deepest:  # through every image pass as many
+                deepest.append(max(depths + [self.depth(leaf) for leaf in backend.flatten(image)[0]]))
+            return backend.detach(image) if deepest[0] else image
 
         x, aux = solve(product, backend.detach(v))
-        deepest = max(depths)
-        if deepest == 0:
+        passing = deepest[0] if deepest else max(depths)
+        if passing == 0:
             return x, aux
-        x, orders = backend.detach(x), deepest if orders is None else orders
+        x, orders = backend.detach(x), passing if orders is None else orders
 
         def transposed(p: Tree) -> Tree:
             return matvec(p) if self.symmetric else backend.pullback(matvec, backend.zeros(v))[1](p)[0]

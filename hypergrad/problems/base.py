@@ -101,7 +101,8 @@ class Problem(ABC):
         """C2 and both of its gradients: one backward pass."""
 
         def loss(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
-            return self.validation_loss(params, hparams, batch, backend.copy(aux)), ()
+            mine = backend.copy(aux) if self.has_aux else aux
+            return self.validation_loss(params, hparams, batch, mine), None
 
         value, pullback, _ = evaluate(backend, "outer", loss, batch, params, hparams)
         v, direct = pullback(backend.xp.ones_like(value))

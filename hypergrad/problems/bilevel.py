@@ -97,7 +97,8 @@ class Bilevel(Problem):
         """
 
         def loss(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
-            value, after = self.training_loss(params, hparams, batch, backend.copy(aux))
+            mine = backend.copy(aux) if self.has_aux else aux
+            value, after = self.training_loss(params, hparams, batch, mine)
             if self.has_aux:
                 check_same(backend, "inner", after, "aux", aux)
             return value, after

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hypergrad.backend import Backend, Pullback, Scalar, Tree
-from hypergrad.backend.arguments import check_batch, check_scalar
-from hypergrad.errors import DisconnectedError, LeafTypeError, explain
+from hypergrad.backend.arguments import check_batch, check_loss
+from hypergrad.errors import DisconnectedError, explain
 
 
 def evaluate(
@@ -32,17 +32,10 @@ def evaluate(
 
     def checked(*variables: Tree) -> tuple[Scalar, Tree]:
         value, aux = loss(*variables)
-        check_scalar(backend, label, value)
+        check_loss(backend, label, value, params)
         return value, aux
 
     value, pullback, aux = backend.vjp(checked, params, *hparams)
-    leaf = backend.describe(backend.flatten(params)[0][0])
-    about = backend.describe(value)
-    if about.itemsize > max(leaf.itemsize, 4):  # half-precision models take their loss in float32
-        raise LeafTypeError(
-            f"{label} returned {about.dtype} for parameters of {leaf.dtype}: a constant or a batch inside "
-            "the loss is wider and upcasts silently; convert it"
-        )
     if not any(backend.flatten(pullback.reached[0])[0]):
         raise DisconnectedError(
             explain(
@@ -57,4 +50,4 @@ def evaluate(
             ),
             "params",
         )
-    return value, pullback, backend.detach(aux)
+    return value, pullback, None if aux is None else backend.detach(aux)

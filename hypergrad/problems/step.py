@@ -117,7 +117,7 @@ def observe(
     shows both if the update is ``leafwise``.
     """
     where = backend.xp.where
-    value, gradient, moved = (backend.detach(part) for part in (value, gradient, moved))
+    value, gradient, moved = backend.detach((value, gradient, moved))
     size = vectors.norm(backend, gradient)
     # A finite norm shows that the gradient is finite; one that is not may have overflowed. Where that cannot
     # be read, one look at the parameters costs least: a pass over the gradient is a tenth of taking it in a

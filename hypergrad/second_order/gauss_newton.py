@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from hypergrad.backend import Backend, Scalar, Tree, vectors
-from hypergrad.backend.arguments import check_scalar
+from hypergrad.backend.arguments import check_loss
 from hypergrad.errors import ArgumentError
 from hypergrad.problems.base import Problem
 from hypergrad.problems.condition import Condition
@@ -98,7 +98,7 @@ class GaussNewton(Products):
 
         def slope(outputs: Tree) -> Tree:
             value, pull = backend.pullback(lambda f: self.loss(f, hparams, batch), outputs)
-            check_scalar(backend, "GaussNewton's loss", value)
+            check_loss(backend, "GaussNewton's loss", value)
             return pull(backend.xp.ones_like(value))[0]
 
         draws = backend.random.state()

@@ -49,7 +49,9 @@ class Numbers:
         return value
 
     def inner(self, x: Tree, y: Tree) -> Scalar:
-        return self.number(self._backend.inner(x, y))
+        if (value := self._backend.number(self._backend.inner(x, y))) is None:
+            raise _NoNumber
+        return value
 
     def axpy(self, a: Scalar, x: Tree, y: Tree) -> Tree:
         return self._backend.axpy(float(a), x, y)

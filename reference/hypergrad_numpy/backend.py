@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from functools import cached_property
 from typing import Any, ClassVar, final
 
@@ -13,9 +13,10 @@ from autograd.tracer import getval, isbox
 
 from hypergrad.backend import Array, Backend, Pullback, Scalar, Tree
 from hypergrad.backend.linear import LinearSolve
-from hypergrad.backend.memory import Memory, written_in_blocks
+from hypergrad.backend.memory import Memory
 from hypergrad.backend.random import Random
-from hypergrad_numpy.tracing import cast, depth, is_float, trace, zeros_with_pullback
+from hypergrad_numpy.resources import GlobalGenerator, WritableMemory
+from hypergrad_numpy.tracing import cast, depth, is_float, trace, zeros_like, zeros_with_pullback
 
 
 @final
@@ -49,20 +50,15 @@ class NumpyBackend(Backend):
 
     @cached_property
     def random(self) -> Random:
-        return _Global(self)
+        return GlobalGenerator(self)
 
     @cached_property
     def memory(self) -> Memory:
-        return _Written(self)
+        return WritableMemory(self)
 
     def form(self, tree: Tree) -> Hashable:
         leaves, structure = optree.tree_flatten(tree)
-        return structure, tuple(
-            [
-                (x.dtype, x.shape) if isinstance(x, np.ndarray | np.generic) or isbox(x) else type(x)
-                for x in leaves
-            ]
-        )
+        return structure, tuple([(x.dtype, x.shape) if hasattr(x, "dtype") else type(x) for x in leaves])
 
     def is_float(self, leaf: Any) -> bool:
         return is_float(leaf)
@@ -72,9 +68,31 @@ class NumpyBackend(Backend):
             return array.astype(dtype) if isbox(array) else np.asarray(array).astype(dtype)
 
     def axpy(self, a: Scalar, x: Tree, y: Tree) -> Tree:
-        xs, (ys, unflatten) = self.flatten(x)[0], self.flatten(y)
-        pairs = zip(xs, ys, strict=True)
-        return unflatten([cast(a * x + y, y) if is_float(y) else y for x, y in pairs])
+        ys, structure = optree.tree_flatten(y)
+        pairs = list(zip(optree.tree_leaves(x), ys, strict=True))
+        if all(
+            [
+                isinstance(u, np.ndarray) and isinstance(v, np.ndarray) and v.dtype.char in "fd"
+                for u, v in pairs
+            ]
+        ):
+            moved = [a * u + v for u, v in pairs]
+            if not any(map(isbox, moved)):
+                return structure.unflatten([np.asarray(u, v.dtype) for u, v in zip(moved, ys, strict=True)])
+        return structure.unflatten([cast(a * u + v, v) if is_float(v) else v for u, v in pairs])
+
+    def inner(self, x: Tree, y: Tree) -> Scalar:
+        xs, ys = optree.tree_leaves(x), optree.tree_leaves(y)
+        if not xs or not all([isinstance(u, np.ndarray) and u.dtype.char in "fd" for u in xs + ys]):
+            return super().inner(x, y)
+        products = [np.sum(u * v) for u, v in zip(xs, ys, strict=True)]
+        return sum(products[1:], products[0])
+
+    def zeros(self, tree: Tree) -> Tree:
+        return optree.tree_map(zeros_like, tree)
+
+    def number(self, scalar: Scalar) -> Any:
+        return None if isbox(scalar) else np.asarray(scalar)[()]
 
     def linear_solve(
         self, matvec: Any, v: Tree, solve: Any, solve_derivative: Any, symmetric: bool
@@ -84,22 +102,3 @@ class NumpyBackend(Backend):
 
     def copy(self, tree: Tree) -> Tree:
         return self.map(lambda x: x if isbox(x) else np.array(x), tree)
-
-
-class _Global(Random):
-    """The global generator behind ``numpy.random.normal`` and its kin."""
-
-    def state(self, seed: int | None = None) -> Any:
-        return np.random.get_state() if seed is None else np.random.RandomState(seed).get_state()
-
-    def restore(self, state: Any) -> None:
-        np.random.set_state(state)
-
-
-class _Written(Memory):
-    """NumPy's arrays can be written to."""
-
-    def in_blocks(
-        self, f: Callable[..., Any], used: Sequence[Array], given: Sequence[Array]
-    ) -> tuple[list[Array], Any]:
-        return written_in_blocks(f, used, given)

@@ -69,7 +69,7 @@ class TapedPullback(Pullback):
                     gradients[parent] = add_outgrads(gradients.get(parent), g)
         results: list[Any] = []
         for leaf, root in zip(self._leaves, self._roots, strict=True):
-            results.append(cast(gradients[root][0], leaf) if root in gradients else _zeros_like(leaf))
+            results.append(cast(gradients[root][0], leaf) if root in gradients else zeros_like(leaf))
         cotangents: tuple[Tree, ...] = self._unflatten(results)
         return cotangents
 
@@ -171,7 +171,8 @@ def _levels(x: Any) -> list[int]:
     return [x._trace, *_levels(x._value)] if isbox(x) else []
 
 
-def _zeros_like(x: Any) -> Any:
+def zeros_like(x: Any) -> Any:
+    """Zeros of the shape and dtype of a leaf, a traced one too."""
     return vspace(x).zeros() if isbox(x) else np.zeros(np.shape(x), np.asarray(x).dtype)
 
 

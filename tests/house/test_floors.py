@@ -9,14 +9,14 @@ import hypergrad
 
 ROOT = Path(hypergrad.__file__).parent
 FLOORS = [
-    {"errors", "version"},
-    {"backend"},
-    {"updates", "solvers"},
-    {"problems"},
-    {"tapes", "second_order"},
-    {"estimators"},
-    {"tuning", "checks", "testing"},
-    {"demo", "integrations"},
+    ["errors", "version"],
+    ["backend"],
+    ["updates", "solvers"],
+    ["problems"],
+    ["tapes", "second_order"],
+    ["estimators"],
+    ["tuning", "checks", "testing"],
+    ["demo", "integrations"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -167,13 +167,12 @@ def _to_extremum(g: Array, out: Array, a: Any, b: Any) -> Array:
 
 _extremum = (_to_extremum, lambda g, out, a, b: _to_extremum(g, out, b, a))
 maximum, minimum = primitive(np.maximum, *_extremum), primitive(np.minimum, *_extremum)
-sign, isfinite, logical_not = primitive(np.sign), primitive(np.isfinite), primitive(np.logical_not)
-round = primitive(np.round)
+sign, isfinite, round = primitive(np.sign), primitive(np.isfinite), primitive(np.round)
+logical_not, bitwise_invert = primitive(np.logical_not), primitive(np.invert)
 logical_and, logical_or = primitive(np.logical_and), primitive(np.logical_or)
 floor_divide, remainder = primitive(np.floor_divide), primitive(np.remainder)
 shift_left, shift_right = primitive(np.left_shift), primitive(np.right_shift)
 bitwise_and, bitwise_or = primitive(np.bitwise_and), primitive(np.bitwise_or)
-bitwise_invert = primitive(np.invert)
 equal, not_equal = primitive(np.equal), primitive(np.not_equal)
 less, less_equal = primitive(np.less), primitive(np.less_equal)
 greater, greater_equal = primitive(np.greater), primitive(np.greater_equal)
@@ -321,8 +320,7 @@ class Array:
     @property
     def data(self) -> np.ndarray:
         """The values, whatever is being differentiated."""
-        data: np.ndarray = self.value.data if self.level else self.value
-        return data
+        return np.asarray(self.value.data if self.level else self.value)
 
     shape = property(lambda self: self.data.shape)
     dtype = property(lambda self: self.data.dtype)

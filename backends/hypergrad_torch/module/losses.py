@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hypergrad.backend import Tree
-from hypergrad.backend.arguments import check_scalar
+from hypergrad.backend.arguments import check_loss
 from hypergrad.errors import ArgumentError
 from hypergrad.problems.bilevel import Bilevel
 from hypergrad_torch.backend import TorchBackend
@@ -64,7 +64,7 @@ class Objective:
         values, gradients = [], []
         for part in self.parts(batch):
             loss = self.share(self.functional.in_place(self.problem.inner, part))  # type: ignore[arg-type]
-            check_scalar(backend, "inner (the T1 loss)", loss)
+            check_loss(backend, "inner (the T1 loss)", loss)
             values.append(loss.detach())
             gradients.append(_gradients(loss, params))
         value: Tensor = sum(values[1:], values[0])

@@ -28,7 +28,7 @@ from typing import Any
 import numpy
 
 from benchmarks.peers import ours
-from benchmarks.peers.frameworks import Entry, Seen, Task
+from benchmarks.peers.frameworks import Entry, Outcome, Task
 from benchmarks.peers.workloads import PRESETS, Workload, error, workloads
 from benchmarks.shared.report import plain, save
 from benchmarks.shared.timing import Program, rounds
@@ -53,12 +53,12 @@ BEHIND = 0.95
 
 @dataclass
 class Row:
-    """One entry on one workload, and what was seen of it."""
+    """One entry on one workload, and its outcome."""
 
     workload: Workload
     framework: str
     entry: Entry
-    seen: Seen
+    outcome: Outcome
     program: Program | None = None
     times: list[float] = field(default_factory=list)
 
@@ -68,7 +68,7 @@ class Row:
 
     @property
     def error(self) -> float:
-        exact, found = self.workload.exact, self.seen.value
+        exact, found = self.workload.exact, self.outcome.value
         return math.nan if exact is None or found is None else error(found, exact)
 
     @property
@@ -85,10 +85,10 @@ class Row:
             "apart": apart(self, base),
             "seconds": self.seconds,
             "least_seconds": min(self.times, default=math.nan),
-            "bytes": self.seen.memory,
-            "products": self.seen.products,
-            "compile_seconds": self.seen.compiled if self.framework == "jax" else math.nan,
-            "said": self.seen.said,
+            "bytes": self.outcome.memory,
+            "products": self.outcome.products,
+            "compile_seconds": self.outcome.compiled if self.framework == "jax" else math.nan,
+            "said": self.outcome.said,
         }
         if base is not None:
             found |= {"time_ratio": self.seconds / base.seconds, "memory_ratio": ratio(self, base)}
@@ -97,16 +97,16 @@ class Row:
 
 def apart(row: Row, base: Row | None) -> float:
     """How far a value is from that of hypergrad."""
-    if base is None or row.seen.value is None or base.seen.value is None:
+    if base is None or row.outcome.value is None or base.outcome.value is None:
         return math.nan
-    return error(row.seen.value, numpy.asarray(base.seen.value, numpy.float64))
+    return error(row.outcome.value, numpy.asarray(base.outcome.value, numpy.float64))
 
 
 def ratio(row: Row, base: Row) -> float:
-    return row.seen.memory / base.seen.memory if base.seen.memory else math.nan
+    return row.outcome.memory / base.outcome.memory if base.outcome.memory else math.nan
 
 
-def look(framework: ModuleType, task: Task, counted: Task, entry: Entry, twin: Entry) -> tuple[Seen, Any]:
+def look(framework: ModuleType, task: Task, counted: Task, entry: Entry, twin: Entry) -> tuple[Outcome, Any]:
     """Run an entry once, and take what there is without a clock. ``twin`` is it with losses that count."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", SolveWarning)
@@ -116,7 +116,7 @@ def look(framework: ModuleType, task: Task, counted: Task, entry: Entry, twin: E
             compiled = time.perf_counter() - begin
             found = framework.value(run())
         except Exception as raised:  # whatever a library says of a problem is what we want to know
-            return Seen(None, f"raises {type(raised).__name__}: {first_line(raised)}"), None
+            return Outcome(None, f"raises {type(raised).__name__}: {first_line(raised)}"), None
         memory = products = math.nan
         if task.workload.timed:
             memory = framework.memory(task, entry)
@@ -124,7 +124,7 @@ def look(framework: ModuleType, task: Task, counted: Task, entry: Entry, twin: E
     said = {first_line(w.message) for w in told if issubclass(w.category, SolveWarning)}
     if not numpy.isfinite(found).all():
         said.add("returns NaN" if numpy.isnan(found).any() else "returns infinity")
-    return Seen(found, "; ".join(sorted(said)), memory, products, compiled), run
+    return Outcome(found, "; ".join(sorted(said)), memory, products, compiled), run
 
 
 def first_line(message: Any) -> str:
@@ -148,13 +148,13 @@ def compare(workload: Workload, framework: ModuleType, peers: list[ModuleType], 
     rows = []
     pairs = zip(entries(framework, task, peers), entries(framework, counted, peers), strict=True)
     for entry, twin in pairs:
-        seen, run = look(framework, task, counted, entry, twin)
-        rows.append(Row(workload, framework.NAME, entry, seen, run))
+        outcome, run = look(framework, task, counted, entry, twin)
+        rows.append(Row(workload, framework.NAME, entry, outcome, run))
     if workload.timed:
         going = [row for row in rows if row.program is not None]
         times = rounds([row.program for row in going], repeats, framework.wait, enough)
-        for row, seen in zip(going, times, strict=True):
-            row.times = seen
+        for row, seconds in zip(going, times, strict=True):
+            row.times = seconds
     return rows
 
 
@@ -164,14 +164,14 @@ def enough(times: list[float]) -> bool:
 
 def base_of(rows: list[Row]) -> Row | None:
     """What others are compared with: the first entry of hypergrad that is right."""
-    mine = [row for row in rows if row.entry.library == "hypergrad" and row.seen.value is not None]
+    mine = [row for row in rows if row.entry.library == "hypergrad" and row.outcome.value is not None]
     return next((row for row in mine if row.right), None)
 
 
 MEASURES = {
     "time": lambda row: row.seconds,
-    "memory": lambda row: row.seen.memory,
-    "products": lambda row: row.seen.products,
+    "memory": lambda row: row.outcome.memory,
+    "products": lambda row: row.outcome.products,
 }
 
 
@@ -202,8 +202,8 @@ def wrong(rows: list[Row]) -> Iterator[str]:
     """The numbers of those who are wrong, beside the right ones."""
     with numpy.printoptions(precision=4, threshold=4, edgeitems=2):
         for row in rows:
-            if row.seen.value is not None and row.error > WRONG:
-                yield f"  {row.entry.library} ({row.entry.setting}) says {row.seen.value}"
+            if row.outcome.value is not None and row.error > WRONG:
+                yield f"  {row.entry.library} ({row.entry.setting}) says {row.outcome.value}"
         if any(row.error > WRONG for row in rows):
             yield f"  right is {rows[0].workload.exact}\n"
 
@@ -226,7 +226,7 @@ def cells(row: Row, base: Row | None, rows: list[Row]) -> list[str]:
     def number(value: float, form: str) -> str:
         return "" if not math.isfinite(value) else format(value, form)
 
-    seconds, memory = row.seconds, row.seen.memory
+    seconds, memory = row.seconds, row.outcome.memory
     times = row.seconds / base.seconds if base is not None else math.nan
     sizes = ratio(row, base) if base is not None else math.nan
     return [
@@ -238,17 +238,17 @@ def cells(row: Row, base: Row | None, rows: list[Row]) -> list[str]:
         number(times, ".2f"),
         number(memory / 1e6, ".3g") + (" MB" if math.isfinite(memory) else ""),
         number(sizes, ".2f"),
-        number(row.seen.products, "g"),
+        number(row.outcome.products, "g"),
         verdict(row, rows),
     ]
 
 
 def verdict(row: Row, rows: list[Row]) -> str:
-    said = row.seen.said
-    if row.seen.value is not None and row.workload.exact is not None and not row.right:
+    said = row.outcome.said
+    if row.outcome.value is not None and row.workload.exact is not None and not row.right:
         grade = "WRONG" if not row.error <= WRONG else "imprecise"
         said = f"{grade}; {said}" if said else f"{grade}, silently"
-    if row.seen.value is not None and row.workload.exact is None and not said:
+    if row.outcome.value is not None and row.workload.exact is None and not said:
         said = "returns numbers, silently"
     if row.workload.key == "saddle" and row.right and row.entry.library != "hypergrad" and not said:
         said = "right; does not say that it is no minimum"

@@ -57,7 +57,7 @@ class Entry(NamedTuple):
     finish: Callable[[Any], Any] = lambda found: found
 
 
-class Seen(NamedTuple):
+class Outcome(NamedTuple):
     """What came of an entry: numbers, or the words of an error."""
 
     value: numpy.ndarray | None

@@ -12,10 +12,8 @@ from hypergrad.estimators.base import Estimate, State
 from hypergrad.estimators.report import Faults, Report, SolveReport, TapeReport
 from hypergrad.problems.base import Problem, Validation
 from hypergrad.problems.condition import Spent
-from hypergrad.problems.step import Inner
+from hypergrad.problems.step import Inner, Observation
 from hypergrad.updates import UpdateRule
-
-_NO_FAULTS = Faults()
 
 
 def assemble(
@@ -23,12 +21,11 @@ def assemble(
     validation: Validation,
     response: Tree,
     reached: Tree,
-    inner_value: Scalar,
-    inner_gradient_norm: Scalar,
+    observed: Observation,
     state: State,
     spent: Spent,
     unused: Callable[[], Tree] | None,
-    faults: Faults = _NO_FAULTS,
+    *,
     solve: SolveReport | None = None,
     tape: TapeReport | None = None,
     difference_error: Scalar | None = None,
@@ -50,17 +47,17 @@ def assemble(
     return Estimate(
         vectors.add(backend, validation.direct, response),
         state,
-        inner_value,
+        observed.inner_value,
         validation.value,
         Report(
-            inner_gradient_norm,
+            observed.gradient_norm,
             vectors.norm(backend, direct),
             vectors.norm(backend, constant),
             reached,
             spent.gradients,
             spent.products,
             held,
-            faults._replace(outer_leaf=validation.bad_leaf),
+            Faults(observed.bad_step, observed.bad_leaf, validation.bad_leaf),
             solve,
             tape,
             difference_error,

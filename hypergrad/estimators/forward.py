@@ -20,11 +20,10 @@ from hypergrad.estimators.assembly import (
     state_after,
 )
 from hypergrad.estimators.base import Estimate, HypergradientEstimator, State
-from hypergrad.estimators.report import Faults
 from hypergrad.problems.base import Problem
 from hypergrad.problems.batches import Batches, batch_series, one_batch
 from hypergrad.problems.condition import Spent
-from hypergrad.problems.step import Inner, Seen, Training
+from hypergrad.problems.step import Inner, Observation, Training
 from hypergrad.updates import Updates, as_update_rule
 
 
@@ -117,21 +116,23 @@ class Forward(HypergradientEstimator):
         begin, tangents, reached = self._begin(backend, state, hparams, memory, axes)
         reaches = [reached]  # one tree, to which each step adds what it reaches
 
-        def body(carry: tuple[Inner, Any, Seen], k: Any, _: Any) -> tuple[tuple[Inner, Any, Seen], None]:
-            z, tangents, seen = carry
+        def body(
+            carry: tuple[Inner, Any, Observation], k: Any, _: Any
+        ) -> tuple[tuple[Inner, Any, Observation], None]:
+            z, tangents, observed = carry
 
-            def step(params: Tree, opt_state: Tree, hparams: Tree) -> tuple[Any, tuple[Tree, Seen]]:
+            def step(params: Tree, opt_state: Tree, hparams: Tree) -> tuple[Any, tuple[Tree, Observation]]:
                 before = Inner(params, opt_state, z.aux)
-                after, seen = training.step(before, hparams, batch(k), state.step + k)
-                return after[:2], (after.aux, seen)
+                after, observed = training.step(before, hparams, batch(k), state.step + k)
+                return after[:2], (after.aux, observed)
 
             (params, opt_state), push, (aux, later) = backend.linearize(step, z.params, z.opt_state, hparams)
             reaches[0] = backend.map(or_, reaches[0], push.reached[2])
             moved = backend.each(lambda tangent, axis: push(*tangent, axis), tangents, axes)
-            return (Inner(params, opt_state, aux), moved, seen.then(backend, later)), None
+            return (Inner(params, opt_state, aux), moved, observed.then(backend, later)), None
 
-        nothing = Seen.nothing(backend, begin.params)
-        (final, tangents, seen), _ = backend.scan(body, (begin, tangents, nothing), self.steps)
+        nothing = Observation.none(backend, begin.params)
+        (final, tangents, observed), _ = backend.scan(body, (begin, tangents, nothing), self.steps)
         end = state.step + self.steps
         validation = problem.validation(backend, final.params, hparams, one_batch("val", val, end), final.aux)
         count = self._count(backend, hparams)
@@ -149,8 +150,7 @@ class Forward(HypergradientEstimator):
             validation,
             response,
             reaches[0],
-            seen.inner_value,
-            seen.gradient_norm,
+            observed,
             state_after(state, final, end)._replace(memory=Tangents(kept, memory.count + 1)),
             Spent(
                 self.steps + 1,
@@ -158,7 +158,6 @@ class Forward(HypergradientEstimator):
                 count * vectors.nbytes(backend, (final.params, final.opt_state)),
             ),
             None if self.allow_unused else inner_reaches(backend, problem, begin, hparams, lambda: batch(0)),
-            Faults(seen.bad_step, seen.bad_leaf),
         )
 
     def _begin(

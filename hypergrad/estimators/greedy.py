@@ -9,7 +9,6 @@ from hypergrad.backend import Backend, Tree, vectors
 from hypergrad.errors import ArgumentError
 from hypergrad.estimators.assembly import assemble, inner_reaches, inner_state, state_after
 from hypergrad.estimators.base import Estimate, HypergradientEstimator, State
-from hypergrad.estimators.report import Faults
 from hypergrad.problems import Problem
 from hypergrad.problems.batches import Batches, one_batch
 from hypergrad.problems.step import Training
@@ -87,12 +86,10 @@ class Greedy(HypergradientEstimator):
             validation,
             response if self.response == "update" else vectors.scale(backend, -1.0, response),
             pulled.reached,
-            step.seen.inner_value,
-            step.seen.gradient_norm,
+            step.observed,
             state_after(state, step.z, t + 1),
             pulled.spent,
             None if self.allow_unused else inner_reaches(backend, problem, z, hparams, lambda: batch),
-            Faults(step.seen.bad_step, step.seen.bad_leaf),
             difference_error=pulled.error,
         )
 

@@ -21,10 +21,10 @@ from hypergrad.estimators.adjoint import solve_adjoint
 from hypergrad.estimators.assembly import assemble, inner_reaches, inner_state
 from hypergrad.estimators.assumptions import Checks
 from hypergrad.estimators.base import Estimate, HypergradientEstimator, State
-from hypergrad.estimators.report import Faults, SolveReport
+from hypergrad.estimators.report import SolveReport
 from hypergrad.problems import Problem
 from hypergrad.problems.batches import Batches, every_batch, one_batch, stream
-from hypergrad.problems.step import Inner, observe
+from hypergrad.problems.step import Inner, Observation, observe
 from hypergrad.second_order import Exact, Products
 from hypergrad.solvers import CG, Solver, Warm
 from hypergrad.solvers.diagnosis import diagnosis
@@ -107,10 +107,9 @@ class Implicit(HypergradientEstimator):
         if not self.solver.differentiable:
             z, hparams = backend.nondifferentiable((z, hparams), type(self.solver.core).__name__)
         condition = self.products.of(backend, problem, z, hparams, batches)
-        value, size, faults = condition.value, float("nan"), Faults()
+        observed = Observation(condition.value, float("nan"))
         if condition.residual is not None:
-            seen = observe(backend, value, condition.residual, None, t)
-            value, size, faults = seen.inner_value, seen.gradient_norm, Faults(seen.bad_step, seen.bad_leaf)
+            observed = observe(backend, condition.value, condition.residual, None, t)
         elif self.checks.away == "raise":
             raise ArgumentError("Implicit: checks that raise need ‖∇C̃1‖: give Derivatives(inner_grad=…)")
         validation = problem.validation(backend, z.params, hparams, one_batch("val", val, t), z.aux)
@@ -126,13 +125,11 @@ class Implicit(HypergradientEstimator):
             validation,
             vectors.scale(backend, -1.0, image.mixed),
             condition.reached(),
-            value,
-            size,
+            observed,
             state._replace(memory=solution.memory),
             spent,
             None if self.allow_unused else inner_reaches(backend, problem, z, hparams, lambda: batches[0]),
-            faults,
-            SolveReport.of(solution),
+            solve=SolveReport.of(solution),
             difference_error=image.error,
         )
 

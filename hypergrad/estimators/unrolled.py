@@ -18,7 +18,7 @@ from hypergrad.estimators.assembly import (
     state_after,
 )
 from hypergrad.estimators.base import Estimate, HypergradientEstimator, State
-from hypergrad.estimators.report import Faults, TapeReport
+from hypergrad.estimators.report import TapeReport
 from hypergrad.problems.base import Problem
 from hypergrad.problems.batches import Batches, batch_series, one_batch, until_it_ends
 from hypergrad.problems.condition import Spent
@@ -110,18 +110,16 @@ class Unrolled(HypergradientEstimator):
         first = inner_reaches(backend, problem, begin, hparams, lambda: path.batch(0))
         # What truncation cuts off is used all the same.
         used = first if pull_start is None else lambda: backend.map(or_, first(), pull_start.reached[0])
-        seen = before.then(backend, recording.seen)
+        observed = before.then(backend, recording.observed)
         return assemble(
             backend,
             validation,
             pulled.hparams,
             pulled.reached,
-            seen.inner_value,
-            seen.gradient_norm,
+            observed,
             state_after(state, final, end),
             Spent(skipped + recording.gradients + 1, recording.products, recording.bytes_held),
             None if self.allow_unused else used,
-            Faults(seen.bad_step, seen.bad_leaf),
             tape=TapeReport(pulled.fault),
         )
 

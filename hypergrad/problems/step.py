@@ -23,8 +23,8 @@ class Inner(NamedTuple):
     aux: Tree = None
 
 
-class Seen(NamedTuple):
-    """What was seen while training, cut off from every derivative.
+class Observation(NamedTuple):
+    """What training showed, detached from every derivative.
 
     ``bad_step`` is the first step at which the loss, its gradient or the update was not finite, −1 if
     there was none; ``bad_leaf`` the leaf of gradient or update, −1 if it was the loss.
@@ -36,18 +36,18 @@ class Seen(NamedTuple):
     bad_leaf: Any = -1
 
     @classmethod
-    def nothing(cls, backend: Backend, params: Tree) -> Seen:
+    def none(cls, backend: Backend, params: Tree) -> Observation:
         """Before the first step. Losses of half-precision parameters may come in float32, and norms do."""
         nan = backend.asarray(float("nan"), like=backend.flatten(params)[0][0])
         wide = backend.inner(nan, nan)
         return cls(wide, wide)
 
-    def then(self, backend: Backend, later: Seen) -> Seen:
-        """What was seen up to a later step: its values, and the first fault of all."""
+    def then(self, backend: Backend, later: Observation) -> Observation:
+        """Join with a later step: its values, and the first fault of both."""
         where, fine = backend.xp.where, self.bad_step < 0
         kinds = backend.zeros((self.inner_value, self.gradient_norm))
         value, size = backend.axpy(1.0, (later.inner_value, later.gradient_norm), kinds)
-        return Seen(
+        return Observation(
             value,
             size,
             where(fine, later.bad_step, self.bad_step),
@@ -69,7 +69,7 @@ class Training:
     problem: Problem
     update: UpdateRule
 
-    def step(self, z: Inner, hparams: Tree, batch: Tree, t: Any) -> tuple[Inner, Seen]:
+    def step(self, z: Inner, hparams: Tree, batch: Tree, t: Any) -> tuple[Inner, Observation]:
         """Φ itself.
 
         Raises:
@@ -82,7 +82,7 @@ class Training:
         return new, observe(backend, value, gradient, new.params, t, self.update.leafwise)
 
     def advance(self, z: Inner, hparams: Tree, batch: Tree, t: Any) -> Inner:
-        """The same without a look at it: for a step that has been seen before."""
+        """Like `step`, but observes nothing: for a step that is replayed."""
         _, gradient, aux = inner_gradient(self.backend, self.problem, z, hparams, batch)
         return self.apply(gradient, z, hparams, t)._replace(aux=aux)
 
@@ -110,7 +110,7 @@ def inner_gradient(
 
 def observe(
     backend: Backend, value: Scalar, gradient: Tree, moved: Tree, t: Any, leafwise: bool = False
-) -> Seen:
+) -> Observation:
     """Note the value, the norm of the gradient, and where a number stopped being finite.
 
     That may be the loss, a leaf of its gradient, or a leaf of the parameters that the update ``moved``, which
@@ -128,4 +128,4 @@ def observe(
     leaf = where(slope < 0, after, slope)
     fine = backend.xp.isfinite(value)
     bad_step = where(fine, where(leaf < 0, -1, t), t)
-    return Seen(value, size, bad_step, where(fine, leaf, -1))
+    return Observation(value, size, bad_step, where(fine, leaf, -1))

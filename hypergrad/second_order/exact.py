@@ -9,7 +9,7 @@ from hypergrad.backend import Backend, Tree
 from hypergrad.problems.base import Problem
 from hypergrad.problems.condition import Condition, Spent
 from hypergrad.problems.derivatives import Derivatives
-from hypergrad.problems.step import Inner, Seen, Training, inner_gradient, observe
+from hypergrad.problems.step import Inner, Observation, Training, inner_gradient, observe
 from hypergrad.second_order.base import Products
 from hypergrad.second_order.step import Gradient, PulledBack, Step, step_with_mixed_term
 
@@ -38,27 +38,27 @@ class Exact(Products):
         if isinstance(problem, Derivatives):
             return _by_hand(training, problem, z, hparams, batch, t, through_update)
 
-        def step(hparams: Tree) -> tuple[Tree, tuple[Inner, Seen]]:
-            new, seen = training.step(z, hparams, batch, t)
-            return new.params, (new._replace(params=None), seen)
+        def step(hparams: Tree) -> tuple[Tree, tuple[Inner, Observation]]:
+            new, observed = training.step(z, hparams, batch, t)
+            return new.params, (new._replace(params=None), observed)
 
-        def gradient(hparams: Tree) -> tuple[Tree, tuple[Tree, Seen]]:
+        def gradient(hparams: Tree) -> tuple[Tree, tuple[Tree, Observation]]:
             value, gradient, aux = inner_gradient(backend, problem, z, hparams, batch)
             return gradient, (aux, observe(backend, value, gradient, None, t))
 
         # The graph of the training gradient is half of the mixed term: nothing is computed twice.
         if through_update:
-            params, pullback, (rest, seen) = backend.vjp(step, hparams)
+            params, pullback, (rest, observed) = backend.vjp(step, hparams)
             new = rest._replace(params=params)
         else:
-            g, pullback, (aux, seen) = backend.vjp(gradient, hparams)
+            g, pullback, (aux, observed) = backend.vjp(gradient, hparams)
             new = training.apply(g, z, hparams, t)._replace(aux=aux)
 
         def pull(v: Tree) -> PulledBack:
             (term,) = pullback(v)
             return PulledBack(term, pullback.reached[0], Spent(2, 1, pullback.nbytes))
 
-        return Step(new, seen, pull)
+        return Step(new, observed, pull)
 
 
 def _by_hand(

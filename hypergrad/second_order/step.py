@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from hypergrad.backend import Pullback, Scalar, Tree, vectors
 from hypergrad.problems.condition import Spent
-from hypergrad.problems.step import Inner, Seen, Training, observe
+from hypergrad.problems.step import Inner, Observation, Training, observe
 
 
 class PulledBack(NamedTuple):
@@ -21,10 +21,10 @@ class PulledBack(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A training step that was taken: z_{t+1}, what was seen, and v -> `PulledBack`."""
+    """A training step that was taken: z_{t+1}, what was observed, and v -> `PulledBack`."""
 
     z: Inner
-    seen: Seen
+    observed: Observation
     pull: Callable[[Tree], PulledBack]
 
 

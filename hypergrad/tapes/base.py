@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hypergrad.backend import Backend, Scalar, Tree, vectors
-from hypergrad.problems.step import Inner, Seen
+from hypergrad.problems.step import Inner, Observation
 from hypergrad.tapes.trajectory import Pulled, Trajectory
 
 
@@ -19,7 +19,7 @@ class Recording(NamedTuple):
     """A run of T steps, and the way back: ``pull(v)``, to be called once."""
 
     z: Inner
-    seen: Seen
+    observed: Observation
     length: Any
     pull: Callable[[Inner], Pulled]
     bytes_held: Any
@@ -58,7 +58,7 @@ class Sweep:
     def step(self, z: Inner, k: Any, carry: tuple[Inner, Tree]) -> tuple[Inner, Tree]:
         """Pull back through step k, with its state at hand."""
         v, total = carry
-        return self.add(total, self.path.pulled(z, self.hparams, k, v))
+        return self.add(total, self.path.pull(z, self.hparams, k, v))
 
     def end(self, carry: tuple[Inner, Tree]) -> Pulled:
         v, total = carry

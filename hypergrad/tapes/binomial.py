@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, final
 
 from hypergrad.backend import Backend, Tree, vectors
 from hypergrad.errors import ArgumentError
-from hypergrad.problems.step import Inner, Seen
+from hypergrad.problems.step import Inner, Observation
 from hypergrad.tapes.base import Generator, Kept, Recording, Shelf, Sweep, Tape
 from hypergrad.tapes.revolve import Online, Schedule, forward_steps, schedule
 from hypergrad.tapes.trajectory import Pulled, Trajectory
@@ -107,14 +107,14 @@ class _Run(NamedTuple):
         )
 
         # The first round runs for the first time: it is looked at.
-        def observe(carry: tuple[Inner, Seen], k: Any) -> tuple[Inner, Seen]:
-            z, seen = carry
-            z, later = self.path.observed(z, self.hparams, k)
-            return z, seen.then(backend, later)
+        def observe(carry: tuple[Inner, Observation], k: Any) -> tuple[Inner, Observation]:
+            z, observed = carry
+            z, later = self.path.step(z, self.hparams, k)
+            return z, observed.then(backend, later)
 
-        kept, (z, before) = self._go(table, kept, 0, (z, Seen.nothing(backend, z.params)), observe)
-        end, last, seen = backend.vjp(
-            lambda z, hparams: self.path.observed(z, hparams, length - 1), z, self.hparams
+        kept, (z, before) = self._go(table, kept, 0, (z, Observation.none(backend, z.params)), observe)
+        end, last, observed = backend.vjp(
+            lambda z, hparams: self.path.step(z, hparams, length - 1), z, self.hparams
         )
 
         def pull_last(v: Inner) -> Pulled:
@@ -123,7 +123,7 @@ class _Run(NamedTuple):
 
         return Recording(
             end,
-            before.then(backend, seen),
+            before.then(backend, observed),
             length,
             lambda v: self._back(table, kept, v, pull_last, 1, length),
             plan.slots * vectors.nbytes(backend, z),
@@ -134,7 +134,7 @@ class _Run(NamedTuple):
     def online(self, z: Inner, slots: int) -> Recording:
         backend, held, k = self.path.backend, Online(slots), 0
         kept, places = list[Kept](), list[int]()
-        seen = Seen.nothing(backend, z.params)
+        observed = Observation.none(backend, z.params)
         while True:
             draws = self.generator.state()
             try:
@@ -148,8 +148,8 @@ class _Run(NamedTuple):
                 kept.append(Kept(self.shelf.put(z, place), draws))
                 places.append(place)
             backend.random.restore(draws)
-            z, later = self.path.observed(z, self.hparams, k)
-            seen, k = seen.then(backend, later), k + 1
+            z, later = self.path.step(z, self.hparams, k)
+            observed, k = observed.then(backend, later), k + 1
         if k == 0:
             raise ArgumentError("train (T1) is empty: at least one batch is needed")
         plan = held.schedule(k)
@@ -158,7 +158,7 @@ class _Run(NamedTuple):
         kept.extend([None] * slots)  # type: ignore[list-item]
         return Recording(
             z,
-            seen,
+            observed,
             k,
             lambda v: run._back(_Table.of(backend, plan), kept, v, None, 0, k),
             len(plan.held) * vectors.nbytes(backend, z),
@@ -208,7 +208,7 @@ class _Run(NamedTuple):
             with backend.random.replay(found.draws):
                 state = (self.shelf.take(found.z),)
                 kept, (z,) = self._go(
-                    table, kept, r + done, state, lambda at, k: (self.path.replayed(at[0], self.hparams, k),)
+                    table, kept, r + done, state, lambda at, k: (self.path.replay(at[0], self.hparams, k),)
                 )
                 return (kept, sweep.step(z, step, adjoint)), None
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from hypergrad.backend import Tree
-from hypergrad.problems.step import Inner, Seen
+from hypergrad.problems.step import Inner, Observation
 from hypergrad.tapes.base import Recording, Tape
 from hypergrad.tapes.trajectory import Pulled, Trajectory
 
@@ -20,13 +20,13 @@ class Full(Tape):
     """
 
     def record(self, path: Trajectory, z: Inner, hparams: Tree) -> Recording:
-        def train(z: Inner, hparams: Tree) -> tuple[Inner, Seen]:
+        def train(z: Inner, hparams: Tree) -> tuple[Inner, Observation]:
             return path.run(z, hparams)
 
-        end, pullback, seen = path.backend.vjp(train, z, hparams)
+        end, pullback, observed = path.backend.vjp(train, z, hparams)
 
         def pull(v: Inner) -> Pulled:
             start, total = pullback(v) if path.to_start else (v, pullback.onto(1)(v))
             return Pulled(total, pullback.reached[1], start)
 
-        return Recording(end, seen, path.length, pull, pullback.nbytes, path.length, path.length)
+        return Recording(end, observed, path.length, pull, pullback.nbytes, path.length, path.length)

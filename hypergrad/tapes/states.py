@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from hypergrad.backend import Tree, vectors
-from hypergrad.problems.step import Inner, Seen
+from hypergrad.problems.step import Inner, Observation
 from hypergrad.tapes.base import Generator, Kept, Recording, Shelf, Sweep, Tape
 from hypergrad.tapes.trajectory import Pulled, Trajectory
 
@@ -32,14 +32,16 @@ class States(Tape):
         backend, path, shelf = path.backend, path.verified(self.verify, z), shelf or Shelf()
         generator = Generator(backend)
 
-        def forward(carry: tuple[Inner, Seen], k: Any, _: Any) -> tuple[tuple[Inner, Seen], Kept]:
-            z, seen = carry
+        def forward(
+            carry: tuple[Inner, Observation], k: Any, _: Any
+        ) -> tuple[tuple[Inner, Observation], Kept]:
+            z, observed = carry
             kept = Kept(shelf.put(z, k), generator.state())
-            after, later = path.observed(z, hparams, k)
-            return (after, seen.then(backend, later)), kept
+            after, later = path.step(z, hparams, k)
+            return (after, observed.then(backend, later)), kept
 
-        start = z, Seen.nothing(backend, z.params)
-        (end, seen), states = backend.scan(forward, start, path.length)
+        start = z, Observation.none(backend, z.params)
+        (end, observed), states = backend.scan(forward, start, path.length)
         sweep = Sweep(path, hparams)
 
         def backward(carry: tuple[Inner, Tree], k: Any, kept: Kept) -> tuple[tuple[Inner, Tree], None]:
@@ -51,4 +53,4 @@ class States(Tape):
             return sweep.end(carry)
 
         held = path.length * vectors.nbytes(backend, z)
-        return Recording(end, seen, path.length, pull, held, 2 * path.length, path.length)
+        return Recording(end, observed, path.length, pull, held, 2 * path.length, path.length)

@@ -5,22 +5,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple, final
 
 import numpy as np
 
 from hypergrad.backend import Backend, Tree
 from hypergrad.errors import ArgumentError, ReplayError
-from hypergrad.problems.step import Inner, Seen, Training
+from hypergrad.problems.step import Inner, Observation, Training
 
 
 @final
 @dataclass(frozen=True)
 class Trajectory:
-    """The steps of training that a tape remembers: k = 0 … length − 1, which are start, start + 1, …
+    """The training steps k = 0 … length − 1 that a tape remembers; step k has the number start + k.
 
-    ``length`` is ``None`` where ``batch`` raises `StopIteration` at the end. ``to_start`` asks for what comes
-    back to z_0, too.
+    ``length`` is ``None`` if the run ends where ``batch`` raises `StopIteration`. ``to_start`` asks for the
+    cotangent of z_0, too.
     """
 
     training: Training
@@ -30,48 +31,48 @@ class Trajectory:
     to_start: bool = False
     hashes: dict[int, bytes] | None = None
 
-    @property
+    @cached_property
     def backend(self) -> Backend:
         return self.training.backend
 
-    def observed(self, z: Inner, hparams: Tree, k: Any) -> tuple[Inner, Seen]:
-        """(z_k, λ, k) -> (z_{k+1}, what was seen), for the first time."""
-        after, seen = self.training.step(z, hparams, self.batch(k), self.start + k)
+    def step(self, z: Inner, hparams: Tree, k: Any) -> tuple[Inner, Observation]:
+        """Take step k for the first time: (z_k, λ, k) -> (z_{k+1}, what was observed)."""
+        after, observed = self.training.step(z, hparams, self.batch(k), self.start + k)
         if self.hashes is not None:
             self.hashes[k] = digest(self.backend, after)
-        return after, seen
+        return after, observed
 
-    def replayed(self, z: Inner, hparams: Tree, k: Any) -> Inner:
-        """The same once more, without a look at what is known.
+    def replay(self, z: Inner, hparams: Tree, k: Any) -> Inner:
+        """Take step k again: (z_k, λ, k) -> z_{k+1}.
 
         Raises:
-            ReplayError: if the states are verified, and this one is another than the first time.
+            ReplayError: if states are verified, and this one differs from that of the first run.
         """
         after: Inner = self.training.advance(z, hparams, self.batch(k), self.start + k)
         if self.hashes is not None and digest(self.backend, after) != self.hashes[k]:
             t = int(self.start + k)
             raise ReplayError(
-                f"training step {t}, taken again, ended in another state than the first time", t
+                f"training step {t}, when it was replayed, ended in another state than in the first run", t
             )
         return after
 
-    def run(self, z: Inner, hparams: Tree) -> tuple[Inner, Seen]:
+    def run(self, z: Inner, hparams: Tree) -> tuple[Inner, Observation]:
         """All steps; no graph is kept beyond what an outer derivative asks for."""
-        nothing = Seen.nothing(self.backend, z.params)
+        nothing = Observation.none(self.backend, z.params)
         if self.length == 0:
             return z, nothing
 
-        def body(carry: tuple[Inner, Seen], k: Any, _: Any) -> tuple[tuple[Inner, Seen], None]:
-            z, seen = carry
-            z, later = self.observed(z, hparams, k)
-            return (z, seen.then(self.backend, later)), None
+        def body(carry: tuple[Inner, Observation], k: Any, _: Any) -> tuple[tuple[Inner, Observation], None]:
+            z, observed = carry
+            z, later = self.step(z, hparams, k)
+            return (z, observed.then(self.backend, later)), None
 
-        (z, seen), _ = self.backend.scan(body, (z, nothing), self.length)
-        return z, seen
+        (z, observed), _ = self.backend.scan(body, (z, nothing), self.length)
+        return z, observed
 
-    def pulled(self, z: Inner, hparams: Tree, k: Any, v: Inner) -> Pulled:
-        """Step k taken again and pulled back through at once: A_kᵀ v and B_kᵀ v."""
-        _, pullback = self.backend.pullback(lambda z, hparams: self.replayed(z, hparams, k), z, hparams)
+    def pull(self, z: Inner, hparams: Tree, k: Any, v: Inner) -> Pulled:
+        """Take step k again and pull back through it at once: A_kᵀ v and B_kᵀ v."""
+        _, pullback = self.backend.pullback(lambda z, hparams: self.replay(z, hparams, k), z, hparams)
         v, term = pullback.last(v)
         return Pulled(term, pullback.reached[1], v)
 
@@ -98,14 +99,14 @@ class Trajectory:
 
 def digest(backend: Backend, z: Inner) -> bytes:
     """A hash of every bit of a state."""
-    found = hashlib.blake2b(digest_size=16)
+    hashed = hashlib.blake2b(digest_size=16)
     for leaf in backend.flatten(z)[0]:
-        found.update(np.ascontiguousarray(backend.to_numpy(backend.detach(leaf))).tobytes())
-    return found.digest()
+        hashed.update(np.ascontiguousarray(backend.to_numpy(backend.detach(leaf))).tobytes())
+    return hashed.digest()
 
 
 class Pulled(NamedTuple):
-    """What came back through a run.
+    """Cotangents that were pulled back through a run.
 
     ``hparams`` is Σ_k B_kᵀ (A_{k+1}ᵀ ⋯ A_{T−1}ᵀ) v, ``reached`` says of each hyperparameter whether any B_k
     reaches it, as the graph shows, and ``start`` is A_0ᵀ ⋯ A_{T−1}ᵀ v. ``fault`` is −1 if all went well;

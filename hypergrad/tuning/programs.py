@@ -14,7 +14,7 @@ from hypergrad.backend import Backend, Tree
 from hypergrad.estimators import Estimate, State
 from hypergrad.estimators.assembly import inner_state, state_after
 from hypergrad.problems.batches import Batches, Source, single
-from hypergrad.problems.step import Inner, Seen, Training
+from hypergrad.problems.step import Inner, Observation, Training
 from hypergrad.tuning.recipe import Recipe
 from hypergrad.tuning.state import Step, TunerState
 
@@ -44,7 +44,7 @@ class Programs:
 
 def training(
     recipe: Recipe, backend: Backend, z: Inner, hparams: Tree, batch: Tree, t: Any
-) -> tuple[Inner, Seen]:
+) -> tuple[Inner, Observation]:
     """One step of plain training."""
     return Training(backend, recipe.problem, recipe.rule).step(z, hparams, batch, t)
 
@@ -88,11 +88,11 @@ def tuning(
 
 
 def _updated(
-    recipe: Recipe, backend: Backend, state: TunerState, out: Estimate[Any], observed: Seen | None
+    recipe: Recipe, backend: Backend, state: TunerState, out: Estimate[Any], observed: Observation | None
 ) -> tuple[TunerState, Step]:
     """The state with λ updated, and the step without its count of training steps."""
     if observed is None:
-        observed = Seen(out.inner_value, out.report.inner_gradient_norm)
+        observed = Observation(out.inner_value, out.report.inner_gradient_norm)
     moved = recipe.update_hparams(
         backend,
         state.free,

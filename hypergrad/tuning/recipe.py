@@ -10,7 +10,7 @@ from hypergrad.backend import Backend, Tree
 from hypergrad.errors import ArgumentError, NonFiniteError
 from hypergrad.estimators import Estimate, HypergradientEstimator
 from hypergrad.problems.base import Problem
-from hypergrad.problems.step import Seen
+from hypergrad.problems.step import Observation
 from hypergrad.tuning import spaces
 from hypergrad.tuning.history import Row
 from hypergrad.tuning.spaces import Real, Spaces
@@ -166,7 +166,7 @@ class Recipe:
             projected, new_state = backend.map(choose, (projected, new_state), (free, hyper_state))
         return Updated(projected, new_state, spaces.constrain(backend, tree, projected), clipped)
 
-    def allows(self, backend: Backend, out: Estimate[Any], observed: Seen) -> Any:
+    def allows(self, backend: Backend, out: Estimate[Any], observed: Observation) -> Any:
         """May λ be updated by this estimate? True, or a boolean array where no value can be read.
 
         Where values can be read the estimate has been checked, and a fault was raised.

@@ -10,7 +10,7 @@ import numpy as np
 from hypergrad.backend import Backend, Scalar, Tree
 from hypergrad.backend.loops import Loops
 from hypergrad.problems.batches import Source
-from hypergrad.problems.step import Seen
+from hypergrad.problems.step import Observation
 from hypergrad.tuning.history import History, Row, namespace
 from hypergrad.tuning.programs import Programs, Read, without_state
 from hypergrad.tuning.progress import Advance, silent
@@ -92,14 +92,16 @@ def running(
         if advance is not silent:
             loops.callback(partial(_show, advance, count), *losses)
 
-    def train_for(state: TunerState, count: int) -> tuple[TunerState, Seen, Tree | None]:
-        def body(carry: tuple[TunerState, Seen], k: Any, _: Any) -> tuple[tuple[TunerState, Seen], Scalar]:
+    def train_for(state: TunerState, count: int) -> tuple[TunerState, Observation, Tree | None]:
+        def body(
+            carry: tuple[TunerState, Observation], k: Any, _: Any
+        ) -> tuple[tuple[TunerState, Observation], Scalar]:
             state, observed = carry
             state, step = steps.train(state, train)
             show(1)
             return (state, observed.then(backend, step.observed)), step.inner_value
 
-        nothing = Seen.nothing(backend, state.inner.params)
+        nothing = Observation.none(backend, state.inner.params)
         if count == 0:
             return state, nothing, None
         (state, observed), values = loops.scan(body, (state, nothing), count)
@@ -116,7 +118,7 @@ def running(
         last = step._replace(observed=before.then(backend, step.observed), estimate=without_state(out))
         return state, (row, values, step.inner_value), last, fine
 
-    nothing = Seen.nothing(backend, state.inner.params)
+    nothing = Observation.none(backend, state.inner.params)
     rows, fine = None, True
     last = Step(nothing, part.tail, False, None, 0, recipe.hparams(backend, state.free))
     if part.rounds:

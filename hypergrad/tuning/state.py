@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from hypergrad.backend import Scalar, Tree
 from hypergrad.estimators import Estimate, State
-from hypergrad.problems.step import Seen
+from hypergrad.problems.step import Observation
 from hypergrad.tuning.history import History
 
 
@@ -33,7 +33,7 @@ class Step(NamedTuple):
     ``updated`` is false its numbers mean nothing.
     """
 
-    observed: Seen
+    observed: Observation
     """The T1 loss of the last training step, the norm of its gradient, and the first step that was not
     finite. Without a training step (`Tuner.tune`): those of the estimate."""
     trained: Any

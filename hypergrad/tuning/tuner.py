@@ -17,7 +17,7 @@ from hypergrad.errors import CheckpointError
 from hypergrad.estimators import HypergradientEstimator
 from hypergrad.problems.base import Problem
 from hypergrad.problems.batches import Batches, stream
-from hypergrad.problems.step import Seen
+from hypergrad.problems.step import Observation
 from hypergrad.tuning.checkpoint import read_arrays, restore_tree, tree_arrays, write_arrays
 from hypergrad.tuning.history import History
 from hypergrad.tuning.programs import Programs, with_state
@@ -210,7 +210,7 @@ class Tuner:
         val_data, read_val = stream(backend, "val", val)
         seeded = nullcontext() if seed is None else backend.random.replay(backend.random.state(seed))
         done = len(history.inner_values)
-        nothing = Seen.nothing(backend, state.inner.params)
+        nothing = Observation.none(backend, state.inner.params)
         last = Step(nothing, 0, False, None, 0, self.recipe.hparams(backend, state.free))
         with (
             backend.random.undone_on_failure(),

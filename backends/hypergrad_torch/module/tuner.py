@@ -15,7 +15,7 @@ from hypergrad.backend.arguments import check_variables
 from hypergrad.errors import CheckpointError, NonFiniteError
 from hypergrad.estimators import Estimate, Greedy, HypergradientEstimator, State, Unrolled
 from hypergrad.problems.bilevel import Bilevel
-from hypergrad.problems.step import Seen
+from hypergrad.problems.step import Observation
 from hypergrad.tuning import History, Real, Recipe, Step
 from hypergrad.tuning.progress import progress as show_progress
 from hypergrad.tuning.progress import silent
@@ -180,7 +180,7 @@ class ModuleTuner:
                 step = self._update(self._estimates.of_the_step(estimator, record, val_batch, start), 1)
             else:
                 value, record = training.step(record)
-                step = Step(Seen(value, float("nan")), 1, False, None, 0, self._tuned.values)
+                step = Step(Observation(value, float("nan")), 1, False, None, 0, self._tuned.values)
                 if window is not None:
                     window = window._replace(records=(*window.records, record))
                 if due:
@@ -265,7 +265,7 @@ class ModuleTuner:
 
     def _update(self, out: Estimate[Any], trained: int) -> Step:
         """λ updated by an estimate."""
-        training, observed = self._training, Seen(out.inner_value, out.report.inner_gradient_norm)
+        training, observed = self._training, Observation(out.inner_value, out.report.inner_gradient_norm)
         clipped = self._tuned.update(out.hypergradient, self.recipe.allows(self._backend, out, observed))
         out = out._replace(state=State(training.trainer.values(), None, training.steps, out.state.memory))
         return Step(observed, trained, True, out, clipped, self._tuned.values)

@@ -30,7 +30,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.costs.memory.case import ABOVE, LABELS, MB, TAPES, Case, Seen
+from benchmarks.costs.memory.case import ABOVE, LABELS, MB, TAPES, Case, Measurement
 from benchmarks.costs.memory.measure import measure
 from benchmarks.costs.memory.nets import NETS
 from benchmarks.costs.memory.report import asked, draw, header, rise, show
@@ -54,13 +54,13 @@ def processes(backend: str) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, context, max_tasks_per_child=1)
 
 
-def sweep(options: argparse.Namespace, directory: str) -> Iterator[Seen]:
+def sweep(options: argparse.Namespace, directory: str) -> Iterator[Measurement]:
     """All cases, those that are expected to take more than the limit left out."""
     with processes(options.backend) as pool:
         for tape in options.tapes:
             if (tape, options.backend) == ("Offload", "jax"):
                 continue  # a compiled program reads no file
-            before: list[Seen] = []
+            before: list[Measurement] = []
             for length in sorted(options.lengths):
                 case = Case(
                     options.backend,
@@ -77,13 +77,13 @@ def sweep(options: argparse.Namespace, directory: str) -> Iterator[Seen]:
                 if options.backend != "jax" and (most := expected(before, length)) > case.limit:
                     print(f"{LABELS.get(tape, tape):28}{length:7} would take {most / GB:.1f} GB", flush=True)
                     continue
-                seen = pool.submit(measure, case).result()
-                show(seen, before)
-                before.append(seen)
-                yield seen
+                measured = pool.submit(measure, case).result()
+                show(measured, before)
+                before.append(measured)
+                yield measured
 
 
-def expected(before: list[Seen], length: int) -> float:
+def expected(before: list[Measurement], length: int) -> float:
     """Bytes that so many steps will take, by those of the lengths before."""
     if not before:
         return 0.0
@@ -109,12 +109,12 @@ def long(options: argparse.Namespace, directory: str) -> None:
                 counted=False,
                 max_bytes=KEPT if tape == "Binomial" else None,
             )
-            seen = pool.submit(measure, case).result()
+            measured = pool.submit(measure, case).result()
             name = f"Binomial(max_bytes={KEPT:,})" if tape == "Binomial" else tape
             print(
-                f"{name:32} {seen.copy // 4:,} parameters: {seen.over_a_step / MB:7.1f}"
-                f"{asked(seen.over_a_step / MB, ABOVE / MB)} in all {seen.in_all / MB:.1f}; "
-                f"{seen.seconds:.0f} s",
+                f"{name:32} {measured.copy // 4:,} parameters: {measured.over_a_step / MB:7.1f}"
+                f"{asked(measured.over_a_step / MB, ABOVE / MB)} in all {measured.in_all / MB:.1f}; "
+                f"{measured.seconds:.0f} s",
                 flush=True,
             )
 

@@ -67,7 +67,7 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class Seen:
+class Measurement:
     """What a run took: memory in bytes, cost in training gradients per step, and the estimate in seconds."""
 
     case: Case

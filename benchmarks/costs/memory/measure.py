@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from benchmarks.costs.memory.case import Case, Seen
+from benchmarks.costs.memory.case import Case, Measurement
 from benchmarks.costs.memory.meters import Resident, Traced
 from benchmarks.costs.memory.nets import NETS, Net
 from benchmarks.shared.timing import Program, clock
@@ -15,13 +15,13 @@ BLOCK, RUNS = 20, 9
 """Gradients that are timed at once, and the most runs that are timed."""
 
 
-def measure(case: Case) -> Seen:
+def measure(case: Case) -> Measurement:
     """In a process of its own."""
     net = NETS[case.backend](case.batch)
     return compiled(case, net) if case.backend == "jax" else eager(case, net)
 
 
-def eager(case: Case, net: Net) -> Seen:
+def eager(case: Case, net: Net) -> Measurement:
     torch = case.backend == "torch"
     peak = Resident() if torch else Traced()
     # The framework's own memory: its threads, and the code of its kernels.
@@ -37,16 +37,16 @@ def eager(case: Case, net: Net) -> Seen:
     most = peak()
     peak.stop()
     copy = sum(leaf.nbytes for leaf in params.values())
-    seen = Seen(case, copy, most - nothing, most - plain, seconds=seconds)
-    seen = timed(seen, lambda: [net.gradient(params) for _ in range(BLOCK)], run)
+    measured = Measurement(case, copy, most - nothing, most - plain, seconds=seconds)
+    measured = timed(measured, lambda: [net.gradient(params) for _ in range(BLOCK)], run)
     if not torch or not case.counted:
-        return seen
+        return measured
     from benchmarks.costs.nets.in_torch import flops
 
-    return replace(seen, flops=(flops(run) / flops(lambda: net.gradient(params)) - 1) / case.length)
+    return replace(measured, flops=(flops(run) / flops(lambda: net.gradient(params)) - 1) / case.length)
 
 
-def compiled(case: Case, net: Net) -> Seen:
+def compiled(case: Case, net: Net) -> Measurement:
     import jax
 
     params = net.parameters(case.width)
@@ -68,13 +68,13 @@ def compiled(case: Case, net: Net) -> Seen:
     args = state, net.hparams, net.val
     program = whole.lower(*args).compile()
     copy = sum(leaf.nbytes for leaf in params.values())
-    seen = Seen(case, copy, planned(program), planned(program) - plain)
-    if seen.in_all > case.limit:
-        return seen
+    measured = Measurement(case, copy, planned(program), planned(program) - plain)
+    if measured.in_all > case.limit:
+        return measured
     gradient = jax.jit(net.gradient).lower(params).compile()
     block = [params] * BLOCK
     return timed(
-        seen,
+        measured,
         lambda: jax.block_until_ready([gradient(params) for params in block][-1]),
         lambda: jax.block_until_ready(program(jax.tree.map(jax.numpy.copy, state), *args[1:])),
     )
@@ -86,13 +86,13 @@ def estimate(case: Case, net: Net, params: dict[str, Any]) -> Callable[[], Any]:
     return lambda: estimator.estimate(problem, state, net.hparams, net.train, net.val)
 
 
-def timed(seen: Seen, unit: Program, run: Program) -> Seen:
+def timed(measured: Measurement, unit: Program, run: Program) -> Measurement:
     """Gradients and runs in turn."""
-    case, units, runs = seen.case, [clock(unit) for _ in range(3)][1:], list[float]()
+    case, units, runs = measured.case, [clock(unit) for _ in range(3)][1:], list[float]()
     while sum(runs) < case.seconds and len(runs) < RUNS:
         runs.append(clock(run))
         units.append(clock(unit))
     if not runs:
-        return seen
+        return measured
     whole, g = statistics.median(runs), statistics.median(units) / BLOCK
-    return replace(seen, time=(whole / g - 1) / case.length, seconds=whole)
+    return replace(measured, time=(whole / g - 1) / case.length, seconds=whole)

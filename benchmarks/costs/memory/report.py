@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from benchmarks.costs.memory.case import AT_1000, FLAT, LABELS, NAN, SLOPE, TAPES, Seen
+from benchmarks.costs.memory.case import AT_1000, FLAT, LABELS, NAN, SLOPE, TAPES, Measurement
 
 
-def rise(later: Seen, earlier: Seen) -> float:
+def rise(later: Measurement, earlier: Measurement) -> float:
     """Bytes a step."""
     return (later.in_all - earlier.in_all) / (later.case.length - earlier.case.length)
 
@@ -18,16 +18,17 @@ def header() -> None:
     print(f"{'':>8}{'s':>10}")
 
 
-def show(seen: Seen, before: list[Seen]) -> None:
+def show(measured: Measurement, before: list[Measurement]) -> None:
     """One line, with what is asked of the numbers beside them."""
-    case, slope = seen.case, rise(seen, before[-1]) / seen.copy if before else NAN
+    case, slope = measured.case, rise(measured, before[-1]) / measured.copy if before else NAN
     whole = AT_1000["Reversible"] if (case.tape, case.length) == ("Reversible", 1000) else None
     if case.tape == "Forward" and before:
         whole = FLAT * before[0].copies
     print(
-        f"{LABELS.get(case.tape, case.tape):28}{case.length:7}{seen.copies:9.2f}{asked(seen.copies, whole)}"
-        f"{seen.over_a_step / seen.copy:9.2f}{slope:9.4f}{asked(slope, SLOPE.get(case.tape))}"
-        f"{seen.flops:8.3f}{asked(seen.flops, case.cost)}{seen.time:8.3f}{seen.seconds:9.2f}",
+        f"{LABELS.get(case.tape, case.tape):28}{case.length:7}"
+        f"{measured.copies:9.2f}{asked(measured.copies, whole)}"
+        f"{measured.over_a_step / measured.copy:9.2f}{slope:9.4f}{asked(slope, SLOPE.get(case.tape))}"
+        f"{measured.flops:8.3f}{asked(measured.flops, case.cost)}{measured.time:8.3f}{measured.seconds:9.2f}",
         flush=True,
     )
 
@@ -36,7 +37,7 @@ def asked(value: float, target: float | None) -> str:
     return f"{'' if target is None else f' ≤ {target:.4g}' + ('✗' if value > target else ''):10}"
 
 
-def draw(rows: list[Seen], path: Path, title: str) -> None:
+def draw(rows: list[Measurement], path: Path, title: str) -> None:
     """Memory against T, and time for a step."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
@@ -44,12 +45,12 @@ def draw(rows: list[Seen], path: Path, title: str) -> None:
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     memory, cost = figure.subplots(1, 2)
     for k, (tape, marker) in enumerate(zip([*TAPES, "Forward"], "osv^D*", strict=True)):
-        seen = [row for row in rows if row.case.tape == tape]
-        if not seen:
+        measured = [row for row in rows if row.case.tape == tape]
+        if not measured:
             continue
         style = {"color": f"C{k}", "marker": marker, "markersize": 5, "label": LABELS.get(tape, tape)}
-        memory.loglog([row.case.length for row in seen], [row.copies for row in seen], **style)
-        cost.semilogx([row.case.length for row in seen], [row.time for row in seen], **style)
+        memory.loglog([row.case.length for row in measured], [row.copies for row in measured], **style)
+        cost.semilogx([row.case.length for row in measured], [row.time for row in measured], **style)
     memory.set(xlabel="training steps T", ylabel="memory in all, copies of θ")
     cost.set(xlabel="training steps T", ylabel="time of a step, training gradients", ylim=(0, None))
     lengths = sorted({row.case.length for row in rows})

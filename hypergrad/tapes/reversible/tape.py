@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, final
 
 from hypergrad.backend import Backend, Tree, vectors
 from hypergrad.errors import ArgumentError
-from hypergrad.problems.step import Inner, Seen, inner_gradient, observe
+from hypergrad.problems.step import Inner, Observation, inner_gradient, observe
 from hypergrad.tapes.base import Generator, Recording, Sweep, Tape
 from hypergrad.tapes.reversible.fixedpoint import SPILLS, WORD, FixedPoint, Ratio, digits
 from hypergrad.tapes.reversible.integers import Integers, Leaves, Rates, Steps
@@ -112,7 +112,7 @@ class _Run(NamedTuple):
         log = Log.begin(backend, at, capacity)
 
         def forward(carry: Any, k: Any, _: Any) -> tuple[Any, Any]:
-            at, log, aux, seen, fault = carry
+            at, log, aux, observed, fault = carry
             del carry
             draws, t = generator.state(), path.start + k
             value, g, later = inner_gradient(
@@ -126,11 +126,11 @@ class _Run(NamedTuple):
             ratio = Ratio.of(backend, rates.momentum, self.form.dtype)
             at, log = log.take_in(backend, self.form, at, ratio)
             at, over = steps.advance(at, list(backend.flatten(g)[0]), rates, ratio)
-            seen = seen.then(backend, observe(backend, value, g, self._params(at, like), t))
-            return (at, log, later, seen, self._first(fault, over)), (aux, draws, log.count - before)
+            observed = observed.then(backend, observe(backend, value, g, self._params(at, like), t))
+            return (at, log, later, observed, self._first(fault, over)), (aux, draws, log.count - before)
 
-        begin = at, log, z.aux, Seen.nothing(backend, z.params), fault
-        (at, log, aux, seen, fault), kept = backend.scan(forward, begin, path.length)
+        begin = at, log, z.aux, Observation.none(backend, z.params), fault
+        (at, log, aux, observed, fault), kept = backend.scan(forward, begin, path.length)
         fault = self._first(fault, backend.xp.where(log.length <= capacity, -1, LOG_IS_FULL))
         flat, unflatten = backend.flatten(like)
         velocity = [
@@ -151,7 +151,7 @@ class _Run(NamedTuple):
             del v
             return self._back(at, log, kept, handed, z, digest, fault)
 
-        return Recording(end, seen, length, pull, held, 2 * length, length)
+        return Recording(end, observed, length, pull, held, 2 * length, length)
 
     def _back(
         self, at: Integers, log: Log, kept: Any, handed: list[Inner], z: Inner, digest: Any, fault: Any

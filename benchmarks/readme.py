@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PROGRAM = re.compile(r"```python\n((?:import|from) .*?)```\n.*?```\n(.*?)```", re.DOTALL)
+PROGRAM = re.compile(r"```python\n((?:import|from) .*?)```\n(?:(?!```).)*```\n(.*?)```", re.DOTALL)
 IMPORTED = re.compile(r"^(?:import|from) (\w+)", re.MULTILINE)
 # Rounding differs between machines: compare what does not depend on the last digits.
 LOOSE = re.compile(r"\d\.\de-\d\d|\d+\.\d+|\d+(?= products)")

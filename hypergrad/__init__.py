@@ -6,17 +6,17 @@
     out       = estimator.estimate(problem, state, hparams, train, val)
 
 Start with `Bilevel`, then `Greedy`, `Unrolled` and `Implicit`; `Tuner` runs the whole loop, and
-`check_hypergradient` says whether a number is right on your problem.
+`check_hypergradient` tells whether a hypergradient is right on your problem.
 
-Problems        Bilevel, FixedPoint, Derivatives, Level Estimators      Greedy, Unrolled, Forward, Implicit;
-they return an Estimate with a State and a Report Update rules    SGD, Adam, AdamW, RMSprop, Adagrad; made
-of a rule: ClipNorm, Proximal; Schedule Tapes           Full, States, Binomial, Reversible, Offload: how
-`Unrolled` remembers a run Solvers         CG, MINRES, GMRES, BiCGStab, Neumann, Nystrom, Diagonal, Direct,
-Identity, External, Amortised;
-                made of a solver: Warm, UntilAccurate, Damped, LevenbergMarquardt
-Products        Exact, FiniteDifference, GaussNewton: how ∂²C̃1 is multiplied
-Tuning          Tuner, History; spaces of hyperparameters: Real, Positive, NonNegative, Interval, Simplex
-Checks          check_hypergradient, check_derivatives, error_bound, probe
+    Problems      Bilevel, FixedPoint, Derivatives, Level
+    Estimators    Greedy, Unrolled, Forward, Implicit; they return an Estimate with a State and a Report
+    Update rules  SGD, Adam, AdamW, RMSprop, Adagrad; around a rule: ClipNorm, Proximal; Schedule for rates
+    Tapes         Full, States, Binomial, Reversible, Offload: how `Unrolled` stores a run
+    Solvers       CG, MINRES, GMRES, BiCGStab, Neumann, Nystrom, Diagonal, Direct, Identity, External,
+                  Amortised; around a solver: Warm, UntilAccurate, Damped, LevenbergMarquardt
+    Products      Exact, FiniteDifference, GaussNewton: how second derivatives are multiplied
+    Tuning        Tuner, History; spaces of hyperparameters: Real, Positive, NonNegative, Interval, Simplex
+    Checks        check_hypergradient, check_derivatives, error_bound, probe
 """
 
 from hypergrad.checks import (

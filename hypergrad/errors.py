@@ -1,8 +1,8 @@
 """Every error and warning of `hypergrad`.
 
 A message states the fact, the consequence, the likely causes in order of likelihood, and the remedy
-for each; it names leaves by their path, as in ``params['layers'][0]['w']``. After any of these errors
-nothing is half done: estimates are pure, and random generators are put back as they were found.
+for each; it names leaves by their path, as in ``params['layers'][0]['w']``. None of these errors leaves
+anything half done: estimates are pure, and the state of the random generator is restored.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class UnsupportedOpError(HypergradError, NotImplementedError):
 
 
 def no_outer_derivative(what: str) -> UnsupportedOpError:
-    """The error of whoever differentiates through integers or files."""
+    """Return the error for differentiating a hypergradient whose states pass through integers or a file."""
     return UnsupportedOpError(
-        f"{what} passes its states through what has no derivative, and a derivative of its hypergradient "
-        "would be wrong: take hg.Full or hg.States inside of one"
+        f"{what} stores its states as integers or in a file, which have no derivative, so a derivative of "
+        "its hypergradient would be wrong: use hg.Full or hg.States"
     )
 
 
@@ -53,10 +53,10 @@ class CheckpointError(HypergradError, ValueError):
 
 
 class DisconnectedError(HypergradError, ValueError):
-    """A loss does not depend on what it is differentiated by, as its graph shows.
+    """A loss does not depend on a tree by which it is differentiated, as its graph shows.
 
     Attributes:
-        path: the leaf or tree that is not reached, as in ``hparams['log_l2']``.
+        path: the leaf or tree on which the loss does not depend, as in ``hparams['log_l2']``.
     """
 
     path: str
@@ -67,12 +67,12 @@ class DisconnectedError(HypergradError, ValueError):
 
 
 class NonFiniteError(HypergradError, ArithmeticError):
-    """A loss or a derivative came out as NaN or infinite.
+    """A loss or a derivative is NaN or infinite.
 
     Attributes:
         where: ``"T1"`` or ``"T2"``: the loss in which it appeared.
         step: the training step, counted from 0.
-        path: the leaf, if the loss was finite and a derivative was not.
+        path: the leaf, if the loss was finite but a derivative was not.
     """
 
     where: Literal["T1", "T2"]
@@ -85,7 +85,7 @@ class NonFiniteError(HypergradError, ArithmeticError):
             causes: tuple[str, ...] = (
                 "the training diverged: lower the learning rate",
                 "a hyperparameter left the domain in which the loss is defined: give it a space",
-                "the batch itself holds NaN or Inf",
+                "the batch itself contains NaN or Inf",
                 "an overflow in half precision: compute the loss and accumulate sums in float32",
             )
         else:
@@ -112,11 +112,11 @@ class Failure(IntEnum):
 
 
 class SolveError(HypergradError, ArithmeticError):
-    """The inverse-Hessian solve of `Implicit` did not do what was asked of it.
+    """The inverse-Hessian solve of `Implicit` failed.
 
     Attributes:
         reason: ``"singular"``, ``"negative_curvature"``, ``"max_steps"``, ``"diverged"`` or ``"breakdown"``.
-        step: how many products had been taken.
+        step: how many products had been computed.
         residual: the true relative residual ‖Hx − v‖/‖v‖.
     """
 
@@ -130,10 +130,10 @@ class SolveError(HypergradError, ArithmeticError):
 
 
 class ReplayError(HypergradError, RuntimeError):
-    """Training steps that were taken again went another way than the first time.
+    """Training steps gave a different result when they were replayed.
 
     Attributes:
-        step: the first step whose replay differed, where each was compared; else ``None``.
+        step: the first step whose replay differed, if every step was compared; else ``None``.
     """
 
     step: int | None
@@ -143,11 +143,12 @@ class ReplayError(HypergradError, RuntimeError):
             fact,
             "The hypergradient would be that of another training run.",
             (
-                "a function of batches gives another batch when it is called again with the same step: make "
-                "it depend on the step alone",
-                "a batch was changed in place after its step, by the loader or by the loss: hand in copies",
-                "a loss draws from a generator of its own: use the framework's, or draw into the batch",
-                "a loss reads something that has changed since: give it with the batch",
+                "a function of batches returns another batch when it is called again with the same step: "
+                "make it depend on the step alone",
+                "a batch was changed in place after its step, by the loader or by the loss: pass copies",
+                "a loss draws from its own random generator: use the framework's, or put the draws into the "
+                "batch",
+                "a loss reads something that has changed since: pass it in the batch",
             ),
         )
         Exception.__init__(self, message)
@@ -155,34 +156,35 @@ class ReplayError(HypergradError, RuntimeError):
 
 
 class FixedPointError(HypergradError, ArithmeticError):
-    """A number of a reversible run did not fit into its fixed-point form, or did not come back from it.
+    """A number overflowed fixed point, or training run backwards did not recover its initial state.
 
     Attributes:
-        path: the leaf that overflowed, in its parameters or in their velocity; ``None`` if none did.
+        path: the leaf whose parameters or velocity overflowed; ``None`` if none did.
     """
 
     path: str | None
 
     def __init__(self, path: str | None, log: bool = False) -> None:
-        instead = "neither helps: take hg.Binomial or hg.States"
+        instead = "if nothing else helps: use hg.Binomial or hg.States"
         if path is not None:
             fact = f"{path} or its velocity overflowed the fixed point of hg.Reversible"
             causes: tuple[str, ...] = (
                 "the training diverges: lower the learning rate",
-                "its numbers are large: give fewer bits after the point, hg.Reversible(fraction=…)",
+                "its numbers are large: keep fewer bits after the point, hg.Reversible(fraction=…)",
                 instead,
             )
         elif log:
             fact = "the log of hg.Reversible is full"
             causes = (
-                "a compiled program with a momentum below ½ forgets more than one bit a step: give log_bits=",
+                "a momentum below ½ drops more than one bit a step, and a compiled program reserves one: "
+                "set log_bits=",
                 instead,
             )
         else:
-            fact = "training taken back by hg.Reversible did not arrive where it began, bit for bit"
+            fact = "hg.Reversible ran training backwards and did not recover the initial state bit for bit"
             causes = (
-                "a gradient is not the same when it is taken again: kernels that are not deterministic, a "
-                "generator of the loss's own, or a batch that changed; take hg.Binomial or hg.States",
+                "a gradient is not the same when it is recomputed, because kernels are not deterministic, "
+                "the loss has its own random generator, or a batch changed: use hg.Binomial or hg.States",
             )
         Exception.__init__(self, explain(fact, "The hypergradient would be wrong.", causes))
         self.path = path
@@ -193,7 +195,7 @@ class DifferenceError(HypergradError, ArithmeticError):
 
     Attributes:
         error: its estimated relative error.
-        tolerance: the largest that was accepted.
+        tolerance: the largest error that is accepted.
     """
 
     error: float
@@ -205,7 +207,7 @@ class DifferenceError(HypergradError, ArithmeticError):
             "two radii",
             "The hypergradient would carry an error of that order, or be plainly wrong.",
             (
-                "the loss has kinks (ReLU, max pooling), across which its gradient jumps: take "
+                "the loss has kinks (ReLU, max pooling), across which its gradient jumps: use "
                 "hg.Exact(), or smooth activations",
                 "rounding: use float64, or a larger FiniteDifference(radius=...)",
                 "the loss curves strongly: use a smaller radius",
@@ -217,7 +219,7 @@ class DifferenceError(HypergradError, ArithmeticError):
 
 
 class InnerNotConvergedError(HypergradError, ArithmeticError):
-    """An implicit estimate was asked for away from the inner optimum, with ``Checks(away="raise")``.
+    """An implicit estimate was requested away from the inner optimum, with ``Checks(away="raise")``.
 
     Attributes:
         gradient_norm: ‖∇C̃1‖ at the parameters given.
@@ -253,12 +255,12 @@ def explain(fact: str, consequence: str, causes: Sequence[str]) -> str:
 def not_converged(gradient_norm: float, tolerance: float) -> str:
     """Say that the implicit function theorem is being used away from an optimum."""
     return explain(
-        f"the implicit hypergradient was taken where ‖∇C̃1‖ = {gradient_norm:.1e} > {tolerance:.1e} (at the "
-        "fixed point of a map φ this is ‖θ − φ(θ)‖)",
-        "The implicit function theorem holds where it is 0; the error is of that order.",
+        f"the implicit hypergradient was taken where ‖∇C̃1‖ = {gradient_norm:.1e} > {tolerance:.1e} (for "
+        "the fixed point of a map φ, the norm is ‖θ − φ(θ)‖)",
+        "The implicit function theorem holds where this norm is 0; the error is of its order.",
         (
             "the inner problem is not solved: train longer, or use Unrolled",
-            "the batch differs from the one that was trained on: give all of T1",
+            "the batch differs from the one that was trained on: pass all of T1",
             "the tolerance is too strict for this problem: raise Checks(tolerance=...)",
         ),
     )

@@ -59,7 +59,7 @@ class JaxBackend(Backend):
     def vjp(self, f: Callable[..., tuple[Tree, Tree]], *primals: Tree) -> tuple[Tree, Pullback, Tree]:
         return vjp(f, primals)
 
-    # The nouns.
+    # The components.
 
     @cached_property
     def trees(self) -> Trees:

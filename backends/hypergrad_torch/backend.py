@@ -73,7 +73,7 @@ class TorchBackend(Backend):
     def vjp(self, f: Callable[..., tuple[Tree, Tree]], *primals: Tree) -> tuple[Tree, Pullback, Tree]:
         return vjp(f, primals)
 
-    # The nouns.
+    # The components.
 
     @cached_property
     def loops(self) -> Loops:

@@ -1,4 +1,4 @@
-"""What an array framework must say, and what follows from it."""
+"""Backends: what an array framework must provide, and what is derived from it."""
 
 from hypergrad.backend.protocol import Backend
 from hypergrad.backend.registry import Listing, available, find_backend, get_backend, loaded, registered

@@ -1,7 +1,7 @@
-"""What may be handed to an estimator: checks that name the leaf, made before any work is done.
+"""Checks of the arguments of estimators. They run before any work is done, and their errors name the leaf.
 
-Only shapes and dtypes are read, never values, so that the checks cost microseconds, wait for no device
-and work while a compiler traces. Trees of a form that has passed are not looked at leaf by leaf again.
+Only shapes and dtypes are read, never values, so the checks cost microseconds, wait for no device and work
+while a compiler traces. Trees of a form that has passed once are not checked leaf by leaf again.
 """
 
 from __future__ import annotations
@@ -12,44 +12,43 @@ from hypergrad.backend.protocol import Backend
 from hypergrad.backend.types import Array, Tree
 from hypergrad.errors import ArgumentError, LeafTypeError, UnsupportedLeafError
 
-_MOST = 1024
+_MAX_PASSED = 1024
 _passed: set[Hashable] = set()
-"""Checks that need not be made again, `_MOST` at most. Only success is kept: threads cannot disturb one
-another."""
+"""Keys of checks that have passed, at most `_MAX_PASSED`. Failures are not stored: threads may share it."""
 
 
-def _has_passed(check: Hashable) -> bool:
+def _has_passed(key: Hashable) -> bool:
     try:
-        return check in _passed
-    except TypeError:  # a container of the user's whose metadata cannot be hashed
+        return key in _passed
+    except TypeError:  # the caller's own container, whose metadata cannot be hashed
         return False
 
 
-def _pass(check: Hashable) -> None:
-    if len(_passed) >= _MOST:
+def _record_pass(key: Hashable) -> None:
+    if len(_passed) >= _MAX_PASSED:
         _passed.clear()
     try:
-        _passed.add(check)
+        _passed.add(key)
     except TypeError:
         pass
 
 
 def check_variables(backend: Backend, **trees: Tree) -> None:
-    """Check the trees that are differentiated by: params and hparams, by the name of the argument.
+    """Check params and hparams, with respect to which derivatives are taken; keywords name them in errors.
 
     Raises:
         ArgumentError: if a tree has no leaves.
         LeafTypeError: for integers, booleans, foreign arrays, and mixed dtypes or devices.
         UnsupportedLeafError: for complex leaves.
     """
-    check = "variables", type(backend), backend.form(trees)
-    if _has_passed(check):
+    key = "variables", type(backend), backend.form(trees)
+    if _has_passed(key):
         return
     first: tuple[str, str, str] | None = None
     for root, tree in trees.items():
         leaves, paths = backend.flatten(tree)[0], backend.paths(tree, root)
         if not leaves:
-            raise ArgumentError(f"{root} is an empty tree: there is nothing to differentiate by")
+            raise ArgumentError(f"{root} is an empty tree: there is nothing to take derivatives for")
         for path, leaf in zip(paths, leaves, strict=True):
             dtype, device = _check_float(backend, path, leaf)
             if first is None:
@@ -60,13 +59,13 @@ def check_variables(backend: Backend, **trees: Tree) -> None:
                         f"{path} has {what} {mine} and {first[0]} has {what} {other}: the derivative "
                         f"would be converted silently; bring all leaves to one {what}"
                     )
-    _pass(check)
+    _record_pass(key)
 
 
 def _check_float(backend: Backend, path: str, leaf: Array) -> tuple[str, str]:
     if not backend.owns(leaf):
         raise LeafTypeError(
-            f"{path} is a {type(leaf).__module__}.{type(leaf).__qualname__}, which is no array of "
+            f"{path} is a {type(leaf).__module__}.{type(leaf).__qualname__}, not an array of "
             f"{backend.name}: convert it, or leave it out of the tree"
         )
     kind, dtype, _, _, device = backend.describe(leaf)
@@ -74,7 +73,7 @@ def _check_float(backend: Backend, path: str, leaf: Array) -> tuple[str, str]:
         raise UnsupportedLeafError(f"{path} is complex ({dtype}): split it into real and imaginary parts")
     if kind in ("int", "bool"):
         raise LeafTypeError(
-            f"{path} has dtype {dtype}, along which nothing has a derivative: relax it to a real number "
+            f"{path} has dtype {dtype}, which has no derivatives: relax it to a real number "
             "(a soft mask for a boolean, a width or temperature for a count), or pass it in the batch"
         )
     if kind != "float":
@@ -88,20 +87,20 @@ def check_batch(backend: Backend, root: str, batch: Tree, params: Tree) -> None:
     Raises:
         LeafTypeError: naming the leaf.
     """
-    check = "batch", type(backend), backend.form((batch, params))
-    if _has_passed(check):
+    key = "batch", type(backend), backend.form((batch, params))
+    if _has_passed(key):
         return
     reference = backend.describe(backend.flatten(params)[0][0])
     for path, leaf in zip(backend.paths(batch, root), backend.flatten(batch)[0], strict=True):
         if not backend.owns(leaf) or isinstance(leaf, bool | int | float):
             continue
-        about = backend.describe(leaf)
-        if about.kind == "float" and about.itemsize > reference.itemsize and about.shape != ():
+        info = backend.describe(leaf)
+        if info.kind == "float" and info.itemsize > reference.itemsize and info.shape != ():
             raise LeafTypeError(
-                f"{path} has dtype {about.dtype} and the parameters have {reference.dtype}: the loss "
+                f"{path} has dtype {info.dtype} and the parameters have {reference.dtype}: the loss "
                 f"would be computed in the wider type silently; convert {path} to {reference.dtype}"
             )
-    _pass(check)
+    _record_pass(key)
 
 
 def check_loss(backend: Backend, name: str, value: Array, params: Tree = None) -> None:
@@ -110,29 +109,29 @@ def check_loss(backend: Backend, name: str, value: Array, params: Tree = None) -
     Models in half precision may take their loss in float32.
 
     Raises:
-        ArgumentError: if it returned anything else, with its shape.
+        ArgumentError: if it returned anything else; the message has the shape.
         LeafTypeError: if a constant or a batch made it wider.
     """
-    check = "loss", type(backend), backend.form((value, params))
-    if _has_passed(check):
+    key = "loss", type(backend), backend.form((value, params))
+    if _has_passed(key):
         return
     if not backend.owns(value):
         raise ArgumentError(f"{name} returned {type(value).__name__}: a loss returns a scalar array")
-    about = backend.describe(value)
-    if about.shape != ():
+    info = backend.describe(value)
+    if info.shape != ():
         raise ArgumentError(
-            f"{name} returned shape {about.shape}, and a loss has shape (): take the mean or the sum"
+            f"{name} returned shape {info.shape}, and a loss has shape (): take the mean or the sum"
         )
-    if about.kind != "float":
-        raise ArgumentError(f"{name} returned dtype {about.dtype}: a loss is a floating-point number")
+    if info.kind != "float":
+        raise ArgumentError(f"{name} returned dtype {info.dtype}: a loss is a floating-point number")
     leaves = backend.flatten(params)[0]
-    leaf = backend.describe(leaves[0]) if leaves else about
-    if about.itemsize > max(leaf.itemsize, 4):
+    reference = backend.describe(leaves[0]) if leaves else info
+    if info.itemsize > max(reference.itemsize, 4):
         raise LeafTypeError(
-            f"{name} returned {about.dtype} for parameters of {leaf.dtype}: a constant or a batch inside "
+            f"{name} returned {info.dtype} for parameters of {reference.dtype}: a constant or a batch inside "
             "the loss is wider and upcasts silently; convert it"
         )
-    _pass(check)
+    _record_pass(key)
 
 
 def check_same(backend: Backend, name: str, given: Tree, root: str, expected: Tree) -> None:
@@ -144,12 +143,12 @@ def check_same(backend: Backend, name: str, given: Tree, root: str, expected: Tr
     """
     if given is expected or backend.form(given) == backend.form(expected):
         return
-    paths, wanted = backend.paths(given, root), backend.paths(expected, root)
-    if paths != wanted:
-        odd = sorted(set(paths) - set(wanted)), sorted(set(wanted) - set(paths))
+    paths, expected_paths = backend.paths(given, root), backend.paths(expected, root)
+    if paths != expected_paths:
+        extra, missing = set(paths) - set(expected_paths), set(expected_paths) - set(paths)
         raise ArgumentError(
-            f"{name}: {root} has another structure than expected: it has {', '.join(odd[0]) or 'no leaf'} "
-            f"where {', '.join(odd[1]) or 'no leaf'} should be"
+            f"{name}: {root} has the wrong structure: it has {', '.join(sorted(extra)) or 'no leaf'} "
+            f"where {', '.join(sorted(missing)) or 'no leaf'} should be"
         )
     leaves = zip(paths, backend.flatten(given)[0], backend.flatten(expected)[0], strict=True)
     for path, leaf, model in leaves:
@@ -164,5 +163,5 @@ def check_same(backend: Backend, name: str, given: Tree, root: str, expected: Tr
 
 
 def is_number(value: object) -> bool:
-    """Is this a Python number, and no boolean?"""
+    """Return whether this is a Python number and not a boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool)

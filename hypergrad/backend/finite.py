@@ -1,4 +1,4 @@
-"""Where a number stopped being finite."""
+"""Search trees for numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hypergrad.backend.types import Tree
 
 
 def first_nonfinite(backend: Backend, tree: Tree) -> Any:
-    """The position of the first leaf, counted from 0, that holds a NaN or an infinity; −1 if all are finite.
+    """Return the index of the first leaf that holds a NaN or an infinity, or −1 if all leaves are finite.
 
-    A finite sum shows that a leaf is finite, and costs one pass over it. A sum that is not finite may have
-    overflowed, so that `search_nonfinite` decides.
+    If the sum of a leaf is finite, so is the leaf; this costs one pass over it. A sum that is not finite may
+    have overflowed, so then `search_nonfinite` decides.
     """
     leaves = backend.flatten(tree)[0]
     if leaves and backend.readable(*leaves):
@@ -26,8 +26,8 @@ def first_nonfinite(backend: Backend, tree: Tree) -> Any:
 def search_nonfinite(backend: Backend, tree: Tree) -> Any:
     """Like `first_nonfinite`, but never reads a value, so that it can be traced.
 
-    A leaf whose sum overflows counts as one with an infinity. Half precision overflows soon, so there 0 · x
-    is summed, which is 0 where x is finite and NaN elsewhere; XLA makes a pass of its own for it.
+    A leaf whose sum overflows counts as infinite. Half precision overflows early, so there the sum is of
+    0 · x, which is 0 where x is finite and NaN elsewhere. XLA needs a separate pass for that.
     """
     xp, first = backend.xp, -1
     for i, leaf in reversed(list(enumerate(backend.flatten(tree)[0]))):

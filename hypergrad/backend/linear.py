@@ -13,20 +13,21 @@ from hypergrad.errors import UnsupportedOpError
 
 @dataclass(frozen=True)
 class LinearSolve:
-    """x = A⁻¹v as a constant x̂, corrected by x ← x + A⁻¹(v − A x) once for each derivative.
+    """Give x = A⁻¹v its derivatives: start from it as a constant, and correct it once for each derivative.
 
-    Each correction adds 0 to x and makes one more of its derivatives right. A⁻¹ is a constant in it, whose
-    pullback is a solve with Aᵀ. Cost: one solve, and one with Aᵀ for each pullback of each derivative.
+    A correction x ← x + A⁻¹(v − A x) adds 0 to x and makes one more order of its derivatives correct. In it
+    A⁻¹ is a constant, whose pullback is a solve with Aᵀ. Cost: one solve, and one with Aᵀ for each pullback
+    of each derivative.
 
     Args:
-        backend: of the arrays.
-        depth: a leaf ↦ how many derivatives pass through it.
+        backend: the backend of the arrays.
+        depth: leaf ↦ the number of derivatives that are being taken through it.
         zeros_with_pullback: ``(y, pull)`` ↦ zeros like y, whose pullback is ``pull``.
         solve_derivative: ``(matvec, v) -> (x, aux)``, for the solves with Aᵀ.
-        symmetric: is A its own transpose?
+        symmetric: whether A is its own transpose.
 
     Raises:
-        UnsupportedOpError: in a pullback, if a derivative of a higher order is taken than was announced.
+        UnsupportedOpError: in a pullback, if its derivative is of a higher order than x has been given.
     """
 
     backend: Backend
@@ -38,23 +39,23 @@ class LinearSolve:
     def __call__(
         self, matvec: Callable[[Tree], Tree], v: Tree, solve: Callable[..., Any], orders: int | None = None
     ) -> tuple[Tree, Tree]:
-        """Return x and aux, with ``orders`` derivatives, or as many as pass through v and A v."""
+        """Return x and aux, with ``orders`` derivatives, by default as many as v and A v have."""
         backend = self.backend
         depths = [self.depth(leaf) for leaf in backend.flatten(v)[0]]
 
-        deepest: list[int] = []
+        product_depth: list[int] = []
 
         def product(p: Tree) -> Tree:
             image = matvec(p)
-            if not deepest:  # through every image pass as many
-                deepest.append(max(depths + [self.depth(leaf) for leaf in backend.flatten(image)[0]]))
-            return backend.detach(image) if deepest[0] else image
+            if not product_depth:  # it is the same for every product
+                product_depth.append(max(depths + [self.depth(leaf) for leaf in backend.flatten(image)[0]]))
+            return backend.detach(image) if product_depth[0] else image
 
         x, aux = solve(product, backend.detach(v))
-        passing = deepest[0] if deepest else max(depths)
-        if passing == 0:
+        depth = product_depth[0] if product_depth else max(depths)
+        if depth == 0:
             return x, aux
-        x, orders = backend.detach(x), passing if orders is None else orders
+        x, orders = backend.detach(x), depth if orders is None else orders
 
         def transposed(p: Tree) -> Tree:
             return matvec(p) if self.symmetric else backend.pullback(matvec, backend.zeros(v))[1](p)[0]
@@ -62,8 +63,8 @@ class LinearSolve:
         def pull(g: Any) -> Any:
             if orders == 0:
                 raise UnsupportedOpError(
-                    "a derivative of a linear solve was asked for that is of a higher order than those being "
-                    "taken when it was solved: hypergradient(differentiable=True) is good for one more"
+                    "this derivative of a linear solve has a higher order than those that were being taken "
+                    "during the solve: hypergradient(differentiable=True) allows one more"
                 )
             return backend.ravel(self(transposed, unravel(g), self.solve_derivative, orders - 1)[0])[0]
 

@@ -11,15 +11,15 @@ from hypergrad.backend.types import Tree
 
 
 class Loops:
-    """Loops, branches, compilation, and the rows that loops keep. By default nothing is compiled.
+    """Loops, branches, compilation, and the rows that loops produce. By default nothing is compiled.
 
-    *Rows* are a sequence of trees of one structure, kept in the framework's own way: here a list; where
+    *Rows* are a sequence of trees of one structure, stored in the framework's own way: here a list; where
     loops are compiled, one tree whose leaves have one more axis. `scan`, `each`, `stack` and `empty_rows`
     make rows; `take`, `set_row`, `dense` and `collect` read and write them.
     """
 
     def __init__(self, backend: Any) -> None:
-        self.backend = backend  # a Backend, which is made of this
+        self.backend = backend  # the `Backend` that this object is part of
 
     def scan(
         self,
@@ -31,11 +31,11 @@ class Loops:
     ) -> tuple[Tree, Any]:
         """Run ``carry, y = body(carry, k, x)`` for k = 0 … length − 1 and return ``carry, ys``.
 
-        ``ys`` are rows, in the order of k. Given as ``xs`` to another scan, they hand its body the row x of
-        the same k. In reverse k counts down.
+        ``ys`` are rows, in the order of k. ``xs`` are rows, such as the ys of another scan, of which the body
+        gets the k-th as x. With ``reverse``, k counts down.
         """
         ys: list[Any] = [None] * length
-        # No reference to the carry is kept here, so that the body can free the parts that it has used.
+        # Hold no reference to the carry during the call, so that the body can free what it no longer needs.
         held = [carry]
         del carry
         for k in reversed(range(length)) if reverse else range(length):
@@ -49,7 +49,7 @@ class Loops:
     ) -> Tree:
         """Run ``carry = body(carry)`` while ``going(carry)`` and return the last carry.
 
-        ``going`` must be false after ``limit`` rounds at the latest.
+        ``going`` must be false after ``limit`` iterations at the latest.
         """
         for _ in range(limit):
             if not going(carry):
@@ -62,8 +62,8 @@ class Loops:
     ) -> tuple[Tree, Any, Tree, Any]:
         """Run ``carry, row, last, going = body(carry, k)`` for k = 0, 1, … until going is false.
 
-        It runs ``limit`` rounds at most, and limit ≥ 1. Returns ``carry, rows, last, count``: the last carry,
-        the row of every round, ``last`` of the last round, and how many rounds ran.
+        Run at most ``limit`` ≥ 1 iterations. Return ``carry, rows, last, count``: the last carry, the row of
+        every iteration, ``last`` of the last iteration, and the number of iterations.
         """
         rows, last = [], None
         for k in range(limit):
@@ -82,40 +82,40 @@ class Loops:
         return yes() if pred else no()
 
     def each(self, f: Callable[..., Tree], *items: Any) -> Any:
-        """The rows f(x, …) for each x, … of the rows given; computed at once if the framework can."""
+        """Return the rows f(x, …) for each x, … of the given rows, vectorised if the framework can do so."""
         return [f(*row) for row in zip(*items, strict=True)]
 
     def compile(self, f: Callable[..., Any]) -> Callable[..., Any]:
-        """The function as one compiled program; the function itself if the framework has no compiler."""
+        """Return the function as one compiled program, or itself if the framework has no compiler."""
         return f
 
     def callback(self, listener: Callable[..., None], *values: Any) -> None:
-        """Call the listener with the values when they have been computed. It returns nothing."""
+        """Call the listener with the values once they have been computed; it must return ``None``."""
         listener(*values)
 
     def stack(self, items: Sequence[Tree]) -> Any:
-        """Rows from a sequence of trees of one structure."""
+        """Make rows of a sequence of trees of one structure."""
         return items
 
     def take(self, items: Any, k: Any) -> Tree:
-        """The k-th row. k may be an integer that a `scan` hands to its body."""
+        """Return the k-th row. k may be the integer that a `scan` passes to its body."""
         return items[k]
 
     def empty_rows(self, like: Tree, count: int) -> Any:
-        """``count`` rows for trees like this one, with values once `set_row` has set them."""
+        """Return ``count`` rows for trees like this one; `set_row` sets their values."""
         return [None] * count
 
     def set_row(self, items: Any, k: Any, item: Tree) -> Any:
-        """The rows with the k-th replaced. The rows given may be overwritten: use what is returned."""
+        """Return the rows with the k-th replaced. The given rows may be overwritten: use the result."""
         items[k] = item
         return items
 
     def dense(self, rows: Any) -> Tree:
-        """Rows as one tree of the framework's arrays, whose first axis counts the rows."""
+        """Return rows as one tree of the framework's arrays, whose first axis counts the rows."""
         return self.backend.map(lambda *leaves: self.backend.xp.stack(leaves), rows[0], *rows[1:])
 
     def collect(self, rows: Any) -> Tree:
-        """Rows, or a list of trees, as one tree of NumPy arrays whose first axis counts the rows.
+        """Return rows, or a list of trees, as one tree of NumPy arrays whose first axis counts the rows.
 
         While a compiler traces, the result holds arrays of the framework.
         """

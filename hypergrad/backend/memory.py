@@ -1,4 +1,4 @@
-"""Where arrays lie: on the host or on a device, whole or in blocks."""
+"""Memory of the host and of devices: copies between them, and elementwise work in blocks."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 from hypergrad.backend.types import Array, Tree
 
 BLOCK, BLOCKS = 2**15, 64
-"""The least number of elements of a block, and the greatest number of blocks of an array."""
+"""The minimum number of elements of a block, and the maximum number of blocks of an array."""
 
 
 class Memory:
-    """Copies to the host's memory and back, and work in blocks. By default arrays lie on the host."""
+    """Copies to the host's memory and back, and work in blocks. By default arrays are on the host."""
 
     def __init__(self, backend: Any) -> None:
-        self.backend = backend  # a Backend, which is made of this
+        self.backend = backend  # the `Backend` that this object is part of
 
     def to_host(self, tree: Tree) -> Tree:
-        """A copy in the host's memory, made while the device computes; the tree itself if it lies there."""
+        """Return a copy in host memory, made while the device computes; the tree itself if it is there."""
         return tree
 
     def from_host(self, tree: Tree) -> Tree:
-        """A copy on the device from what `to_host` returned."""
+        """Return a copy on the device of what `to_host` returned."""
         return tree
 
     def in_blocks(
@@ -34,15 +34,15 @@ class Memory:
         intermediate results.
 
         f works element by element. It returns new values for the arrays ``used``, in their dtypes, and a
-        tuple of sums. The arrays used may be overwritten. Where f runs block by block, the sums of all blocks
-        are added. By default it runs on whole arrays, since not every framework can write to its arrays.
+        tuple of sums. The arrays ``used`` may be overwritten. If f runs block by block, the sums of all
+        blocks are added. By default it runs once, since not every framework can write to its arrays.
         """
         new, sums = f(*used, *given)
         return list(new), sums
 
 
 def blocks(shape: Sequence[int], block: int = BLOCK) -> int:
-    """The number of blocks of rows into which an array of this shape is cut."""
+    """Return the number of blocks of rows into which an array of this shape is divided."""
     return max(1, min(BLOCKS, int(np.prod(shape)) // block, shape[0] if len(shape) else 1))
 
 
@@ -52,7 +52,7 @@ def written_in_blocks(
     given: Sequence[Array],
     block: int = BLOCK,
 ) -> tuple[list[Array], Any]:
-    """`Memory.in_blocks` for arrays that can be written to: block by block, in place."""
+    """Implement `Memory.in_blocks` for arrays that can be written to: block by block, in place."""
     arrays = [*used, *given]
     shape = tuple(arrays[0].shape)
     if (count := blocks(shape, block)) == 1:

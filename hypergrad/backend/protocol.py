@@ -1,8 +1,8 @@
-"""What an array framework must say: six methods. Everything else follows from them.
+"""The backend protocol: six methods that an array framework must provide. The rest is derived from them.
 
-A backend is a stateless object. It wraps no arrays, holds no settings, and there is no current one: every
-estimate finds it from the leaves that it is given, or takes it as ``backend=``. `hypergrad.testing` holds the
-laws that each backend must obey, and ``docs/backends.md`` writes one from scratch.
+A backend is a stateless object that wraps no arrays and holds no settings. There is no current backend: each
+estimate infers it from the leaves that it is given, or takes it as ``backend=``. `hypergrad.testing` holds
+the laws that every backend must obey, and ``docs/backends.md`` shows how to write one from scratch.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ NAMESPACE = """
 abs all any concatenate exp expm1 finfo isfinite linalg.eigh linalg.svd log log1p max maximum mean min minimum
 ones_like reshape round sqrt stack sum tanh where zeros_like
 """.split()
-"""The functions of `Backend.xp` that this library uses; a law checks that they are there."""
+"""The functions of `Backend.xp` that this library uses; a law checks that they exist."""
 
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class _Of(property, Generic[P, R]):
-    """A method of one of the backend's nouns, as a method of the backend, without a call in between."""
+class _Forwarded(property, Generic[P, R]):
+    """A method of one of the backend's components, as a method of the backend, without an extra call."""
 
     if TYPE_CHECKING:
 
         def __get__(self, instance: Any, owner: Any = None) -> Callable[P, R]: ...  # type: ignore[override]
 
 
-def of(noun: str, method: Callable[Concatenate[Any, P], R]) -> _Of[P, R]:
-    """Forward a method of a noun: ``backend.scan`` is ``backend.loops.scan``."""
-    return _Of(attrgetter(f"{noun}.{method.__name__}"), doc=method.__doc__)
+def _forward(component: str, method: Callable[Concatenate[Any, P], R]) -> _Forwarded[P, R]:
+    """Forward a method of a component: ``backend.scan`` is ``backend.loops.scan``."""
+    return _Forwarded(attrgetter(f"{component}.{method.__name__}"), doc=method.__doc__)
 
 
 class Backend(ABC):
-    """Calculus, vector space and control flow of one array framework.
+    """Calculus, vector-space operations and control flow of one array framework.
 
     To write one, implement `owns`, `readable`, `asarray`, `to_numpy`, `detach` and `vjp`, and set ``name``
-    and ``xp``. Four nouns, `trees`, `loops`, `random` and `memory`, are objects with defaults in plain
-    Python; override the property of that name to replace one. Every other method is derived from these.
-    Override it where the framework has a faster way.
+    and ``xp``. Four components, `trees`, `loops`, `random` and `memory`, are objects with defaults in plain
+    Python; override the property of that name to replace one. All other methods are derived from these;
+    override one if the framework has a faster way.
 
-    Functions given to the calculus take and return trees. Leaves that are not floating point pass through
+    Functions to be differentiated take and return trees. Leaves that are not floating point pass through
     unchanged and get zero cotangents. Derivatives nest: a `vjp` of a `vjp` is a second derivative.
     """
 
@@ -71,7 +71,7 @@ class Backend(ABC):
     ``& | ~``, ``.shape``, ``.dtype``, ``float()``, ``int()`` and ``bool()``; integers also ``// % << >>``."""
 
     compiles: ClassVar[bool] = False
-    """Does `compile` make programs? If not, everything runs as it is written."""
+    """Whether `compile` compiles. If not, everything runs in plain Python."""
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other)
@@ -82,99 +82,99 @@ class Backend(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
-    # What a framework must say.
+    # What a framework must provide.
 
     @abstractmethod
     def owns(self, leaf: Any) -> bool:
-        """Is this object an array of the framework? Arrays that are being traced are."""
+        """Return whether this object is an array of the framework. Arrays being traced are."""
 
     @abstractmethod
     def readable(self, *leaves: Array) -> bool:
-        """Can all values be read now?
+        """Return whether all values can be read now.
 
-        Not if a derivative is being taken through an array, if a compiler traces it, or if it lies on a
-        device that one would have to wait for. Objects that are no arrays are readable.
+        They cannot if a derivative is being taken through an array, if a compiler traces it, or if it is on
+        a device that one would have to wait for. Objects that are not arrays are readable.
         """
 
     @abstractmethod
     def asarray(self, values: Any, like: Array | None = None) -> Array:
-        """An array from NumPy values, in their dtype, or in the dtype and on the device of ``like``."""
+        """Return an array of NumPy values, in their dtype, or in the dtype and on the device of ``like``."""
 
     @abstractmethod
     def to_numpy(self, array: Array) -> Any:
-        """The values of an array, traced by a derivative or not, as a NumPy array.
+        """Return the values of an array as a NumPy array, even if a derivative is being taken through it.
 
-        Waits for a device if it must. Python numbers are taken, too.
+        Wait for a device if necessary. Python numbers are accepted, too.
         """
 
     @abstractmethod
     def detach(self, tree: Tree) -> Tree:
-        """A tree of the same values, through which no derivative passes, not even an outer one."""
+        """Return the same values as constants: no derivative passes through them, not even an outer one."""
 
     @abstractmethod
     def vjp(self, f: Callable[..., tuple[Tree, Tree]], *primals: Tree) -> tuple[Tree, Pullback, Tree]:
         """Evaluate ``value, aux = f(*primals)`` and return ``(value, pullback, aux)``.
 
-        The pullback is that of the value. value and aux stay attached to outer derivatives, and are constants
-        for the derivative that is taken here.
+        The pullback is that of the value alone. value and aux stay attached to outer derivatives, and are
+        constants for the derivative that is taken here.
         """
 
-    # Four nouns.
+    # Four components.
 
     @cached_property
     def trees(self) -> Trees:
-        """How trees are taken apart and put together; by default as optree does it."""
+        """How trees are flattened and rebuilt; by default as optree does it."""
         return Trees()
 
     @cached_property
     def loops(self) -> Loops:
-        """Loops, branches, compilation, and the rows that loops keep; by default in plain Python."""
+        """Loops, branches, compilation, and the rows that loops produce; by default in plain Python."""
         return Loops(self)
 
     @cached_property
     def random(self) -> Random:
-        """The framework's own generator; by default there is none."""
+        """The framework's own random generator; by default there is none."""
         return Random(self)
 
     @cached_property
     def memory(self) -> Memory:
-        """Copies to the host's memory and back; by default arrays already lie there."""
+        """Copies to the host's memory and back; by default arrays are there already."""
         return Memory(self)
 
-    flatten = of("trees", Trees.flatten)
-    paths = of("trees", Trees.paths)
-    map = of("trees", Trees.map)
-    scan = of("loops", Loops.scan)
-    while_loop = of("loops", Loops.while_loop)
-    repeat = of("loops", Loops.repeat)
-    cond = of("loops", Loops.cond)
-    each = of("loops", Loops.each)
-    compile = of("loops", Loops.compile)
-    callback = of("loops", Loops.callback)
-    stack = of("loops", Loops.stack)
-    take = of("loops", Loops.take)
-    empty_rows = of("loops", Loops.empty_rows)
-    set_row = of("loops", Loops.set_row)
-    dense = of("loops", Loops.dense)
-    collect = of("loops", Loops.collect)
+    flatten = _forward("trees", Trees.flatten)
+    paths = _forward("trees", Trees.paths)
+    map = _forward("trees", Trees.map)
+    scan = _forward("loops", Loops.scan)
+    while_loop = _forward("loops", Loops.while_loop)
+    repeat = _forward("loops", Loops.repeat)
+    cond = _forward("loops", Loops.cond)
+    each = _forward("loops", Loops.each)
+    compile = _forward("loops", Loops.compile)
+    callback = _forward("loops", Loops.callback)
+    stack = _forward("loops", Loops.stack)
+    take = _forward("loops", Loops.take)
+    empty_rows = _forward("loops", Loops.empty_rows)
+    set_row = _forward("loops", Loops.set_row)
+    dense = _forward("loops", Loops.dense)
+    collect = _forward("loops", Loops.collect)
 
     # Leaves.
 
     def describe(self, leaf: Array) -> Leaf:
-        """Kind, dtype, shape, bytes of an element and device, without reading values.
+        """Return kind, dtype, shape, bytes of an element and device, without reading values.
 
         Raises:
             NotImplementedError: for a dtype that NumPy does not know, which only the framework can describe.
         """
         x = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
         try:
-            kind, name, itemsize = _about(x.dtype if isinstance(x.dtype, np.dtype) else str(x.dtype))
+            kind, name, itemsize = _dtype_info(x.dtype if isinstance(x.dtype, np.dtype) else str(x.dtype))
         except TypeError:
             raise self._unknown("describe", f"dtype {x.dtype}") from None
         return Leaf(kind, name, tuple(x.shape), itemsize, "cpu")
 
     def form(self, tree: Tree) -> Hashable:
-        """The structure of a tree with shape, dtype and device of each leaf, as a value that can be hashed.
+        """Return the structure of a tree with shape, dtype and device of each leaf, as a hashable value.
 
         Checks of arguments depend on nothing else, so they are made once for each form.
         """
@@ -184,11 +184,11 @@ class Backend(ABC):
         )
 
     def is_float(self, leaf: Any) -> bool:
-        """Is this a leaf to differentiate by?"""
+        """Return whether a leaf is floating point, so that derivatives can be taken with respect to it."""
         return self.describe(leaf).kind == "float"
 
     def cast(self, array: Array, dtype: str) -> Array:
-        """The array in another dtype, given by its NumPy name.
+        """Return the array in another dtype, given by its NumPy name.
 
         Raises:
             NotImplementedError: if the arrays have no ``astype``.
@@ -198,26 +198,26 @@ class Backend(ABC):
         return array.astype(dtype)
 
     def number(self, scalar: Scalar) -> Any:
-        """A scalar, or a Python number, as a NumPy scalar of the same dtype.
+        """Return a scalar, or a Python number, as a NumPy scalar of the same dtype.
 
-        ``None`` where it cannot be read, or where a derivative passes through it, which would be lost.
+        Return ``None`` if it cannot be read, or if a derivative is being taken through it and would be lost.
         """
         return np.asarray(self.to_numpy(scalar))[()] if self.readable(scalar) else None
 
     # The vector space of trees.
 
     def inner(self, x: Tree, y: Tree) -> Scalar:
-        """The inner product ⟨x, y⟩ over all floating-point leaves, 0 if there are none.
+        """Return the inner product ⟨x, y⟩ over all floating-point leaves, or 0 if there are none.
 
-        A scalar array, accumulated in float32 or a wider type.
+        The result is a scalar array, accumulated in float32 or a wider type.
         """
         xs = self.flatten(x)[0]
         ys = xs if y is x else self.flatten(y)[0]
         products = []
         for a, b in zip(xs, ys, strict=True):
-            about = self.describe(a)
-            if about.kind == "float":
-                if about.itemsize < 4:
+            info = self.describe(a)
+            if info.kind == "float":
+                if info.itemsize < 4:
                     a, b = self.cast(a, "float32"), self.cast(b, "float32")
                 products.append(self.xp.sum(a * b))
         return sum(products[1:], products[0]) if products else self.asarray(np.asarray(0.0))
@@ -231,33 +231,33 @@ class Backend(ABC):
         return self.map(leaf, x, y)
 
     def zeros(self, tree: Tree) -> Tree:
-        """The zero vector of the tree's space."""
+        """Return the zero vector of the tree's space."""
 
         def leaf(x: Array) -> Array:
-            about = self.describe(x)
-            return self.asarray(np.zeros(about.shape, about.dtype), like=x if self.owns(x) else None)
+            info = self.describe(x)
+            return self.asarray(np.zeros(info.shape, info.dtype), like=x if self.owns(x) else None)
 
         return self.map(leaf, tree)
 
     def ravel(self, tree: Tree) -> tuple[Array, Callable[[Array], Tree]]:
-        """All leaves as one vector, and a function that makes such a tree of a vector.
+        """Return all leaves as one vector, and a function that turns a vector into such a tree.
 
         That function gives each leaf its shape and dtype, whatever the dtype of the vector.
         """
         leaves, unflatten = self.flatten(tree)
-        about = [self.describe(leaf) for leaf in leaves]
-        ends = np.cumsum([int(np.prod(leaf.shape)) for leaf in about])
+        infos = [self.describe(leaf) for leaf in leaves]
+        ends = np.cumsum([int(np.prod(info.shape)) for info in infos])
 
         def unravel(vector: Array) -> Tree:
             dtype, starts = self.describe(vector).dtype, [0, *ends[:-1]]
             parts = [
-                self.xp.reshape(vector[i:j], leaf.shape)
-                for i, j, leaf in zip(starts, ends, about, strict=True)
+                self.xp.reshape(vector[i:j], info.shape)
+                for i, j, info in zip(starts, ends, infos, strict=True)
             ]
             return unflatten(
                 [
-                    x if leaf.dtype == dtype else self.cast(x, leaf.dtype)
-                    for x, leaf in zip(parts, about, strict=True)
+                    x if info.dtype == dtype else self.cast(x, info.dtype)
+                    for x, info in zip(parts, infos, strict=True)
                 ]
             )
 
@@ -267,15 +267,15 @@ class Backend(ABC):
     # Calculus.
 
     def pullback(self, f: Callable[..., Tree], *primals: Tree) -> tuple[Tree, Pullback]:
-        """Like `vjp`, for an f that returns its value without aux: ``(value, pullback)``."""
+        """Return ``(value, pullback)`` as `vjp` does, for an f that returns its value without aux."""
         value, pullback, _ = self.vjp(lambda *xs: (f(*xs), None), *primals)
         return value, pullback
 
     def linearize(self, f: Callable[..., tuple[Tree, Tree]], *primals: Tree) -> tuple[Tree, Push, Tree]:
         """Evaluate ``value, aux = f(*primals)`` and return ``(value, push, aux)``, where push is ẋ ↦ ∂f ẋ.
 
-        By default the pullback is pulled back: it is linear in its cotangent, and its transpose is ∂f. That
-        costs two gradients, and two more for each tangent.
+        By default push is the transpose of the pullback, which is linear in its cotangent. That costs two
+        gradients, and two more for each tangent.
         """
         value, pullback, aux = self.vjp(f, *primals)
         _, transpose = self.pullback(pullback, self.zeros(value))
@@ -291,60 +291,60 @@ class Backend(ABC):
     ) -> tuple[Tree, Tree]:
         """Return ``solve(matvec, v)``, a pair of x = A⁻¹v and aux, with the derivatives of A⁻¹v.
 
-        By default the solver's own steps are differentiated. Where a framework lets one define a derivative,
-        `hypergrad.backend.linear.LinearSolve` calls ``solve_derivative``, with A or its transpose, once for
-        each derivative by v or by what ``matvec`` depends on. aux has no derivative.
+        By default the solver's own iterations are differentiated. For frameworks that let one define a
+        derivative, `hypergrad.backend.linear.LinearSolve` calls ``solve_derivative``, with A or its
+        transpose, once for each derivative with respect to v or to what ``matvec`` depends on. aux has no
+        derivative.
 
         Args:
             matvec: p ↦ A p.
             v: the right-hand side.
             solve: ``(matvec, v) -> (x, aux)``.
-            solve_derivative: the same, for the solves that derivatives take.
-            symmetric: is A its own transpose?
+            solve_derivative: like ``solve``, for the solves in derivatives.
+            symmetric: whether A is its own transpose.
         """
         return solve(matvec, v)
 
     def nondifferentiable(self, tree: Tree, what: str) -> Tree:
-        """The same values, through which no derivative can be taken.
+        """Return the same values; a derivative through them raises an error.
 
-        By default a leaf that cannot be read is one that is being differentiated. Override it where leaves
-        are unreadable for another reason, such as a compiler or a device.
+        By default a leaf that cannot be read counts as one that is being differentiated. Override this if
+        leaves can be unreadable for another reason, such as a compiler or a device.
 
         Raises:
-            UnsupportedOpError: that ``what`` has no derivative, now or when one is taken.
+            UnsupportedOpError: saying that ``what`` has no derivative, now or when one is taken.
         """
         if not self.readable(*self.flatten(tree)[0]):
             raise no_outer_derivative(what)
         return tree
 
     def recorded(self) -> AbstractContextManager[None]:
-        """Inside this block, operations on the caller's own arrays are recorded, so that the result can be
-        differentiated.
+        """Record a block's operations on the caller's own arrays, so that the result can be differentiated.
 
-        By default nothing is done, for frameworks that differentiate functions.
+        By default do nothing, for frameworks that differentiate functions.
         """
         return nullcontext()
 
     def constants(self, tree: Tree) -> Tree:
-        """The caller's arrays as constants, unless an outer derivative is being taken.
+        """Return the caller's arrays as constants, unless an outer derivative is being taken.
 
-        By default nothing is done, for frameworks whose arrays record nothing by themselves.
+        By default return them unchanged, for frameworks whose arrays record nothing by themselves.
         """
         return tree
 
     def copy(self, tree: Tree) -> Tree:
-        """The same values in new containers, and in new arrays if arrays can be written to."""
+        """Return the same values in new containers, and in new arrays if arrays can be written to."""
         return self.map(lambda x: x, tree)
 
     def _unknown(self, method: str, what: str) -> NotImplementedError:
-        return NotImplementedError(f"{type(self).__name__} does not say {what}: override Backend.{method}")
+        return NotImplementedError(f"{type(self).__name__} does not know {what}: override Backend.{method}")
 
 
 @cache
-def _about(dtype: Any) -> tuple[Kind, str, int]:
-    """Kind, name and bytes of a dtype of NumPy's, or of one that has such a name."""
-    known = np.dtype(dtype)
-    return _KINDS.get(known.kind, "other"), str(known), known.itemsize
+def _dtype_info(dtype: Any) -> tuple[Kind, str, int]:
+    """Return kind, name and bytes of a NumPy dtype, or of the dtype with such a name."""
+    numpy_dtype = np.dtype(dtype)
+    return _KINDS.get(numpy_dtype.kind, "other"), str(numpy_dtype), numpy_dtype.itemsize
 
 
 class _Transposed(Push):

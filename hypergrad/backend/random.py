@@ -12,13 +12,13 @@ from hypergrad.backend.types import Array
 
 
 class Random:
-    """The generator from which losses draw without naming it. By default there is none."""
+    """The framework's implicit generator, from which losses may draw. By default there is none."""
 
     def __init__(self, backend: Any) -> None:
-        self.backend = backend  # a Backend, which is made of this
+        self.backend = backend  # the `Backend` that this object is part of
 
     def state(self, seed: int | None = None) -> Any:
-        """The generator's state as it is now, or as a seed makes it; ``None`` if there is no generator."""
+        """Return the generator's present state, or that of a seed; ``None`` if there is no generator."""
         return None
 
     def restore(self, state: Any) -> None:
@@ -26,7 +26,7 @@ class Random:
 
     @contextmanager
     def replay(self, state: Any) -> Iterator[None]:
-        """Inside this block the generator starts from the state given; afterwards it is as before."""
+        """Run the block from the given state of the generator, and restore the present state afterwards."""
         before = self.state()
         self.restore(state)
         try:
@@ -45,7 +45,7 @@ class Random:
             raise
 
     def normal(self, seed: int, count: Any, shape: tuple[int, ...], like: Array) -> Array:
-        """Standard normal numbers in the dtype of ``like``, a function of seed and count.
+        """Return standard normal numbers in the dtype of ``like``, which depend on seed and count alone.
 
         The generator is neither used nor changed.
         """

@@ -1,4 +1,4 @@
-"""Which backends there are, and which one serves a tree of arrays."""
+"""The registry of backends, and the search for the backend that owns the arrays of a tree."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GROUP = "hypergrad.backends"
 
 
 class Listing(NamedTuple):
-    """A registered backend: is its framework installed, and what installs it?"""
+    """A registered backend: whether its framework is installed, and the command that installs it."""
 
     name: str
     installed: bool
@@ -28,20 +28,20 @@ class Listing(NamedTuple):
 
 
 def registered() -> dict[str, EntryPoint]:
-    """Every backend that an installed distribution offers, by the name of its framework."""
+    """Return the entry point of each backend that is installed, by the name of its framework."""
     from importlib.metadata import entry_points  # slow to import, and not needed before now
 
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 
 def available() -> list[Listing]:
-    """List every registered backend, whether its framework is installed, and what installs it."""
+    """List every registered backend, whether its framework is installed, and how to install it."""
     rows = []
     for name, entry in sorted(registered().items()):
         distribution = entry.dist.name if entry.dist is not None else "hypergradients"
         ours = distribution == "hypergradients"
-        wanted = f"'{distribution}[{name}]'" if ours else f"{distribution} {name}"
-        install = f"python -m pip install {wanted}"
+        requirement = f"'{distribution}[{name}]'" if ours else f"{distribution} {name}"
+        install = f"python -m pip install {requirement}"
         rows.append(Listing(name, find_spec(name) is not None, install, distribution))
     return rows
 
@@ -55,8 +55,8 @@ def get_backend(name: str) -> Backend:
     """
     entries = registered()
     if name not in entries:
-        known = ", ".join(sorted(entries)) or "none: is hypergradients installed?"
-        raise BackendError(f"no backend {name!r} is registered; there are: {known}")
+        names = ", ".join(sorted(entries)) or "none: is hypergradients installed?"
+        raise BackendError(f"no backend {name!r} is registered; available: {names}")
     if find_spec(name) is None:
         hint = next(row.install for row in available() if row.name == name)
         raise BackendError(f"the backend {name!r} needs its framework: {hint}")
@@ -65,13 +65,14 @@ def get_backend(name: str) -> Backend:
 
 
 def find_backend(*trees: Tree, backend: Backend | str | None = None) -> Backend:
-    """Return ``backend``, a backend or its name, or else the one whose arrays the trees hold.
+    """Return ``backend``, a backend or its name, or else the one that owns the arrays of the trees.
 
-    Whoever holds an array of a framework has imported it. So only backends whose framework is imported are
-    asked, and no framework is imported here.
+    Arrays exist only if their framework has been imported. So only backends of imported frameworks are tried,
+    and no framework is imported here.
 
     Raises:
-        LeafTypeError: if the trees hold no array, arrays that nobody knows, or those of two frameworks.
+        ArgumentError: if the trees have no leaves.
+        LeafTypeError: if no backend owns the leaves, or if they belong to two frameworks.
         BackendError: if ``backend`` is a name that is not registered or not installed.
     """
     if isinstance(backend, str):
@@ -91,15 +92,15 @@ def find_backend(*trees: Tree, backend: Backend | str | None = None) -> Backend:
     if not leaves:
         raise ArgumentError("params and hparams hold no arrays: there is nothing to differentiate")
     kinds = ", ".join(sorted({f"{type(leaf).__module__}.{type(leaf).__qualname__}" for leaf in leaves}))
-    known = ", ".join(candidate.name for candidate in loaded())
+    names = ", ".join(candidate.name for candidate in loaded())
     raise LeafTypeError(
-        f"no loaded backend ({known}) knows leaves of type {kinds}: pass arrays of one of these "
+        f"no loaded backend ({names}) owns leaves of type {kinds}: pass arrays of one of these "
         "frameworks, or the backend itself as backend="
     )
 
 
 def loaded() -> list[Backend]:
-    """The backends whose framework is imported already."""
+    """Return the backends whose frameworks have been imported."""
     return [get_backend(name) for name in _registered_names() if name in sys.modules]
 
 

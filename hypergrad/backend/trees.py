@@ -1,4 +1,4 @@
-"""Trees: arrays in nested containers, taken apart and put together by optree."""
+"""Trees: arrays in nested containers, flattened and rebuilt by optree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypergrad.backend.types import Tree
 
 
 class Trees:
-    """The containers that a framework knows; by default optree's. ``None`` is no leaf."""
+    """The containers that a framework accepts; by default those of optree. ``None`` is not a leaf."""
 
     def flatten(self, tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Tree]]:
         """Return the leaves of a tree, and a function that makes a tree of this structure from leaves."""
@@ -20,15 +20,15 @@ class Trees:
         return leaves, spec.unflatten
 
     def structure(self, tree: Tree) -> Hashable:
-        """The containers without the leaves: equal for trees that `map` takes together."""
+        """Return the containers without the leaves; equal for trees that can be passed to `map` together."""
         return optree.tree_structure(tree)
 
     def paths(self, tree: Tree, root: str) -> list[str]:
-        """A name for each leaf as one writes it in Python: ``root['layers'][0]``."""
+        """Return a name for each leaf, as it is written in Python: ``root['layers'][0]``."""
         return list(_paths(optree.tree_structure(tree), root))
 
     def map(self, f: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-        """A tree of ``f(leaf, …)``. Trees in ``rest`` may have subtrees where the first has leaves."""
+        """Return a tree of ``f(leaf, …)``. Trees in ``rest`` may have subtrees where the first has leaves."""
         return optree.tree_map(f, tree, *rest)
 
 

@@ -16,7 +16,7 @@ Kind = Literal["float", "int", "bool", "complex", "other"]
 
 
 class Leaf(NamedTuple):
-    """What is known about a leaf without reading its values. ``itemsize`` is in bytes."""
+    """A description of a leaf, made without reading its values. ``itemsize`` is in bytes."""
 
     kind: Kind
     dtype: str
@@ -43,7 +43,7 @@ class Pullback(ABC):
     @property
     @abstractmethod
     def reached(self) -> tuple[Tree, ...]:
-        """For each primal a tree of booleans: does f depend on the leaf? By the graph, not by values."""
+        """For each primal a tree of booleans: whether f depends on the leaf, by its graph, not its values."""
 
     @property
     @abstractmethod
@@ -51,11 +51,11 @@ class Pullback(ABC):
         """Bytes of the arrays that the graph keeps alive."""
 
     def onto(self, k: int) -> Callable[[Tree], Tree]:
-        """u ↦ uᵀ ∂f/∂primal for the k-th primal alone, which may be cheaper."""
+        """Return u ↦ uᵀ ∂f/∂primal for the k-th primal alone, which may be cheaper."""
         return lambda cotangent: self(cotangent)[k]
 
     def last(self, cotangent: Tree) -> tuple[Tree, ...]:
-        """Like a call, but no other may follow: what the graph keeps may be freed on the way."""
+        """Like a call, but it must be the last one, because it may free the graph as it goes."""
         return self(cotangent)
 
 
@@ -69,4 +69,4 @@ class Push(ABC):
     @property
     @abstractmethod
     def reached(self) -> tuple[Tree, ...]:
-        """As `Pullback.reached`."""
+        """Like `Pullback.reached`."""

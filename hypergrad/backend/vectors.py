@@ -1,4 +1,4 @@
-"""Trees as vectors: the few composites that every algorithm uses, written in a backend's words."""
+"""Trees as vectors: operations that many algorithms share, composed of the methods of a backend."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def mean(backend: Backend, trees: list[Tree]) -> Tree:
 
 
 def norm(backend: Backend, x: Tree) -> Scalar:
-    """Euclidean norm ‖x‖, for reports: its derivative at zero is not defined."""
+    """Return the Euclidean norm ‖x‖, for reports: its derivative at zero is not defined."""
     return backend.xp.sqrt(backend.inner(x, x))
 
 
 def nbytes(backend: Backend, tree: Tree) -> int:
-    """Bytes of all leaves."""
+    """Return the bytes of all leaves."""
     return sum(backend.describe(leaf).nbytes for leaf in backend.flatten(tree)[0] if backend.owns(leaf))
 
 
 def size(backend: Backend, tree: Tree) -> int:
-    """The number of scalars in a tree: the dimension of its space."""
+    """Return the number of scalars in a tree: the dimension of its space."""
     total = 0
     for leaf in backend.flatten(tree)[0]:
         count = 1

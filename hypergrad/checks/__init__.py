@@ -1,4 +1,4 @@
-"""Is a hypergradient right, how far off can it be, and which way to take it is faster?"""
+"""Checks: whether a hypergradient is right, how large its error can be, and which computation is faster."""
 
 from hypergrad.checks.bound import error_bound
 from hypergrad.checks.derivatives import DerivativeCheck, check_derivatives

@@ -1,4 +1,4 @@
-"""Derivatives that were written by hand, compared with differences."""
+"""A comparison of derivatives written by hand with finite differences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypergrad.problems.derivatives import Derivatives
 
 
 class DerivativeCheck(NamedTuple):
-    """Relative errors of derivatives given by hand, along random directions; ``None`` where unchecked."""
+    """Relative errors of derivatives written by hand, along random directions; ``None`` if unchecked."""
 
     outer_grads: float | None
     inner_grad: float | None
@@ -42,64 +42,64 @@ def check_derivatives(
     seed: int = 0,
     backend: Backend | str | None = None,
 ) -> DerivativeCheck:
-    r"""Compare each derivative of a `Derivatives` problem with central differences of the one below it.
+    r"""Compare each derivative of a `Derivatives` problem with central differences of the function it is of.
 
         ⟨∂C2, d⟩          with differences of ``outer`` along d, in θ and λ together
         ⟨∇_θ C̃1, d⟩       with differences of ``inner``
         ⟨q, H p⟩          with differences of ⟨q, inner_grad⟩ along p, and with ⟨p, H q⟩
         ⟨(∂²_λθ C̃1)ᵀ p, d⟩ with differences of ⟨p, inner_grad⟩ along d, in λ
 
-    The differences are extrapolated as in `check_hypergradient`. Cost: some 24 evaluations a direction. What
-    stands on a function that is not given is not checked; ``symmetry`` always is.
+    The differences are extrapolated as in `check_hypergradient`. Cost: about 24 evaluations a direction. A
+    derivative is not checked if the problem lacks the function that it is of; ``symmetry`` always is.
 
     Args:
         problem, params, hparams: the problem, and the point.
         train, val: one batch of each.
-        directions: random directions, of which the largest relative error counts.
-        seed: of the directions.
+        directions: how many random directions; the largest relative error of them is returned.
+        seed: the seed of the directions.
         backend: found from the arrays if it is not given.
 
     Raises:
-        ArgumentError: for a problem that is not given by its derivatives, and as they do.
+        ArgumentError: if the problem is not a `Derivatives`, and as its functions do.
     """
     if not isinstance(problem, Derivatives):
         raise ArgumentError(
-            "check_derivatives takes an hg.Derivatives problem; of others check_hypergradient checks the end"
+            "check_derivatives takes an hg.Derivatives problem; for others use hg.check_hypergradient"
         )
-    found = find_backend(params, hparams, backend=backend)
-    check_variables(found, params=params, hparams=hparams)
+    backend = find_backend(params, hparams, backend=backend)
+    check_variables(backend, params=params, hparams=hparams)
     rng = np.random.default_rng(seed)
-    hessian, mixed = problem.products(found, params, hparams, train)
+    hessian, mixed = problem.products(backend, params, hparams, train)
     outer, inner, inner_grad = problem.outer, problem.inner, problem.inner_grad
     worst: dict[str, float] = {}
 
     def draw(tree: Tree) -> Tree:
         def leaf(x: Any) -> Any:
-            return found.asarray(rng.normal(size=found.describe(x).shape), like=x)
+            return backend.asarray(rng.normal(size=backend.describe(x).shape), like=x)
 
-        return found.map(leaf, tree)
+        return backend.map(leaf, tree)
 
     def dot(x: Tree, y: Tree) -> float:
-        return float(found.to_numpy(found.inner(x, y)))
+        return float(backend.to_numpy(backend.inner(x, y)))
 
     def compare(name: str, given: float, scale: float, f: Callable[[float], Any]) -> None:
-        slope, _ = ridders(lambda h: float(found.to_numpy(f(h))), 0.1)
+        slope, _ = ridders(lambda h: float(backend.to_numpy(f(h))), 0.1)
         error = abs(given - slope) / max(abs(slope), 1e-3 * scale, 1e-300)
         worst[name] = max(worst.get(name, 0.0), error)
 
     def size(x: Tree) -> float:
-        return float(found.to_numpy(vectors.norm(found, x)))
+        return float(backend.to_numpy(vectors.norm(backend, x)))
 
-    def moved(d: Tree, tree: Tree) -> Callable[[float], Tree]:
-        return lambda h: found.axpy(h, d, tree)
+    def line(tree: Tree, d: Tree) -> Callable[[float], Tree]:
+        return lambda h: backend.axpy(h, d, tree)
 
     for _ in range(directions):
         d, p, q = draw(hparams), draw(params), draw(params)
-        theta, lam = moved(p, params), moved(d, hparams)
+        theta, lam = line(params, p), line(hparams, d)
         if outer is not None:
-            at = problem.validation(found, params, hparams, val, ())
-            scale = size(at.v) * size(p) + size(at.direct) * size(d)
-            slope = dot(at.v, p) + dot(at.direct, d)
+            validation = problem.validation(backend, params, hparams, val, ())
+            scale = size(validation.v) * size(p) + size(validation.direct) * size(d)
+            slope = dot(validation.v, p) + dot(validation.direct, d)
             compare("outer_grads", slope, scale, lambda h: outer(theta(h), lam(h), val))  # noqa: B023
         if inner is not None and inner_grad is not None:
             g = inner_grad(params, hparams, train)
@@ -110,16 +110,16 @@ def check_derivatives(
                 lambda h: inner(theta(h), hparams, train),  # noqa: B023
             )
         hp, hq, mp = hessian(p), hessian(q), mixed(p)
-        there, back = dot(q, hp), dot(p, hq)
-        gap = abs(there - back) / max(abs(there), 1e-3 * size(hp) * size(q), 1e-300)
+        qhp, phq = dot(q, hp), dot(p, hq)
+        gap = abs(qhp - phq) / max(abs(qhp), 1e-3 * size(hp) * size(q), 1e-300)
         worst["symmetry"] = max(worst.get("symmetry", 0.0), gap)
         if inner_grad is not None:
             compare(
-                "hessian_product", there, size(hp) * size(q),
-                lambda h: found.inner(q, inner_grad(theta(h), hparams, train)),  # noqa: B023
+                "hessian_product", qhp, size(hp) * size(q),
+                lambda h: backend.inner(q, inner_grad(theta(h), hparams, train)),  # noqa: B023
             )  # fmt: skip
             compare(
                 "mixed_product", dot(mp, d), size(mp) * size(d),
-                lambda h: found.inner(p, inner_grad(params, lam(h), train)),  # noqa: B023
+                lambda h: backend.inner(p, inner_grad(params, lam(h), train)),  # noqa: B023
             )  # fmt: skip
     return DerivativeCheck(*(worst.get(name) for name in DerivativeCheck._fields))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Is this number right on *your* problem?"""
+"""Check whether a hypergradient is right on your own problem."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from hypergrad.tapes import Trajectory
 from hypergrad.updates import as_update_rule
 
 EVERY_COORDINATE = 64
-"""Up to so many hyperparameters are checked one by one, more along random directions."""
+"""Up to this many hyperparameters are checked one by one, more along random directions."""
 
 
 @final
 @dataclass(frozen=True)
 class Check:
-    """A hypergradient beside two witnesses, along a set of directions of the hyperparameters.
+    """A hypergradient and two references for it, along a set of directions of the hyperparameters.
 
     ``estimate``, ``differences`` and ``exact`` hold directional derivatives: of the estimator, of central
     differences of real training, and of that training unrolled exactly. ``uncertainty`` is the error
@@ -58,12 +58,12 @@ class Check:
 
     @property
     def exact_cosine(self) -> float:
-        """Cosine of the angle between estimate and exact unroll."""
+        """Cosine of the angle between estimate and exact derivative."""
         return _cosine(self.estimate, self.exact)
 
     @property
     def difference_error(self) -> float:
-        """How far the differences themselves can be trusted: ‖uncertainty‖ / ‖differences‖."""
+        """Relative error of the differences themselves: ‖uncertainty‖ / ‖differences‖."""
         return _relative(self.differences + self.uncertainty, self.differences)
 
     def __str__(self) -> str:
@@ -93,11 +93,11 @@ def check_hypergradient(
 ) -> Check:
     r"""Compare a hypergradient with central differences of real training, and with its exact unroll.
 
-    What is differentiated is F(λ) = C2(θ_T(λ), λ), θ_T being the end of T real training steps from
-    ``params``. By default these are the estimator's own steps, so that an estimator that is exact for
-    them shows only rounding; with ``steps`` larger than that the *bias* of a greedy or truncated
-    estimator shows. For `Implicit`, training means solving the inner problem again by Newton's method
-    from ``params``, unless ``update`` and ``steps`` are given.
+    The function differentiated is F(λ) = C2(θ_T(λ), λ), where θ_T is the result of T real training steps from
+    ``params``. By default these are the estimator's own steps, so an estimator that is exact for them shows
+    rounding errors alone; with more ``steps``, a greedy or truncated estimator shows its *bias*. For
+    `Implicit`, training means solving the inner problem by Newton's method from ``params``, unless ``update``
+    and ``steps`` are given.
 
     The differences are Richardson-extrapolated over step sizes that halve (Ridders 1982), which chooses
     the step and estimates the error. Cost: up to 24 training runs for each direction.
@@ -105,64 +105,64 @@ def check_hypergradient(
     Args:
         problem, params, hparams, train, val, estimator: as for `hypergradient`.
         update: the update rule of the real training, if it is not the estimator's.
-        steps: T, if it is not the estimator's own; ``train`` must then give so many batches.
-        directions: how many directions; by default every coordinate of up to 64 hyperparameters, or 32
-            random directions of more.
-        seed: of the random directions.
-        aux: the auxiliary state of losses that have one. C2 is judged with the one that training at λ itself
-            ends with: no estimator differentiates by it.
+        steps: T, if it is not the estimator's own; ``train`` must then give that many batches.
+        directions: how many random directions; by default every coordinate of up to 64 hyperparameters, and
+            32 random directions of more.
+        seed: the seed of the random directions.
+        aux: the auxiliary state of losses that have one. C2 is always evaluated with the final one of
+            training at λ itself, because no estimator takes derivatives with respect to it.
         backend: found from the arrays if it is not given.
 
     Raises:
         As `HypergradientEstimator.estimate`; ArgumentError if ``update`` is given without ``steps``.
     """
-    found = find_backend(params, hparams, backend=backend)
-    check_variables(found, params=params, hparams=hparams)
+    backend = find_backend(params, hparams, backend=backend)
+    check_variables(backend, params=params, hparams=hparams)
     if isinstance(train, Iterator):
         train = list(train)
     val_batch = one_batch("val", val, 0)
-    draws = found.random.state()
+    random_state = backend.random.state()
 
-    state = estimator.init(problem, params, hparams, aux=aux, backend=found)
-    with found.random.replay(draws):
-        out = estimator.estimate(problem, state, hparams, train, lambda _: val_batch, backend=found)
+    state = estimator.init(problem, params, hparams, aux=aux, backend=backend)
+    with backend.random.replay(random_state):
+        out = estimator.estimate(problem, state, hparams, train, lambda _: val_batch, backend=backend)
 
     rule = update if update is not None else getattr(estimator, "update", None)
     if update is not None and steps is None and not estimator.training_steps:
         raise ArgumentError("check_hypergradient: update= needs steps=, the length of the real training")
     if rule is not None and problem.by_hand:
         raise ArgumentError(
-            "check_hypergradient compares with an unroll, which hg.Derivatives do not have: "
-            "hg.check_derivatives compares them themselves"
+            "check_hypergradient compares with an unroll, which hg.Derivatives do not support: "
+            "use hg.check_derivatives"
         )
     if rule is not None:
-        reference = _training(found, problem, params, aux, train, rule, steps or estimator.training_steps)
+        reference = _training(backend, problem, params, aux, train, rule, steps or estimator.training_steps)
     else:
-        reference = _optimum(found, problem, params, aux, train)
-    with found.random.replay(draws):
-        final = reference.train(hparams).aux
+        reference = _optimum(backend, problem, params, aux, train)
+    with backend.random.replay(random_state):
+        final_aux = reference.train(hparams).aux
 
     def value(hparams: Tree) -> float:
-        with found.random.replay(draws):
+        with backend.random.replay(random_state):
             theta = reference.train(hparams).params
             return float(
-                found.to_numpy(
-                    problem.validation_loss(theta, hparams, val_batch, found.map(lambda x: x, final))
+                backend.to_numpy(
+                    problem.validation_loss(theta, hparams, val_batch, backend.map(lambda x: x, final_aux))
                 )
             )
 
-    with found.random.replay(draws):
+    with backend.random.replay(random_state):
         exact = reference.exact(hparams, lambda _: val_batch)
 
-    axes = _directions(found, hparams, directions, seed)
-    slopes = [ridders(lambda h, d=d: value(_moved(found, hparams, h, d)), h0) for d, h0 in axes]  # type: ignore[misc]
+    axes = _directions(backend, hparams, directions, seed)
+    slopes = [ridders(lambda h, d=d: value(_shifted(backend, hparams, h, d)), h0) for d, h0 in axes]  # type: ignore[misc]
     return Check(
         name=repr(estimator),
         training=reference.name,
-        estimate=_along(found, out.hypergradient, axes),
+        estimate=_along(backend, out.hypergradient, axes),
         differences=np.array([slope for slope, _ in slopes]),
         uncertainty=np.array([error for _, error in slopes]),
-        exact=_along(found, exact, axes),
+        exact=_along(backend, exact, axes),
     )
 
 
@@ -197,13 +197,13 @@ def _training(
 
 
 def _optimum(backend: Backend, problem: Problem, params: Tree, aux: Tree, train: Batches) -> _Reference:
-    """Newton's method from params: near an optimum a few steps reach it to rounding."""
+    """Return Newton's method from params: near an optimum a few iterations reach it to rounding."""
     batches = every_batch("train", train, 0)
     solver = Direct()
 
     @backend.compile
     def newton(theta: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
-        """‖G‖, and θ − (∂_θ G)⁻¹ G."""
+        """Return ‖G‖, and θ − (∂_θ G)⁻¹ G."""
 
         def condition(theta: Tree) -> Tree:
             return problem.residual(backend, theta, hparams, batches, aux)[1]
@@ -221,7 +221,7 @@ def _optimum(backend: Backend, problem: Problem, params: Tree, aux: Tree, train:
         for _ in range(50):
             new, after = newton(theta, hparams)
             if not float(new) < size:
-                break  # rounding is reached: the last step did not help
+                break  # rounding is reached: the last iteration did not help
             size, best, theta = float(new), theta, after
         return Inner(best, None, aux)
 
@@ -230,11 +230,11 @@ def _optimum(backend: Backend, problem: Problem, params: Tree, aux: Tree, train:
         at = State(real(hparams).params, aux=aux)
         return implicit.estimate(problem, at, hparams, batches, val, backend=backend).hypergradient
 
-    return _Reference("the inner problem solved again by Newton's method", real, exact)
+    return _Reference("the inner problem solved by Newton's method", real, exact)
 
 
 def _directions(backend: Backend, hparams: Tree, count: int | None, seed: int) -> list[tuple[Any, float]]:
-    """Flat directions, each with a first step: a tenth of the coordinate, or of the vector's scale."""
+    """Return flat directions with a first step size each: a tenth of the coordinate or the vector's scale."""
     flat = backend.to_numpy(backend.ravel(hparams)[0]).astype(float)
     n = flat.size
     if count is None and n <= EVERY_COORDINATE:
@@ -244,7 +244,7 @@ def _directions(backend: Backend, hparams: Tree, count: int | None, seed: int) -
     return [(d / np.linalg.norm(d), 0.1 * scale) for d in drawn]
 
 
-def _moved(backend: Backend, hparams: Tree, h: float, direction: Any) -> Tree:
+def _shifted(backend: Backend, hparams: Tree, h: float, direction: Any) -> Tree:
     flat, unravel = backend.ravel(hparams)
     tangent = unravel(backend.asarray(direction, like=flat))
     return backend.axpy(h, tangent, hparams)

@@ -1,4 +1,4 @@
-"""How should the mixed term be taken on *your* problem? Measured once, chosen by you."""
+"""Measure which way to compute the mixed term is fastest on your own problem."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hypergrad.second_order import Exact, FiniteDifference, Products
 
 
 class Way(NamedTuple):
-    """One way to take the mixed term. ``failure`` says why it is none; its numbers are then NaN.
+    """One way to compute the mixed term. ``failure`` says why it does not work; its numbers are then NaN.
 
     ``seconds`` is the median time of one estimate. ``error`` is the distance ‖g − g_exact‖/‖g_exact‖ to the
-    exact hypergradient if that exists, and otherwise the difference's own estimate of it.
+    exact hypergradient if that exists, and otherwise the error that the finite difference estimates itself.
     """
 
     products: Products
@@ -29,7 +29,7 @@ class Way(NamedTuple):
 
 @dataclass(frozen=True)
 class Probe:
-    """What `probe` measured; printing it gives a table."""
+    """The measurements of `probe`; printing them gives a table."""
 
     estimator: str
     ways: tuple[Way, ...]
@@ -43,11 +43,11 @@ class Probe:
         """
         working = [way for way in self.ways if not way.failure]
         if not working:
-            raise ArgumentError("no way to take the mixed term works on this problem")
+            raise ArgumentError("no way to compute the mixed term works on this problem")
         return min(working, key=lambda way: way.seconds).products
 
     def __str__(self) -> str:
-        rows = [f"{self.estimator}: ways to take the mixed term"]
+        rows = [f"{self.estimator}: ways to compute the mixed term"]
         for way in self.ways:
             name = repr(way.products)
             result = way.failure.splitlines()[0] if way.failure else (
@@ -72,28 +72,28 @@ def probe(
 ) -> Probe:
     """Time the exact mixed term and finite differences of it, interleaved, and compare what they return.
 
-    Nothing is chosen here: pass ``products=probe(...).best`` to the estimator, or what the table suggests to
-    you. The times are those of whole estimates, after one that does not count.
+    The estimator does not change: pass it ``products=probe(...).best``, or your own choice from the table.
+    The times are of complete estimates, after a first one of each that is not timed.
 
     Args:
         problem, params, hparams, train, val, estimator: as for `hypergradient`. The estimator is a `Greedy`
-            or an `Implicit`; ``train`` is no iterator.
-        ways: what to try.
-        repeats: estimates of each.
+            or an `Implicit`; ``train`` must not be an iterator.
+        ways: the products to compare.
+        repeats: how many estimates of each are timed.
         aux: the auxiliary state of losses that have one.
-        backend: backend from the arrays if it is not given.
+        backend: found from the arrays if it is not given.
 
     Raises:
-        ArgumentError: if the estimator has no mixed term to choose.
+        ArgumentError: if the estimator has no ``products=``.
     """
     if not isinstance(estimator, Greedy | Implicit):
         raise ArgumentError(f"probe: {type(estimator).__name__} has no products= to choose")
     backend = find_backend(params, hparams, backend=backend)
-    draws = backend.random.state()
+    random_state = backend.random.state()
 
     def estimate(products: Products) -> Estimate[Any]:
         chosen: Any = replace(estimator, products=products)
-        with backend.random.replay(draws):
+        with backend.random.replay(random_state):
             state = chosen.init(problem, params, hparams, aux=aux, backend=backend)
             out: Estimate[Any] = chosen.estimate(problem, state, hparams, train, val, backend=backend)
         return out

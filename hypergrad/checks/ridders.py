@@ -10,9 +10,9 @@ from hypergrad.errors import NonFiniteError
 
 
 def ridders(f: Callable[[float], float], h: float, levels: int = 12) -> tuple[float, float]:
-    """f′(0) by extrapolated central differences with steps h, h/2, h/4, …, and its estimated error.
+    """Return f′(0), by extrapolated central differences with steps h, h/2, h/4, …, and its estimated error.
 
-    Steps at which f is not finite are passed over: the domain may end near 0. (Ridders, Advances in
+    Steps at which f is not finite are skipped: the domain may end near 0. (Ridders, Advances in
     Engineering Software 4, 1982.)
 
     Raises:

@@ -1,4 +1,4 @@
-"""The main job: estimators compared on equal budgets, on real data, by one command."""
+"""The demonstration: one command compares estimators on real data, on equal budgets."""
 
 from hypergrad.demo.compare import Comparison, Contestant, compare
 

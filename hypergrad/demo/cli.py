@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """A parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, or 2 with one line on standard error."""
+    """Run a command, and return the exit code: 0, or 2 with one line on standard error."""
     arguments = _parser().parse_args(argv)
     try:
         return _backends() if arguments.command == "backends" else _compare(arguments)
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--backend", default="numpy", help="which arrays to use (default: numpy)")
     compare.add_argument("--data", default="digits", help="digits, breast-cancer or wine (default: digits)")
-    compare.add_argument("--seed", type=_natural, default=0, help="of split, network and batches")
+    compare.add_argument("--seed", type=_natural, default=0, help="seed of split, network and batches")
     compare.add_argument(
         "--steps", type=_positive, default=2400, help="training gradients for each method (default: 2400)"
     )
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("hypergrad-compare"), help="folder for picture and JSON"
     )
     compare.add_argument("--quiet", action="store_true", help="write the files and print nothing")
-    commands.add_parser("backends", help="list backends, and what installs the missing ones")
+    commands.add_parser("backends", help="list backends, and how to install the missing ones")
     return parser
 
 
@@ -74,7 +74,7 @@ def _backends() -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    _need("matplotlib", "rich", "sklearn")
+    _require("matplotlib", "rich", "sklearn")
     from hypergrad.demo.compare import compare, stages
     from hypergrad.demo.data import load
     from hypergrad.demo.plot import plot_comparison
@@ -83,7 +83,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=out):
-        pass  # better to know before the work than after it that nothing can be written
+        pass  # if nothing can be written, fail before the work and not after it
     grid = 6
     show = False if arguments.quiet else None
     with progress("comparing", stages(grid), show) as advance:
@@ -102,7 +102,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _need(*modules: str) -> None:
+def _require(*modules: str) -> None:
     from importlib.util import find_spec
 
     if missing := [name for name in modules if find_spec(name) is None]:

@@ -37,7 +37,7 @@ GRID = {"log_l2": (-11.0, 0.0), "noise": (0.0, 2.5)}
 @final
 @dataclass(frozen=True)
 class Contestant:
-    """How one method ended, and how it got there.
+    """The result of one method, and the path that its hyperparameters took.
 
     ``cost`` is in training gradients; ``cosine`` and ``relative_error`` compare its first hypergradient
     with central differences; ``trajectory`` has a row (gradients spent, noise, log L2 of each layer) for
@@ -78,7 +78,7 @@ Notify = Callable[[str], None]
 
 
 def stages(grid: int) -> int:
-    """How often `compare` reports progress."""
+    """Return how often `compare` reports progress."""
     return 7 + grid
 
 
@@ -87,25 +87,25 @@ def compare(
 ) -> Comparison:
     """Train from deliberately poor regularisation by each method, spending ``budget`` gradients on each.
 
-    A second-order product counts two gradients. All methods see the same network, batches, start and
+    A second-order product counts as two gradients. All methods use the same network, batches, start and
     optimiser; the hyper-optimiser is Adam throughout.
     """
-    arena = _Arena(backend, data, seed, budget)
+    setting = _Setting(backend, data, seed, budget)
     notify("first hypergradient by central differences")
-    arena.measure_truth()
+    setting.measure_reference()
     contestants = []
     methods: dict[str, Callable[[], dict[str, Any]]] = {
-        "fixed, poor": arena.fixed,
-        f"random search ×{TRIALS}": arena.random_search,
-        "greedy, every step": lambda: arena.tuned(Greedy(RULE), every=1),
-        "greedy, every 10": lambda: arena.tuned(Greedy(RULE), every=10),
-        "implicit, every 10": lambda: arena.tuned(arena.implicit, every=10),
-        f"unrolled, {HORIZON} steps": lambda: arena.tuned(Unrolled(RULE, HORIZON), every=HORIZON),
+        "fixed, poor": setting.fixed,
+        f"random search ×{TRIALS}": setting.random_search,
+        "greedy, every step": lambda: setting.tuned(Greedy(RULE), every=1),
+        "greedy, every 10": lambda: setting.tuned(Greedy(RULE), every=10),
+        "implicit, every 10": lambda: setting.tuned(setting.implicit, every=10),
+        f"unrolled, {HORIZON} steps": lambda: setting.tuned(Unrolled(RULE, HORIZON), every=HORIZON),
     }
     for name, method in methods.items():
         notify(name)
         contestants.append(Contestant(name, **method()))
-    surface = arena.surface(grid, notify)
+    surface = setting.surface(grid, notify)
     packages = {name: version(name) for name in ("hypergradients", "numpy", "autograd", "optree")}
     return Comparison(
         data.name,
@@ -118,8 +118,8 @@ def compare(
     )
 
 
-class _Arena:
-    """One problem, one start, one budget: what the methods have in common."""
+class _Setting:
+    """What all methods share: one problem, one start, one budget."""
 
     implicit = Implicit(Neumann(max_steps=5, step_size=0.05), checks=Checks(away="ignore"))
 
@@ -130,7 +130,7 @@ class _Arena:
         self.poor = network.init_hparams(backend, **POOR)
         self.train = network.minibatches(backend, data.train, BATCH, seed)
         self.val = network.minibatches(backend, data.val, BATCH, seed + 1)
-        self.all_val = network.whole(backend, data.val)
+        self.all_val = network.full_batch(backend, data.val)
 
     def plain(self, hparams: Tree, steps: int) -> Tree:
         """Train with the hyperparameters fixed."""
@@ -138,25 +138,25 @@ class _Arena:
         z = Inner(self.start, RULE.init(self.backend, self.start))
         return Trajectory(phi, self.train, 0, steps).run(z, hparams)[0].params
 
-    def measure_truth(self) -> None:
-        """The true hypergradient of the next steps, at a point that plain training has reached."""
+    def measure_reference(self) -> None:
+        """Measure the hypergradient of the next steps, at a point that plain training has reached."""
         self.point = self.plain(self.poor, WARM_UP)
         check = check_hypergradient(
             self.problem, self.point, self.poor, self.train, self.all_val, Unrolled(RULE, HORIZON)
         )
-        self.truth = check.differences
+        self.reference = check.differences
 
     def first(self, estimator: HypergradientEstimator) -> tuple[float, float, float]:
-        """Cost, cosine and relative error of an estimator's hypergradient at that point."""
+        """Return cost, cosine and relative error of an estimator's hypergradient at that point."""
         state = estimator.init(self.problem, self.point, self.poor)
         out = estimator.estimate(self.problem, State(*state), self.poor, self.train, self.all_val)
         g = self.backend.to_numpy(self.backend.ravel(out.hypergradient)[0])
-        cosine = g @ self.truth / (np.linalg.norm(g) * np.linalg.norm(self.truth))
-        error = np.linalg.norm(g - self.truth) / np.linalg.norm(self.truth)
+        cosine = g @ self.reference / (np.linalg.norm(g) * np.linalg.norm(self.reference))
+        error = np.linalg.norm(g - self.reference) / np.linalg.norm(self.reference)
         return float(out.report.cost), float(cosine), float(error)
 
-    def judge(self, params: Tree) -> tuple[float, float]:
-        """Loss on all of T2, and test error."""
+    def evaluate(self, params: Tree) -> tuple[float, float]:
+        """Return the loss on all of T2, and the test error."""
         loss = float(self.backend.to_numpy(self.problem.outer(params, None, self.all_val)))
         return loss, network.error_rate(self.backend, params, self.data.test)
 
@@ -171,7 +171,7 @@ class _Arena:
         for trial in range(TRIALS):
             drawn = network.init_hparams(self.backend, *(rng.uniform(*GRID[k]) for k in ("log_l2", "noise")))
             params = self.plain(drawn, steps)
-            tried.append((self.judge(params)[0], trial, params, drawn))
+            tried.append((self.evaluate(params)[0], trial, params, drawn))
             points.append(self._point((trial + 1) * steps, drawn))
         _, _, params, drawn = min(tried, key=lambda row: row[:2])
         return self._row(params, drawn, steps * TRIALS, begin, points)
@@ -179,7 +179,7 @@ class _Arena:
     def tuned(self, estimator: HypergradientEstimator, every: int) -> dict[str, Any]:
         cost, cosine, error = self.first(estimator)
         trains = estimator.training_steps > 0
-        # The rarer the updates, the larger each may be.
+        # The less frequent the updates, the larger each may be.
         hyper_update = Adam(0.05 * every**0.5)
         tuner = Tuner(
             self.problem, estimator, SPACE, hyper_update, every=every, update=None if trains else RULE
@@ -187,20 +187,20 @@ class _Arena:
         cycle = max(every, estimator.training_steps)
         steps = cycle * max(1, int(self.budget / (cycle - estimator.training_steps + cost)))
         begin = time.perf_counter()
-        done = tuner.run(self.start, self.poor, self.train, self.val, steps, progress=False)
+        run = tuner.run(self.start, self.poor, self.train, self.val, steps, progress=False)
         rows = zip(
-            done.history.cost,
-            done.history.values["hparams['noise']"],
-            done.history.values["hparams['log_l2']"],
+            run.history.cost,
+            run.history.values["hparams['noise']"],
+            run.history.values["hparams['log_l2']"],
             strict=True,
         )
         points = [[float(spent), float(noise), *map(float, l2)] for spent, noise, l2 in rows]
-        held = float(np.nanmax(done.history.reports["bytes_held"]))
-        row = self._row(done.params, done.hparams, done.history.cost[-1], begin, points)
-        return row | {"bytes_held": held, "cosine": cosine, "relative_error": error}
+        bytes_held = float(np.nanmax(run.history.reports["bytes_held"]))
+        row = self._row(run.params, run.hparams, run.history.cost[-1], begin, points)
+        return row | {"bytes_held": bytes_held, "cosine": cosine, "relative_error": error}
 
     def surface(self, size: int, notify: Notify) -> dict[str, Any]:
-        """Validation loss of plain training over a grid, both layers' penalties tied."""
+        """Return the validation loss of plain training over a grid, with both layers' penalties tied."""
         axes = {name: np.linspace(*GRID[name], size) for name in GRID}
         steps = max(20, self.budget // TRIALS)
         losses = np.empty((size, size))
@@ -208,7 +208,7 @@ class _Arena:
             notify("grid of the validation loss")
             for j, noise in enumerate(axes["noise"]):
                 params = self.plain(network.init_hparams(self.backend, log_l2, noise), steps)
-                losses[i, j] = self.judge(params)[0]
+                losses[i, j] = self.evaluate(params)[0]
         return {name: axis.tolist() for name, axis in axes.items()} | {"val_loss": losses.tolist()}
 
     def _point(self, spent: float, hparams: Tree) -> list[float]:
@@ -219,7 +219,7 @@ class _Arena:
         self, params: Tree, hparams: Tree, cost: float, begin: float, trajectory: list[list[float]]
     ) -> dict[str, Any]:
         seconds = time.perf_counter() - begin
-        loss, error = self.judge(params)
+        loss, error = self.evaluate(params)
         return {
             "hparams": {name: self.backend.to_numpy(leaf).tolist() for name, leaf in hparams.items()},
             "val_loss": loss,

@@ -1,4 +1,4 @@
-"""Real data that comes inside scikit-learn, split into T1, T2 and test."""
+"""Real data that is included in scikit-learn, split into T1, T2 and test."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load(name: str, seed: int) -> Data:
         MissingExtraError: if scikit-learn is not installed.
     """
     if name not in LOADERS:
-        raise ArgumentError(f"unknown data set {name!r}; there are: {', '.join(sorted(LOADERS))}")
+        raise ArgumentError(f"unknown data set {name!r}; available: {', '.join(sorted(LOADERS))}")
     if find_spec("sklearn") is None:
         raise MissingExtraError("data sets need scikit-learn: python -m pip install 'hypergradients[demo]'")
     from sklearn import datasets
@@ -47,7 +47,7 @@ def load(name: str, seed: int) -> Data:
     x, y = x[order].astype(float), np.eye(labels.max() + 1)[labels[order]]
     first, second = round(0.28 * len(x)), round(0.56 * len(x))
     mean = x[:first].mean(axis=0)
-    # One scale for all of an image's pixels, one for each feature of a table.
+    # All pixels of an image share a scale; each feature of a table has its own.
     scale = x[:first].std() if name == "digits" else x[:first].std(axis=0) + 1e-12
     x = (x - mean) / scale
     parts = (slice(0, first), slice(first, second), slice(second, None))

@@ -1,6 +1,6 @@
 """Image data sets, from a folder of their original files or from the network.
 
-    mnist/, fashion-mnist/   the four IDX files, as they are or compressed by gzip
+    mnist/, fashion-mnist/   the four IDX files, plain or compressed by gzip
     svhn/                    train_32x32.mat and test_32x32.mat, from http://ufldl.stanford.edu/housenumbers/
     cifar10/                 data_batch_1.bin … 5.bin and test_batch.bin, from the binary version at
                              https://www.cs.toronto.edu/~kriz/cifar.html, or cifar10-jpeg.npz, a lossy copy
@@ -42,10 +42,10 @@ class Images(NamedTuple):
 
 
 def load_images(name: str, folder: str | Path | None = None) -> Images:
-    """Read a data set from ``folder / name``, or download it where no folder is given.
+    """Read a data set from ``folder / name``, or download it if no folder is given.
 
     MNIST and Fashion-MNIST come from OpenML by scikit-learn's ``fetch_openml``, SVHN and CIFAR-10 by
-    ``torchvision.datasets``; both keep what they have downloaded, in ``~/scikit_learn_data`` and in
+    ``torchvision.datasets``; both cache their downloads, in ``~/scikit_learn_data`` and in
     ``~/.cache/hypergrad``.
 
     Raises:
@@ -55,7 +55,7 @@ def load_images(name: str, folder: str | Path | None = None) -> Images:
         OSError: if the download fails.
     """
     if name not in TITLES:
-        raise ArgumentError(f"unknown data set {name!r}; there are: {', '.join(TITLES)}")
+        raise ArgumentError(f"unknown data set {name!r}; available: {', '.join(TITLES)}")
     if name == "digits":
         return _digits()
     if folder is None:
@@ -97,11 +97,11 @@ def _from_torchvision(name: str) -> Images:
     root, parts = Path.home() / ".cache" / "hypergrad", []
     for train in (True, False):
         if name == "cifar10":
-            found = datasets.CIFAR10(root, train=train, download=True)
-            parts += [np.asarray(found.data), np.asarray(found.targets)]
+            dataset = datasets.CIFAR10(root, train=train, download=True)
+            parts += [np.asarray(dataset.data), np.asarray(dataset.targets)]
         else:
-            found = datasets.SVHN(root, split="train" if train else "test", download=True)
-            parts += [np.asarray(found.data).transpose(0, 2, 3, 1), np.asarray(found.labels)]
+            dataset = datasets.SVHN(root, split="train" if train else "test", download=True)
+            parts += [np.asarray(dataset.data).transpose(0, 2, 3, 1), np.asarray(dataset.labels)]
     return Images(TITLES[name], *parts)
 
 
@@ -128,8 +128,8 @@ def _svhn(folder: Path) -> Images:
         path = folder / f"{part}_32x32.mat"
         if not path.exists():
             raise FileNotFoundError(f"there is no {path}; it is at http://ufldl.stanford.edu/housenumbers/")
-        found = _package("scipy.io", "scipy").loadmat(path)
-        parts += [found["X"].transpose(3, 0, 1, 2), found["y"].ravel() % 10]
+        stored = _package("scipy.io", "scipy").loadmat(path)
+        parts += [stored["X"].transpose(3, 0, 1, 2), stored["y"].ravel() % 10]
     return Images("SVHN", *parts)
 
 

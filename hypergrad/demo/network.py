@@ -15,7 +15,7 @@ HIDDEN = 32
 
 
 def init_params(backend: Backend, data: Split, seed: int) -> Tree:
-    """Weights at random with variance 1/inputs, biases zero: two layers with tanh between."""
+    """Return two layers with tanh between: random weights of variance 1/inputs, and biases of zero."""
     rng = np.random.default_rng(seed)
     widths = (data.x.shape[1], HIDDEN, data.y.shape[1])
     return [
@@ -28,12 +28,12 @@ def init_params(backend: Backend, data: Split, seed: int) -> Tree:
 
 
 def init_hparams(backend: Backend, log_l2: float, noise: float) -> Tree:
-    """The same penalty for each layer, and the standard deviation of the noise at the input."""
+    """Return the same penalty for each layer, and the standard deviation of the noise at the input."""
     return {"log_l2": backend.asarray(np.full(2, log_l2)), "noise": backend.asarray(np.array(noise))}
 
 
 def bilevel(backend: Backend) -> Bilevel:
-    """Cross-entropy with noise and penalties on T1, without either on T2."""
+    """Return the problem: cross-entropy, with noise and penalties on T1, and without them on T2."""
     xp = backend.xp
 
     def cross_entropy(params: Tree, x: Array, y: Array) -> Scalar:
@@ -54,7 +54,7 @@ def bilevel(backend: Backend) -> Bilevel:
 
 
 def network(backend: Backend, params: Tree, x: Array) -> Array:
-    """Logits, shape (n, classes)."""
+    """Return the logits, shape (n, classes)."""
     *hidden, last = params
     for layer in hidden:
         x = backend.xp.tanh(x @ layer["w"] + layer["b"])
@@ -62,7 +62,7 @@ def network(backend: Backend, params: Tree, x: Array) -> Array:
 
 
 def minibatches(backend: Backend, data: Split, size: int, seed: int) -> Callable[[Any], Tree]:
-    """A function t -> batch that draws examples, and the noise that each will see, from (seed, t)."""
+    """Return a function t -> batch that draws examples, and noise for each of them, from (seed, t)."""
     size = min(size, len(data.x))
 
     def batch(t: Any) -> Tree:
@@ -77,12 +77,12 @@ def minibatches(backend: Backend, data: Split, size: int, seed: int) -> Callable
     return batch
 
 
-def whole(backend: Backend, data: Split) -> Tree:
-    """All of a split as one batch without noise."""
+def full_batch(backend: Backend, data: Split) -> Tree:
+    """Return all of a split as one batch without noise."""
     return {"x": backend.asarray(data.x), "y": backend.asarray(data.y)}
 
 
 def error_rate(backend: Backend, params: Tree, data: Split) -> float:
-    """Share of examples whose largest logit is not the label's."""
+    """Return the share of examples whose largest logit is not the label's."""
     logits = backend.to_numpy(network(backend, params, backend.asarray(data.x)))
     return float(np.mean(logits.argmax(axis=1) != data.y.argmax(axis=1)))

@@ -1,4 +1,4 @@
-"""The picture of a comparison."""
+"""The figure of a comparison."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from hypergrad.demo.compare import Comparison
-from hypergrad.tuning.plot import new_figure, saved
+from hypergrad.tuning.plot import new_figure, save_figure
 
 
 def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> Any:
-    """Trajectories over a grid of the validation loss, and the evolution of each hyperparameter.
+    """Draw trajectories over a grid of the validation loss, and the evolution of each hyperparameter.
 
     After figures 1 and 3 of Luketina et al. 2016. Squares are starts and stars are ends; the height of
     a trajectory is the mean of the layers' log L2.
@@ -53,4 +53,4 @@ def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> A
     for axes in (plane, above, below):
         axes.legend(fontsize=8)
     figure.suptitle(f"{comparison.data}, {comparison.backend}, {comparison.budget} gradients each")
-    return saved(figure, path)
+    return save_figure(figure, path)

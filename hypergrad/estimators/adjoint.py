@@ -1,7 +1,7 @@
-r"""The adjoint x of the implicit function theorem, (∂_θ G)ᵀ x = ∂_θ C2, and how it is found.
+r"""Solve for the adjoint x of the implicit function theorem, (∂_θ G)ᵀ x = ∂_θ C2.
 
-It is the Lagrange multiplier of the condition G(θ, λ) = 0, and all that a hypergradient needs to know of how
-training responds: dC2/dλ = ∂_λ C2 − (∂_λ G)ᵀ x.
+It is the Lagrange multiplier of the condition G(θ, λ) = 0, and gives the response term of the hypergradient:
+dC2/dλ = ∂_λ C2 − (∂_λ G)ᵀ x.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hypergrad.backend import Backend, Tree
 from hypergrad.problems import Problem, Validation
 from hypergrad.problems.condition import Condition
 from hypergrad.solvers import Image, Solution, Solver, System
-from hypergrad.solvers.solve import solved
+from hypergrad.solvers.solve import solve_system
 
 
 def solve_adjoint(
@@ -25,16 +25,16 @@ def solve_adjoint(
     memory: Tree | None = None,
     resampled: Callable[[Tree, Any], Tree] | None = None,
 ) -> tuple[Solution, Image]:
-    """Find x, and with the pull-back that measures its residual also (∂_λ G)ᵀ x.
+    """Solve for x; the pull-back that measures its residual also gives (∂_λ G)ᵀ x.
 
     Args:
-        backend: of the arrays.
-        problem: says whether ∂_θ G is symmetric, and definite at a solution.
+        backend: the backend of the arrays.
+        problem: tells whether ∂_θ G is symmetric, and definite at a solution.
         condition: G at θ, and products with its derivatives.
         validation: C2 at θ, and its derivatives.
-        solver: how x is found.
-        memory: the solver's, from its last solution.
-        resampled: (p, k) -> (∂_θ G)ᵀ p of another batch, if there are others.
+        solver: solves for x.
+        memory: the solver's memory, from its last solution.
+        resampled: (p, k) -> (∂_θ G)ᵀ p on the k-th batch, for a solver that resamples.
     """
     system = System(
         backend,
@@ -46,11 +46,11 @@ def solve_adjoint(
         direct=validation.direct,
         resampled=resampled,
     )
-    return solved(solver, system, known_memory(backend, solver, validation.v, memory))
+    return solve_system(solver, system, _valid_memory(backend, solver, validation.v, memory))
 
 
-def known_memory(backend: Backend, solver: Solver, v: Tree, memory: Tree | None) -> Tree | None:
-    """The memory of this solver: as given, or a fresh one where that is of something else."""
+def _valid_memory(backend: Backend, solver: Solver, v: Tree, memory: Tree | None) -> Tree | None:
+    """Return the memory if it has the structure of this solver's memory; otherwise a fresh one."""
     fresh = solver.init(backend, v)
     if fresh is None:
         return None

@@ -1,4 +1,4 @@
-"""What estimators share: where a run begins, and how an estimate is put together."""
+"""Code that estimators share: the start of a run, and the assembly of an estimate."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ def assemble(
     observed: Observation,
     state: State,
     spent: Spent,
-    unused: Callable[[], Tree] | None,
+    inner_used: Callable[[], Tree] | None,
     *,
     solve: SolveReport | None = None,
     tape: TapeReport | None = None,
     difference_error: Scalar | None = None,
 ) -> Estimate[Any]:
-    """Add the direct to the response term, and report both.
+    """Add the direct and the response term, and report both.
 
-    ``unused`` evaluates, only if it has to, whether C̃1 itself reaches each hyperparameter: one that is
-    merely added to C̃1 has no response and is still used. ``None`` allows unused ones.
+    ``inner_used`` returns, for each hyperparameter, whether C̃1 depends on it. It is called only if neither
+    term depends on some hyperparameter: one that is merely added to C̃1 has no response, but is used.
+    ``None`` allows unused hyperparameters.
 
     Raises:
         DisconnectedError: for a hyperparameter that neither loss uses.
     """
-    if unused is not None:
-        _check_connected(backend, validation.reached, reached, unused)
+    if inner_used is not None:
+        _check_connected(backend, validation.reached, reached, inner_used)
     held = spent.bytes_held
     if isinstance(held, int) and held >= 2**31:
-        held = float(held)  # an integer of 32 bits, where that is what a program has
+        held = float(held)  # a compiled program may have only 32-bit integers
     direct, constant = backend.detach((validation.direct, response))
     return Estimate(
         vectors.add(backend, validation.direct, response),
@@ -65,10 +66,10 @@ def assemble(
     )
 
 
-def inner_reaches(
+def used_by_inner(
     backend: Backend, problem: Problem, z: Inner, hparams: Tree, first: Callable[[], Tree]
 ) -> Callable[[], Tree]:
-    """A function that says which hyperparameters C̃1 uses, at the price of one evaluation."""
+    """Return a function that finds which hyperparameters C̃1 uses, at the cost of one evaluation."""
 
     def reached() -> Tree:
         draws, batch = backend.random.state(), first()
@@ -79,14 +80,14 @@ def inner_reaches(
     return reached
 
 
-def _check_connected(backend: Backend, direct: Tree, reached: Tree, inner: Callable[[], Tree]) -> None:
-    flags = zip(backend.flatten(direct)[0], backend.flatten(reached)[0], strict=True)
-    silent = [i for i, (outer, update) in enumerate(flags) if not (outer or update)]
-    if not silent:
+def _check_connected(backend: Backend, direct: Tree, response: Tree, inner_used: Callable[[], Tree]) -> None:
+    flags = zip(backend.flatten(direct)[0], backend.flatten(response)[0], strict=True)
+    unreached = [i for i, (outer, inner) in enumerate(flags) if not (outer or inner)]
+    if not unreached:
         return
-    used = backend.flatten(inner())[0]
+    used = backend.flatten(inner_used())[0]
     paths = backend.paths(direct, "hparams")
-    for i in silent:
+    for i in unreached:
         if not used[i]:
             raise DisconnectedError(
                 explain(
@@ -96,9 +97,9 @@ def _check_connected(backend: Backend, direct: Tree, reached: Tree, inner: Calla
                         "it is not used, or used under another name: remove it, or pass allow_unused=True "
                         "to get zeros",
                         "it was detached inside the loss, or its value was taken out of the framework: "
-                        "keep it in the framework's own operations, for NumPy those of autograd.numpy",
+                        "use the framework's own operations, for NumPy those of autograd.numpy",
                         "only the optimiser uses it, and this estimator does not differentiate through "
-                        "the optimiser: take Greedy(response='update') or Unrolled",
+                        "the optimiser: use Greedy(response='update') or Unrolled",
                     ),
                 ),
                 paths[i],
@@ -113,17 +114,17 @@ def check_start(name: str, start: Any) -> None:
     """
     if start is not None and not callable(start):
         raise ArgumentError(
-            f"{name}: start = {start!r}; it is a function of the hyperparameters that gives θ_0"
+            f"{name}: start = {start!r}; it must be a function of the hyperparameters that returns θ_0"
         )
 
 
-def starting(
+def start_map(
     backend: Backend, start: Callable[[Tree], Tree], rule: UpdateRule, state: State
 ) -> Callable[[Tree], Inner]:
-    """λ ↦ z_0: parameters by the user's function, and a fresh optimiser.
+    """Return λ ↦ z_0: the parameters that ``start`` returns, and a fresh optimiser state.
 
     Raises:
-        ArgumentError, LeafTypeError: when called, if they are not like those of the state.
+        ArgumentError, LeafTypeError: when called, if the parameters are not like those of the state.
     """
 
     def begin(hparams: Tree) -> Inner:
@@ -135,10 +136,10 @@ def starting(
 
 
 def inner_state(state: State) -> Inner:
-    """The part z of a state on which the update map acts."""
+    """Return the part z of a state on which the update map acts."""
     return Inner(state.params, state.opt_state, state.aux)
 
 
 def state_after(state: State, z: Inner, step: Any) -> State:
-    """The state in which training left z; what an estimator remembers stays as it is."""
+    """Return the state after training to z; the estimator's memory is unchanged."""
     return State(z.params, z.opt_state, step, state.memory, z.aux)

@@ -14,16 +14,17 @@ Outcome = Literal["ignore", "warn", "raise"]
 @final
 @dataclass(frozen=True)
 class Checks:
-    """What `Implicit` does where its assumptions do not hold, in the words of ``numpy.errstate``.
+    """What `Implicit` does where its assumptions do not hold, in the terms of ``numpy.errstate``.
 
     Args:
         tolerance: the ‖∇C̃1‖ up to which θ counts as an optimum.
-        away: further away than that: ``"ignore"`` for online use, where θ is on its way and nobody expects an
-            optimum, ``"warn"`` or ``"raise"``.
-        unsolved: a solve that failed: ``"ignore"`` or ``"warn"`` and accept the bias, or ``"raise"``.
+        away: what to do if ‖∇C̃1‖ is larger: ``"ignore"`` (for online use, where θ is still being trained),
+            ``"warn"`` or ``"raise"``.
+        unsolved: what to do if the solve failed: ``"ignore"`` or ``"warn"``, which accept the bias, or
+            ``"raise"``.
 
     Raises:
-        ArgumentError: for a tolerance that is no positive number, and for other words.
+        ArgumentError: if the tolerance is not a positive number, or for any other outcome.
     """
 
     tolerance: float = 1e-3
@@ -32,7 +33,7 @@ class Checks:
 
     def __post_init__(self) -> None:
         if not (is_number(self.tolerance) and self.tolerance > 0):
-            raise ArgumentError(f"Checks: tolerance = {self.tolerance!r}; it is a positive number")
+            raise ArgumentError(f"Checks: tolerance = {self.tolerance!r}; it must be a positive number")
         for name in ("away", "unsolved"):
             if (outcome := getattr(self, name)) not in get_args(Outcome):
-                raise ArgumentError(f"Checks: {name} = {outcome!r}; it is 'ignore', 'warn' or 'raise'")
+                raise ArgumentError(f"Checks: {name} = {outcome!r}; it must be 'ignore', 'warn' or 'raise'")

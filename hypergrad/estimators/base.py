@@ -1,4 +1,4 @@
-r"""What an estimator is, what it takes and what it returns.
+r"""The interface of estimators: the state that they take and the estimate that they return.
 
 With A_t = ∂Φ/∂z and B_t = ∂Φ/∂λ at training step t, and v = ∂_θ C2 at the last state, every estimator
 is a choice of which terms of one sum to keep:
@@ -26,11 +26,11 @@ from hypergrad.problems.batches import Batches
 
 
 class State(NamedTuple):
-    """Where training stands: a tree that every framework knows how to carry.
+    """The state of training, as a tree of arrays.
 
-    ``step`` counts training steps; a function of batches is called with it, and a schedule too.
-    ``memory`` is what an estimator carries from one estimate to the next, if anything; ``aux`` is the
-    auxiliary state of losses that have one, see `hypergrad.Bilevel`.
+    ``step`` counts training steps; it is passed to schedules and to functions t -> batch. ``memory`` is what
+    an estimator keeps from one estimate to the next, if anything; ``aux`` is the auxiliary state of losses
+    that have one, see `hypergrad.Bilevel`.
     """
 
     params: Tree
@@ -45,12 +45,12 @@ H = TypeVar("H")
 
 
 class Estimate(NamedTuple, Generic[H]):
-    """A hypergradient, and the state from which training goes on."""
+    """A hypergradient, and the state from which training continues."""
 
     hypergradient: H
     """dC2/dλ, with the structure, shapes and dtypes of the hyperparameters."""
     state: State
-    """Training goes on from here; nothing of it need be computed again."""
+    """The state from which training continues; nothing in it has to be recomputed."""
     inner_value: Scalar
     """C̃1 at the last training step."""
     outer_value: Scalar
@@ -60,25 +60,25 @@ class Estimate(NamedTuple, Generic[H]):
 
 @dataclass(frozen=True)
 class HypergradientEstimator(ABC):
-    """A published way to estimate dC2/dλ.
+    """A published method of estimating dC2/dλ.
 
-    An estimator is a value: frozen, comparable, printable. Its work is pure: what it is given is left as
-    it was, and the same arguments give the same estimate. To write one, implement `_init` and
-    `_estimate`; the checks before and after are done here, for all.
+    An estimator is a value: frozen, comparable, printable. Its methods are pure: they do not change their
+    arguments, and the same arguments give the same estimate. To write one, implement `_init` and
+    `_estimate`; this class checks the arguments and the results.
     """
 
     _: KW_ONLY
     by_hand: ClassVar[bool] = False
-    """Does it serve problems that are given by their derivatives?"""
+    """Does it accept problems that are given by their derivatives?"""
     at_saddles: ClassVar[bool] = False
-    """Does it make sense where the inner problem is a saddle, to which no training leads?"""
+    """Does it work where the inner problem is a saddle, which training does not reach?"""
     allow_unused: bool = False
-    """Give zeros for a hyperparameter that neither loss uses, instead of a `DisconnectedError`."""
+    """Return zeros for a hyperparameter that neither loss uses, instead of raising `DisconnectedError`."""
 
     @property
     @abstractmethod
     def training_steps(self) -> int:
-        """How many training steps one estimate takes."""
+        """The number of training steps in one estimate."""
 
     def init(
         self,
@@ -89,13 +89,13 @@ class HypergradientEstimator(ABC):
         aux: Tree = None,
         backend: Backend | str | None = None,
     ) -> State:
-        """The state before the first training step.
+        """Return the state before the first training step.
 
         Args:
             problem: the two losses.
             params: θ_0.
             hparams: λ.
-            aux: the auxiliary state with which losses that have one begin.
+            aux: the initial auxiliary state, for losses that have one.
             backend: found from the arrays if it is not given.
 
         Raises:
@@ -107,9 +107,9 @@ class HypergradientEstimator(ABC):
         self._check_problem(problem)
         if problem.has_aux == (aux is None):
             raise ArgumentError(
-                "the losses have an auxiliary state: pass the one to begin with as aux="
+                "the losses have an auxiliary state: pass its initial value as aux="
                 if problem.has_aux
-                else "aux= is given, and the losses have no auxiliary state: say Bilevel(…, has_aux=True)"
+                else "aux= is given, but the losses have no auxiliary state: use Bilevel(…, has_aux=True)"
             )
         state = self._init(backend, backend.constants(params))._replace(aux=backend.constants(aux))
         return state._replace(memory=self._memory(backend, state, backend.constants(hparams)))
@@ -124,7 +124,7 @@ class HypergradientEstimator(ABC):
         *,
         backend: Backend | str | None = None,
     ) -> Estimate[H]:
-        """Estimate dC2/dλ, training as far as the estimator's definition asks for.
+        """Estimate dC2/dλ, taking the estimator's `training_steps`.
 
         Args:
             problem: the two losses.
@@ -142,8 +142,8 @@ class HypergradientEstimator(ABC):
             NonFiniteError: a NaN or an infinity in a loss or a derivative.
             SolveError, InnerNotConvergedError: `Implicit` only.
 
-        Where values cannot be read (under a compiler, or on a device that would have to be waited for)
-        the last three kinds are not raised here but by `check`, once they can.
+        Where values cannot be read (in a compiled program, or on a device that would have to be waited for),
+        `NonFiniteError`, `SolveError` and `InnerNotConvergedError` are not raised here: call `check` later.
         """
         backend = find_backend(state.params, hparams, backend=backend)
         check_variables(backend, params=state.params, hparams=hparams)
@@ -157,17 +157,17 @@ class HypergradientEstimator(ABC):
         return out
 
     def check(self, out: Estimate[H], *, backend: Backend | str | None = None) -> Estimate[H]:
-        """Raise what an estimate has to report, and return it if there is nothing.
+        """Raise an error if the estimate's report carries a fault; otherwise return the estimate.
 
         Raises:
-            ArgumentError: if these are several, of ``jax.vmap``.
+            ArgumentError: if ``out`` is several estimates, mapped over by ``jax.vmap``.
             NonFiniteError: a NaN or an infinity in a loss or a derivative.
             SolveError, InnerNotConvergedError: `Implicit` only.
         """
         backend = find_backend(out.hypergradient, backend=backend)
         if shape := np.shape(out.outer_value):
             raise ArgumentError(
-                f"check takes one estimate, and these are {shape[0]}, mapped over: check each of them, "
+                f"check takes one estimate, but these are {shape[0]}, mapped over: check each of them, "
                 "jax.tree.map(lambda leaf: leaf[k], out)"
             )
         self._check_finite(backend, out)
@@ -175,7 +175,7 @@ class HypergradientEstimator(ABC):
         return out
 
     def sound(self, out: Estimate[Any], *, backend: Backend | str | None = None) -> Any:
-        """Would `check` pass? A boolean array, on which a compiled loop can act without reading it."""
+        """Return whether `check` would pass, as a boolean array that a compiled loop can branch on."""
         backend = find_backend(out.hypergradient, backend=backend)
         faults, isfinite = out.report.faults, backend.xp.isfinite
         finite = (faults.step < 0) & isfinite(out.outer_value) & (faults.outer_leaf < 0)
@@ -192,61 +192,61 @@ class HypergradientEstimator(ABC):
     def _check_problem(self, problem: Problem) -> None:
         if problem.by_hand and not self.by_hand:
             raise ArgumentError(
-                f"{type(self).__name__} differentiates through training, and hg.Derivatives are first and "
-                "second derivatives at one point: take Implicit or Greedy"
+                f"{type(self).__name__} differentiates through training, but hg.Derivatives holds first and "
+                "second derivatives at one point: use Implicit or Greedy"
             )
         if not problem.definite and not self.at_saddles:
             raise ArgumentError(
-                f"{type(self).__name__} trains, and a level above another is a saddle, to which no training "
-                "leads: solve the levels, and take Implicit(hg.MINRES())"
+                f"{type(self).__name__} trains, but a level above another is a saddle, which training does "
+                "not reach: solve the levels, and use Implicit(hg.MINRES())"
             )
 
     def _memory(self, backend: Backend, state: State, hparams: Tree) -> Tree:
-        """What is carried from one estimate to the next, before the first."""
+        """Return the memory before the first estimate."""
         return state.memory
 
     @property
     def needs_every_step(self) -> bool:
-        """Does it have to take part in every step of training?"""
+        """Must it take part in every training step?"""
         return False
 
     @property
     def resamples(self) -> bool:
-        """Does an estimate take batches of T1 beyond those of its training steps?"""
+        """Does an estimate use batches of T1 beyond those of its training steps?"""
         return False
 
     def restarted(self, fresh: State, last: State) -> State:
-        """The state from which training begins once more, after a run that ended in another."""
+        """Return the state from which training restarts, after a run that ended in the state ``last``."""
         return fresh
 
     def _check(self, backend: Backend, out: Estimate[Any]) -> None:  # noqa: B027
-        """Raise what is this estimator's own; most have nothing."""
+        """Raise an error for faults that only this estimator has; most have none."""
 
     def _sound(self, backend: Backend, out: Estimate[Any]) -> Any:
-        """Would `_check` raise nothing?"""
+        """Return whether `_check` would pass."""
         return True
 
     def _check_finite(self, backend: Backend, out: Estimate[Any]) -> None:
-        # Host numbers, one by one as they are looked at: an operation of JAX outside of a program costs ten.
+        # Read one number at a time, as needed: a JAX operation outside of a program costs ten times as much.
         report, read = out.report, backend.to_numpy
         faults = report.faults
 
-        def at() -> int:
+        def step() -> int:
             return int(read(out.state.step))
 
-        if (bad := int(read(faults.step))) >= 0:
+        if (bad_step := int(read(faults.step))) >= 0:
             leaf = int(read(faults.leaf))
             path = None if leaf < 0 else backend.paths(out.state.params, "params")[leaf]
-            raise NonFiniteError("T1", bad, path)
+            raise NonFiniteError("T1", bad_step, path)
         if not np.isfinite(read(out.outer_value)):
-            raise NonFiniteError("T2", at())
+            raise NonFiniteError("T2", step())
         if (leaf := int(read(faults.outer_leaf))) >= 0:
-            raise NonFiniteError("T2", at(), backend.paths(out.state.params, "params")[leaf])
+            raise NonFiniteError("T2", step(), backend.paths(out.state.params, "params")[leaf])
         if (leaf := int(read(first_nonfinite(backend, out.hypergradient)))) >= 0:
             path = backend.paths(out.hypergradient, "hparams")[leaf]
             if not np.isfinite(read(report.direct_norm)):
-                raise NonFiniteError("T2", at(), path)
-            raise NonFiniteError("T1", max(at() - 1, 0), path)
+                raise NonFiniteError("T2", step(), path)
+            raise NonFiniteError("T1", max(step() - 1, 0), path)
 
 
 def hypergradient(
@@ -261,10 +261,11 @@ def hypergradient(
     differentiable: bool = False,
     backend: Backend | str | None = None,
 ) -> H:
-    """dC2/dλ from these parameters, in one call: ``estimator.init``, then ``estimator.estimate``.
+    """Return dC2/dλ at these parameters, by one call of ``estimator.init`` and one of ``estimator.estimate``.
 
-    Arguments and errors as for these. With ``differentiable`` the result stays attached to the arrays given,
-    where a framework has to be told (torch's ``create_graph``): for derivatives of the hypergradient.
+    Arguments and errors are those of both methods. Set ``differentiable`` to take derivatives of the
+    hypergradient: it keeps the result attached to the arguments in frameworks that need to be told, like
+    torch's ``create_graph``.
     """
     backend = find_backend(params, hparams, backend=backend)
     with backend.recorded() if differentiable else nullcontext():

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, final
 
 from hypergrad.backend import Backend, Tree, vectors
 from hypergrad.errors import ArgumentError
-from hypergrad.estimators.assembly import assemble, inner_reaches, inner_state, state_after
+from hypergrad.estimators.assembly import assemble, inner_state, state_after, used_by_inner
 from hypergrad.estimators.base import Estimate, HypergradientEstimator, State
 from hypergrad.problems import Problem
 from hypergrad.problems.batches import Batches, one_batch
@@ -23,25 +23,29 @@ class Greedy(HypergradientEstimator):
 
         dC2/dλ ≈ ∂_λ C2 + B_tᵀ ∇_θ C2(θ_{t+1}),    B_t = ∂Φ/∂λ at step t
 
-    Trains one step and asks how λ should have been for that step to help T2. Exact for one step of
-    training and blind to all steps before; for plain gradient descent B_t = −η ∂²_λθ C̃1, so it is the
-    implicit hypergradient with H⁻¹ ≈ η I. Parameters, hyperparameters and the update rule's own rates
-    may all be tuned by it.
+    where Φ is one training step on the training loss C̃1 (data T1), and C2 the validation loss (data T2).
 
-    Cost: 2 gradients and one product of the training graph, which is the graph of the training gradient
-    itself and is not built twice. Where λ enters only through a penalty the product never touches the
-    data, and costs O(|θ|). Memory: one training graph.
+    Takes one training step, then differentiates C2 after it with respect to the λ used in that step. Exact
+    for one step of training; ignores all earlier steps. For plain gradient descent B_t = −η ∂²_λθ C̃1, so it
+    is the implicit hypergradient with H⁻¹ ≈ η I. λ may include hyperparameters of the losses and of the
+    update rule, such as its learning rate.
 
-    With ``products=FiniteDifference()`` only first-order gradients of the losses are taken, 4 more of them.
+    Cost: 2 gradients and one product, a pull-back through the graph of the training gradient, which is built
+    only once. Where λ enters only through a penalty, the product never touches the data and costs O(|θ|).
+    Memory: one training graph.
+
+    With ``products=FiniteDifference()`` only first-order gradients of the losses are taken: 4 more of them
+    replace the product.
 
     Args:
         update: the update rule that trains θ.
         response: ``"update"`` differentiates through the optimiser's actual step. ``"gradient"`` is
             eq. 3 to the letter, −(∂²_λθ C̃1)ᵀ ∇_θ C2: no learning rate and no preconditioner, whatever
             the optimiser.
-        lookahead: take ∇_θ C2 at θ_{t+1}, as the paper says; ``False`` takes it at θ_t, as its authors'
-            code did, so that T1 and T2 could share one pass.
-        products: how ∂²_λθ C̃1 is multiplied: `Exact`, or `FiniteDifference` where it does not exist.
+        lookahead: take ∇_θ C2 at θ_{t+1}, as in the paper; ``False`` takes it at θ_t, as in its authors'
+            code, so that T1 and T2 could share one pass.
+        products: how products with ∂²_λθ C̃1 are computed: `Exact`, or `FiniteDifference` for losses without
+            second derivatives.
 
     Raises:
         DifferenceError: if a finite difference is not accurate enough.
@@ -57,15 +61,15 @@ class Greedy(HypergradientEstimator):
     def __post_init__(self) -> None:
         as_update_rule(self.update)
         if self.response not in ("update", "gradient"):
-            raise ArgumentError(f"Greedy: response = {self.response!r}; it is 'update' or 'gradient'")
+            raise ArgumentError(f"Greedy: response = {self.response!r}; it must be 'update' or 'gradient'")
         if not isinstance(self.products, Products) or isinstance(self.products, GaussNewton):
             raise ArgumentError(
-                f"Greedy: products = {self.products!r}; it is hg.Exact() or hg.FiniteDifference()"
+                f"Greedy: products = {self.products!r}; it must be hg.Exact() or hg.FiniteDifference()"
             )
 
     @property
     def training_steps(self) -> int:
-        """One."""
+        """One step per estimate."""
         return 1
 
     def _init(self, backend: Backend, params: Tree) -> State:
@@ -77,8 +81,8 @@ class Greedy(HypergradientEstimator):
         z, t, batch = inner_state(state), state.step, one_batch("train", train, state.step)
         training = Training(backend, problem, as_update_rule(self.update))
         step = self.products.step(training, z, hparams, batch, t, self.response == "update")
-        at = step.z if self.lookahead else z
-        validation = problem.validation(backend, at.params, hparams, one_batch("val", val, t), at.aux)
+        point = step.z if self.lookahead else z
+        validation = problem.validation(backend, point.params, hparams, one_batch("val", val, t), point.aux)
         pulled = step.pull(validation.v)
         response = pulled.hparams
         return assemble(
@@ -89,7 +93,7 @@ class Greedy(HypergradientEstimator):
             step.observed,
             state_after(state, step.z, t + 1),
             pulled.spent,
-            None if self.allow_unused else inner_reaches(backend, problem, z, hparams, lambda: batch),
+            None if self.allow_unused else used_by_inner(backend, problem, z, hparams, lambda: batch),
             difference_error=pulled.error,
         )
 

@@ -1,4 +1,4 @@
-"""The implicit function theorem."""
+"""Hypergradients by the implicit function theorem."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypergrad.errors import (
     not_converged,
 )
 from hypergrad.estimators.adjoint import solve_adjoint
-from hypergrad.estimators.assembly import assemble, inner_reaches, inner_state
+from hypergrad.estimators.assembly import assemble, inner_state, used_by_inner
 from hypergrad.estimators.assumptions import Checks
 from hypergrad.estimators.base import Estimate, HypergradientEstimator, State
 from hypergrad.estimators.report import SolveReport
@@ -39,33 +39,36 @@ class Implicit(HypergradientEstimator):
 
         dC2/dλ = ∂_λ C2 − (∂²_λθ C̃1)ᵀ x,    H x = ∇_θ C2,    H = ∂²_θθ C̃1
 
-    Exact where θ solves the inner problem and the solve is exact; the error is of first order in both
-    residuals (Pedregosa 2016, theorem 1), see `hypergrad.error_bound`. It does not train: θ stays where it
-    is.
+    where C̃1 is the training loss and C2 the validation loss.
 
-    Cost: 2 gradients and K + 1 products for K products of the solver. The gradient's graph is kept and
-    every product is one pull-back through it; the last one gives the mixed term and, in the same pass,
-    the true residual Hx − v, whatever the solver believed. Memory: one training graph for each batch.
+    Exact if θ solves the inner problem and the linear solve is exact; otherwise the error is of first order
+    in both residuals (Pedregosa 2016, theorem 1), see `hypergrad.error_bound`. Does not train: θ is not
+    updated.
 
-    The estimate is itself differentiable, by whatever the losses depend on, at a fixed θ: another solve of
-    the same kind for each derivative, none through the solver's steps, unless it is a truncation. A
-    derivative whose solve fails is NaN.
+    Cost: 2 gradients and K + 1 products, where K is the number of products that the solver takes. The graph
+    of the gradient is kept, and each product is one pull-back through it. The last one gives the mixed term
+    and, in the same pass, the true residual Hx − v, so the solver's own residual need not be trusted.
+    Memory: one training graph for each batch.
+
+    The estimate can be differentiated with respect to anything the losses depend on, at fixed θ. Each
+    derivative takes another solve by the same solver; only a truncated solver is differentiated through its
+    iterations. If the solve for a derivative fails, that derivative is NaN.
 
     Args:
-        solver: how x is found: `CG` and its kin, which may be wrapped, such as
-            ``hg.Warm(hg.Damped(hg.CG(), 1e-3))``. What it remembers is kept in the state.
-        products: how H and ∂²_λθ C̃1 are multiplied: `Exact`, `FiniteDifference` where they do not exist, or
-            `GaussNewton` for H.
-        checks: what is done where θ is away from an optimum, or the solve failed.
+        solver: solves H x = ∇_θ C2: `CG` or another solver, possibly wrapped, as in
+            ``hg.Warm(hg.Damped(hg.CG(), 1e-3))``. Its memory is kept in the state.
+        products: how products with H and ∂²_λθ C̃1 are computed: `Exact`, `FiniteDifference` for losses
+            without second derivatives, or `GaussNewton` to approximate H.
+        checks: what to do if θ is away from an optimum, or if the solve failed.
 
     Raises:
         DifferenceError: if a finite difference is not accurate enough.
         SolveError: if the solve failed, with the reason, the step and the true residual.
-        InnerNotConvergedError: away from the optimum, if ``checks`` say so.
+        InnerNotConvergedError: if θ is away from the optimum and ``checks.away`` is ``"raise"``.
 
     Warns:
-        InnerNotConvergedWarning: away from the optimum. SolveWarning: for a failed solve, if ``checks`` say
-        so.
+        InnerNotConvergedWarning: if θ is away from the optimum.
+        SolveWarning: if the solve failed and ``checks.unsolved`` is ``"warn"``.
     """
 
     by_hand: ClassVar[bool] = True
@@ -82,11 +85,13 @@ class Implicit(HypergradientEstimator):
             ("checks", Checks, "hg.Checks()"),
         ):
             if not isinstance(value := getattr(self, name), kind):
-                raise ArgumentError(f"Implicit: {name} = {value!r}; it is one of {name} such as {example}")
+                raise ArgumentError(
+                    f"Implicit: {name} = {value!r}; it must be an hg.{kind.__name__}, such as {example}"
+                )
 
     @property
     def training_steps(self) -> int:
-        """None: θ stays where it is."""
+        """0: θ is not updated."""
         return 0
 
     @property
@@ -111,7 +116,7 @@ class Implicit(HypergradientEstimator):
         if condition.residual is not None:
             observed = observe(backend, condition.value, condition.residual, None, t)
         elif self.checks.away == "raise":
-            raise ArgumentError("Implicit: checks that raise need ‖∇C̃1‖: give Derivatives(inner_grad=…)")
+            raise ArgumentError('Implicit: Checks(away="raise") needs ‖∇C̃1‖: give Derivatives(inner_grad=…)')
         validation = problem.validation(backend, z.params, hparams, one_batch("val", val, t), z.aux)
         resampled = self._resampled(backend, problem, z, hparams, train, t) if self.resamples else None
         solution, image = solve_adjoint(
@@ -128,7 +133,7 @@ class Implicit(HypergradientEstimator):
             observed,
             state._replace(memory=solution.memory),
             spent,
-            None if self.allow_unused else inner_reaches(backend, problem, z, hparams, lambda: batches[0]),
+            None if self.allow_unused else used_by_inner(backend, problem, z, hparams, lambda: batches[0]),
             solve=SolveReport.of(solution),
             difference_error=image.error,
         )
@@ -136,11 +141,11 @@ class Implicit(HypergradientEstimator):
     def _resampled(
         self, backend: Backend, problem: Problem, z: Inner, hparams: Tree, train: Batches, step: Any
     ) -> Callable[[Tree, Any], Tree]:
-        """Products with the Hessian of batch after batch."""
+        """Return (p, k) -> H_k p, where H_k is the Hessian on the k-th batch from this step on."""
         if isinstance(train, Iterator) and backend.compiles:
             raise ArgumentError(
-                "Implicit: a solver with fresh=True in a compiled program takes its batches from a function "
-                "t -> batch or a list, and not from an iterator"
+                "Implicit: in a compiled program, a solver with fresh=True needs its batches as a list or a "
+                "function t -> batch, not as an iterator"
             )
         source = stream(backend, "train", train)
 
@@ -154,17 +159,20 @@ class Implicit(HypergradientEstimator):
         assert solve is not None
         self.products.check(report.difference_error)
         failure = Failure(int(backend.to_numpy(solve.failure)))
-        away = float(backend.to_numpy(report.inner_gradient_norm))
+        gradient_norm = float(backend.to_numpy(report.inner_gradient_norm))
         if failure is not Failure.NONE and checks.unsolved != "ignore":
-            steps, relative = int(solve.iterations), float(solve.residual)
-            message = diagnosis(failure, self.solver, steps, relative, away, float(solve.curvature))
+            iterations, residual = int(solve.iterations), float(solve.residual)
+            message = diagnosis(
+                failure, self.solver, iterations, residual, gradient_norm, float(solve.curvature)
+            )
             if checks.unsolved == "raise":
-                raise SolveError(message, failure, steps, relative)
+                raise SolveError(message, failure, iterations, residual)
             warnings.warn(message, SolveWarning, stacklevel=4)
-        if checks.away != "ignore" and away > checks.tolerance:
+        if checks.away != "ignore" and gradient_norm > checks.tolerance:
             if checks.away == "raise":
-                raise InnerNotConvergedError(away, checks.tolerance)
-            warnings.warn(not_converged(away, checks.tolerance), InnerNotConvergedWarning, stacklevel=4)
+                raise InnerNotConvergedError(gradient_norm, checks.tolerance)
+            message = not_converged(gradient_norm, checks.tolerance)
+            warnings.warn(message, InnerNotConvergedWarning, stacklevel=4)
 
     def _sound(self, backend: Backend, out: Estimate[Any]) -> Any:
         report, solve, checks = out.report, out.report.solve, self.checks
@@ -188,13 +196,15 @@ def adjoint(
     aux: Tree = None,
     backend: Backend | str | None = None,
 ) -> Tree:
-    """X of the implicit function theorem, (∂_θ G)ᵀ x = ∂_θ C2: a tree like the parameters.
+    """Return the adjoint x, a tree like the parameters that solves (∂_θ G)ᵀ x = ∂_θ C2.
 
-    For the level above a bilevel problem, see `hypergrad.Level`, and for those who want to look at it. A
-    constant: it has no derivative.
+    G is ∇_θ C̃1, or the residual of a fixed point. Use x for the level above a bilevel problem
+    (`hypergrad.Level`), or to inspect it. It is a constant: no derivative passes through it.
+
+    ``solver`` is `CG` with ``rtol=1e-10`` by default.
 
     Raises:
-        As `Implicit`, by whose solve it is found; ``solver`` is `CG` with ``rtol=1e-10`` if it is not given.
+        Any error of `Implicit`.
     """
     implicit = Implicit(Warm(solver or CG(rtol=1e-10)), allow_unused=True)
     backend = find_backend(params, hparams, backend=backend)

@@ -9,7 +9,7 @@ from hypergrad.solvers import Solution
 
 
 class Faults(NamedTuple):
-    """Where a number stopped being finite; −1 stands for nowhere."""
+    """Where a number first became non-finite; −1 means nowhere."""
 
     step: Any = -1
     """First training step with a T1 loss, gradient or update that is not finite."""
@@ -20,7 +20,7 @@ class Faults(NamedTuple):
 
 
 class SolveReport(NamedTuple):
-    """How a linear solve went."""
+    """The outcome of a linear solve."""
 
     residual: Scalar
     """True relative residual ‖Ax − v‖/‖v‖, of the damped system if there is a shift."""
@@ -29,18 +29,18 @@ class SolveReport(NamedTuple):
     failure: Any
     """A code of `hypergrad.errors.Failure`."""
     curvature: Scalar
-    """Largest eigenvalue that the solver met, by its own estimate; NaN if it made none."""
+    """The solver's estimate of the largest eigenvalue; NaN if it made none."""
     smallest_curvature: Scalar
-    """Smallest curvature that the solver met: an upper estimate of the smallest eigenvalue. NaN if it did not
-    look."""
+    """Smallest curvature along the solver's directions: an upper estimate of the smallest eigenvalue. NaN if
+    it was not measured."""
     shift: Scalar
     """δ, added to the matrix by `Damped` or `LevenbergMarquardt`."""
     error: Scalar | None
-    """Estimated relative error of the hypergradient, of a solve by `UntilAccurate`."""
+    """Estimated relative error of the hypergradient, for a solve by `UntilAccurate`."""
 
     @classmethod
     def of(cls, solution: Solution) -> SolveReport:
-        """What a solution says of its solve."""
+        """Return the report of a solution."""
         return cls(
             solution.residual,
             solution.iterations,
@@ -54,11 +54,11 @@ class SolveReport(NamedTuple):
 
 
 class TapeReport(NamedTuple):
-    """How the way back through a run went."""
+    """The outcome of the backward pass through a run."""
 
     fault: Any = -1
-    """Of the tape `Reversible`: the first leaf with a number that did not fit into fixed point; −2 if the run
-    did not come back to its start, −3 if the log was full, −1 if there was none."""
+    """For the tape `Reversible`: the first leaf with a number that did not fit into fixed point; −2 if the
+    reversed run did not end at its start, −3 if the log was full, −1 if there was no fault."""
 
 
 COLUMNS = (
@@ -71,34 +71,34 @@ COLUMNS = (
 class Report(NamedTuple):
     """What an estimate assumed and what was measured. Norms are Euclidean over all leaves.
 
-    ``None`` stands for what does not apply. All else are arrays or numbers, so that a compiled estimate can
-    return them; `HypergradientEstimator.check` turns the faults among them into errors.
+    ``None`` means that a field does not apply. All others are arrays or numbers, so that a compiled estimate
+    can return them; `HypergradientEstimator.check` turns the faults among them into errors.
     """
 
     inner_gradient_norm: Scalar
-    """‖∇_θ C̃1‖ at the last point where it was taken, NaN where nobody knows it."""
+    """‖∇_θ C̃1‖ at the last point where it was computed; NaN if it never was."""
     direct_norm: Scalar
     """‖∂_λ C2‖, the direct term."""
     response_norm: Scalar
-    """Norm of the response term: what reaches C2 through the parameters."""
+    """Norm of the response term, the part that reaches C2 through the parameters."""
     reached: Tree
-    """For each hyperparameter: does the response term depend on it? By the graph; if not, it is exactly 0."""
+    """For each hyperparameter: does the response term depend on it, by the graph? If not, it is exactly 0."""
     gradients: Scalar
-    """First-order gradients spent, of C̃1 or C2 on one batch."""
+    """First-order gradients spent, each of C̃1 or C2 on one batch."""
     products: Scalar
     """Second-order products spent; one costs about two gradients."""
     bytes_held: Any
-    """Bytes of graph or of states that were kept for the backward pass."""
+    """Bytes of graphs or states kept for the backward pass."""
     faults: Faults = Faults()
     solve: SolveReport | None = None
-    """Of `Implicit`."""
+    """Set by `Implicit`."""
     tape: TapeReport | None = None
-    """Of `Unrolled`."""
+    """Set by `Unrolled`."""
     difference_error: Scalar | None = None
-    """Estimated relative error of a mixed term by `FiniteDifference`."""
+    """Estimated relative error of a mixed term computed by `FiniteDifference`."""
 
     def columns(self) -> dict[str, Scalar]:
-        """The numbers of `COLUMNS` by name, NaN for what does not apply."""
+        """Return the numbers of `COLUMNS` by name, NaN for those that do not apply."""
         own = {name: getattr(self, name) for name in COLUMNS if "." not in name}
         solve, nan = self.solve, float("nan")
         return own | {

@@ -12,10 +12,10 @@ from hypergrad.errors import ArgumentError, FixedPointError
 from hypergrad.estimators.assembly import (
     assemble,
     check_start,
-    inner_reaches,
     inner_state,
-    starting,
+    start_map,
     state_after,
+    used_by_inner,
 )
 from hypergrad.estimators.base import Estimate, HypergradientEstimator, State
 from hypergrad.estimators.report import TapeReport
@@ -39,21 +39,21 @@ class Unrolled(HypergradientEstimator):
     al. 2019): exact for K ≥ T, and at a fixed point of gradient descent equal to K Neumann terms of
     `Implicit`; K = 1 is `Greedy`.
 
-    What trains may be among the hyperparameters, too: a rate for each step (`hypergrad.Schedule`), the weight
-    of each example (in the loss), and with ``start`` the initial parameters, θ_0 = start(λ), whose term is
+    λ may include a learning rate for each step (`hypergrad.Schedule`), a weight for each example (in the
+    loss), and with ``start`` the initial parameters, θ_0 = start(λ), which add the term
 
         (∂θ_0/∂λ)ᵀ A_0ᵀ ⋯ A_{T−1}ᵀ ∇_θ C2(θ_T)                     (Finn et al. 2017, if θ_0 is λ itself)
 
-    Cost: about 3 T gradients with the tape `Full` and 4 T with `States`; memory is the tape's. With
-    truncation the first T − K steps cost one gradient each and hold nothing.
+    Cost: about 3 T gradients with the tape `Full` and 4 T with `States`; the tape determines the memory. With
+    truncation the first T − K steps cost one gradient each and store nothing.
 
     Args:
         update: the update rule that trains θ.
-        steps: T, or ``None`` for as many as there are batches: those of a list, those until an iterator
-            ends, or until a function of them raises `StopIteration`.
+        steps: T, or ``None`` for one step per batch: to the end of a list or an iterator, or until a function
+            t -> batch raises `StopIteration`.
         truncate: K, or ``None`` for all terms.
-        tape: how the run is remembered.
-        start: a function λ ↦ θ_0. Every estimate then begins there, with a fresh optimiser.
+        tape: how the run is recorded for the backward pass.
+        start: a function λ ↦ θ_0. Every estimate then starts there, with a fresh optimiser state.
     """
 
     update: Updates
@@ -68,20 +68,20 @@ class Unrolled(HypergradientEstimator):
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ArgumentError(f"Unrolled: {name} = {value!r}; it is a positive integer")
+                raise ArgumentError(f"Unrolled: {name} = {value!r}; it must be a positive integer")
         check_start("Unrolled", self.start)
         if not isinstance(self.tape, Tape):
-            raise ArgumentError(f"Unrolled: tape = {self.tape!r}; it is a tape such as hg.Full()")
+            raise ArgumentError(f"Unrolled: tape = {self.tape!r}; it must be a tape such as hg.Full()")
 
     @property
     def training_steps(self) -> int:
         """T.
 
         Raises:
-            ArgumentError: if it is not known.
+            ArgumentError: if ``steps`` is ``None``.
         """
         if self.steps is None:
-            raise ArgumentError("Unrolled(steps=None) trains for as long as train lasts: say how many steps")
+            raise ArgumentError("Unrolled(steps=None) trains until the batches end: set steps")
         return self.steps
 
     def _init(self, backend: Backend, params: Tree) -> State:
@@ -99,7 +99,8 @@ class Unrolled(HypergradientEstimator):
         )
         end, final = state.step + skipped + recording.length, recording.z
         validation = problem.validation(backend, final.params, hparams, one_batch("val", val, end), final.aux)
-        v, validation = [validation.v], validation._replace(v=None)  # which the tape may let go of
+        # Keep no reference to v, so that the tape can free it.
+        v, validation = [validation.v], validation._replace(v=None)
         pulled = recording.pull(Inner(v.pop(), backend.zeros(final.opt_state), backend.zeros(final.aux)))
         if pull_start is not None and skipped == 0:
             (term,) = pull_start(pulled.start)
@@ -107,8 +108,8 @@ class Unrolled(HypergradientEstimator):
                 hparams=vectors.add(backend, pulled.hparams, term),
                 reached=backend.map(or_, pulled.reached, pull_start.reached[0]),
             )
-        first = inner_reaches(backend, problem, begin, hparams, lambda: path.batch(0))
-        # What truncation cuts off is used all the same.
+        first = used_by_inner(backend, problem, begin, hparams, lambda: path.batch(0))
+        # A hyperparameter of the start counts as used, even if truncation drops its term.
         used = first if pull_start is None else lambda: backend.map(or_, first(), pull_start.reached[0])
         observed = before.then(backend, recording.observed)
         return assemble(
@@ -132,16 +133,16 @@ class Unrolled(HypergradientEstimator):
         return _tape(out).fault == -1
 
     def _begin(self, backend: Backend, state: State, hparams: Tree) -> tuple[Inner, Pullback | None]:
-        """z_0, and what pulls back from there to the hyperparameters that made it, if any did."""
+        """Return z_0, and the pull-back from it to the hyperparameters if ``start`` made it."""
         if self.start is None:
             return inner_state(state), None
         z, pull_start = backend.pullback(
-            starting(backend, self.start, as_update_rule(self.update), state), hparams
+            start_map(backend, self.start, as_update_rule(self.update), state), hparams
         )
         return z, pull_start
 
     def _path(self, training: Training, state: State, train: Batches) -> Trajectory:
-        """The steps to take; without ``steps`` as many as there are batches."""
+        """Return the steps to take: as many as there are batches if ``steps`` is ``None``."""
         backend, steps, to_start = training.backend, self.steps, self.start is not None
         if steps is None:
             train, steps = until_it_ends(

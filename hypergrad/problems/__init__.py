@@ -1,4 +1,4 @@
-"""Problems: what parameters are the solution of, what judges them, and on what data."""
+"""Problems: the condition that parameters satisfy, the validation loss, and the data."""
 
 from hypergrad.problems.base import Problem, Validation
 from hypergrad.problems.bilevel import Bilevel

@@ -1,4 +1,4 @@
-"""What a problem is: a condition that parameters satisfy, and a loss that judges them."""
+"""The interface of problems: a condition that parameters satisfy, and a validation loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Loss = Callable[..., Any]
 
 
 class Validation(NamedTuple):
-    """C2 and its derivatives at one point: the value, v = ∂_θ C2, ∂_λ C2, and which λ it reaches.
+    """C2 and its derivatives at one point: the value, v = ∂_θ C2, ∂_λ C2, and which λ it depends on.
 
     ``bad_leaf`` is the first leaf of v that is not finite, −1 if there is none.
     """
@@ -32,28 +32,28 @@ class Validation(NamedTuple):
 class Problem(ABC):
     r"""Minimise C2(θ, λ) over the hyperparameters λ, where the parameters θ solve G(θ, λ) = 0.
 
-    G is ∇_θ C̃1 where a loss C̃1 is trained on, and whatever a step of training moves against elsewhere.
-    Estimators see no more of a problem than this: G, C2, and their derivatives.
+    G is ∇_θ C̃1 where a loss C̃1 is trained on; elsewhere it takes the place of this gradient in a training
+    step. Estimators use nothing else of a problem: only G, C2, and their derivatives.
     """
 
     symmetric: ClassVar[bool] = True
-    """Is ∂_θ G, as a Hessian is?"""
+    """Is ∂_θ G symmetric, as a Hessian is?"""
     definite: bool = True
     """Is ∂_θ G positive definite at a solution, as the Hessian is at a minimum?"""
     by_hand: ClassVar[bool] = False
-    """Are its derivatives given, so that no framework takes them?"""
+    """Are its derivatives given by the user, so that no framework computes them?"""
     has_aux: bool = False
 
     @abstractmethod
     def inner_gradient(
         self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree
     ) -> tuple[Scalar, Tree, Tree]:
-        """C̃1, G as a differentiable function of θ and λ, and the next auxiliary state."""
+        """Return C̃1, G as a differentiable function of θ and λ, and the next auxiliary state."""
 
     def loss_on(
         self, backend: Backend, batch: Tree, aux: Tree
     ) -> Callable[[Tree, Tree], tuple[Scalar, Tree]]:
-        """C̃1 on a batch: (θ, λ) -> (C̃1, next auxiliary state).
+        """Return C̃1 on a batch, as a function (θ, λ) -> (C̃1, next auxiliary state).
 
         Raises:
             ArgumentError: if there is no training loss that a framework differentiates.
@@ -62,21 +62,21 @@ class Problem(ABC):
 
     @abstractmethod
     def reached(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Tree:
-        """Which hyperparameters are used in training at all, at the price of one evaluation."""
+        """Return which hyperparameters G depends on, at the cost of one evaluation."""
 
     def residual(
         self, backend: Backend, params: Tree, hparams: Tree, batches: list[Tree], aux: Tree
     ) -> tuple[Scalar, Tree]:
-        """C̃1 and G, averaged over the batches; the auxiliary state stays as it is."""
+        """Return C̃1 and G, averaged over the batches; the auxiliary state does not change."""
         pairs = [self.inner_gradient(backend, params, hparams, batch, aux)[:2] for batch in batches]
-        # Apart: a framework that adds all leaves at once would make C̃1 a part of G's graph.
+        # Averaged separately: a framework that adds all leaves in one operation would put C̃1 into G's graph.
         value, g = (vectors.mean(backend, list(part)) for part in zip(*pairs, strict=True))
         return value, g
 
     def condition(
         self, backend: Backend, params: Tree, hparams: Tree, batches: list[Tree], aux: Tree
     ) -> Condition:
-        """G and exact products with its derivatives: one graph, pulled back through for each product."""
+        """Return G and exact products with its derivatives, each a pull-back through one common graph."""
 
         def residual(params: Tree, hparams: Tree) -> tuple[Tree, tuple[Scalar, Tree]]:
             value, g = self.residual(backend, params, hparams, batches, aux)
@@ -95,14 +95,14 @@ class Problem(ABC):
 
     @abstractmethod
     def validation_loss(self, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Scalar:
-        """C2."""
+        """Return C2."""
 
     def validation(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Validation:
-        """C2 and both of its gradients: one backward pass."""
+        """Return C2 and both of its gradients, from one backward pass."""
 
         def loss(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
-            mine = backend.copy(aux) if self.has_aux else aux
-            return self.validation_loss(params, hparams, batch, mine), None
+            own_aux = backend.copy(aux) if self.has_aux else aux
+            return self.validation_loss(params, hparams, batch, own_aux), None
 
         value, pullback, _ = evaluate(backend, "outer", loss, batch, params, hparams)
         v, direct = pullback(backend.xp.ones_like(value))

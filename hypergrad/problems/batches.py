@@ -2,12 +2,12 @@
 
     a function      t -> batch, where t is the training step; it may be traced
     a list          a sequence of batches
-    an iterator     hands out batches, one for each step
+    an iterator     yields batches, one for each step
     anything else   one batch: an array, tuple, dict, dataclass … or ``None``, for a loss without data
 
 An estimator that needs one batch takes the first of a list, one that needs T takes the first T. A list
-is always a sequence, so a batch that comes as a list (torch's ``DataLoader`` makes those) is given as
-``tuple(batch)``.
+is always a sequence of batches, so pass a batch that is itself a list (torch's ``DataLoader`` makes those)
+as ``tuple(batch)``.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _LABEL = {"train": "train (T1)", "val": "val (T2)"}
 
 
 class Source(NamedTuple):
-    """Batches as ``read(data, t)``: arrays to hand to a compiled program, and a value to know it by."""
+    """Batches as ``read(data, t)``: the arrays that a compiled program takes, and the key of this program."""
 
     data: Tree
     read: Callable[[Tree, Any], Tree]
 
     def __call__(self, t: Any) -> Tree:
-        """The batch of step t."""
+        """Return the batch of step t."""
         return self.read(self.data, t)
 
 
 def one_batch(name: str, batches: Batches, step: Any) -> Tree:
-    """The batch of one training step: the first of a list, the next of an iterator.
+    """Return the batch of one training step: the first of a list, the next of an iterator.
 
     Raises:
         ArgumentError: if a list is empty or an iterator is exhausted.
@@ -50,27 +50,27 @@ def one_batch(name: str, batches: Batches, step: Any) -> Tree:
 
 
 def every_batch(name: str, batches: Batches, step: Any) -> list[Tree]:
-    """All the batches of a list; a function and an iterator give the one of this step.
+    """Return all batches of a list, or, of a function or an iterator, the one of this step.
 
     Raises:
         ArgumentError: if there are none.
     """
-    found = batches if isinstance(batches, list) else [one_batch(name, batches, step)]
-    if not found:
+    every = batches if isinstance(batches, list) else [one_batch(name, batches, step)]
+    if not every:
         raise ArgumentError(f"{_LABEL[name]} is empty: at least one batch is needed")
-    return found
+    return every
 
 
 def batch_series(
     backend: Backend, name: str, batches: Batches, start: Any, steps: int
 ) -> Callable[[Any], Tree]:
-    """The batches of ``steps`` training steps from step ``start`` on, as a function of k = 0 … steps−1.
+    """Return the batches of ``steps`` training steps from ``start`` on, as a function of k = 0 … steps−1.
 
     Raises:
-        ArgumentError: as `window`.
+        ArgumentError: as for `window`.
     """
     data, read = window(backend, name, batches, start, steps)
-    if isinstance(read, _From):  # the start may be traced, and k not
+    if isinstance(read, _Window):  # the start may be traced where k is not
         return lambda k: backend.take(data[1], k)
     return lambda k: read(data, start + k)
 
@@ -78,26 +78,27 @@ def batch_series(
 def until_it_ends(
     backend: Backend, name: str, batches: Batches, start: Any, one_by_one: bool
 ) -> tuple[Batches, int | None]:
-    """Batches of a run that lasts as long as they do, and how many there are.
+    """Return the batches of a run that lasts until they are exhausted, and how many there are.
 
-    If they may come ``one_by_one`` that is left open: the first result is then a function of k = 0, 1, …,
-    which raises `StopIteration`.
+    With ``one_by_one`` they need not be counted: the first result is then a function of k = 0, 1, … that
+    raises `StopIteration` at the end, and the second is ``None``.
 
     Raises:
-        ArgumentError: if there are none, or if one batch is all there is. One that never ends is not noticed.
+        ArgumentError: if there are no batches, or ``batches`` is a single one. An endless source is not
+            detected.
     """
     if isinstance(batches, list):
         return batches, len(every_batch(name, batches, start))
     if isinstance(batches, Iterator):
         if one_by_one and not backend.compiles:
-            return _Memory(batches), None
+            return _KeptBatches(batches), None
         return until_it_ends(backend, name, list(batches), start, one_by_one)
     if not callable(batches):
         raise ArgumentError(f"{_LABEL[name]} is one batch, which does not say how many steps to take")
     if backend.compiles:
         raise ArgumentError(
-            f"{_LABEL[name]} is a function, and a compiled run has a length: say how many steps, or give a "
-            "list"
+            f"{_LABEL[name]} is a function, but a compiled run needs a fixed length: pass the number of "
+            "steps, or a list of batches"
         )
     if one_by_one:
         return lambda k: batches(start + k), None
@@ -114,8 +115,8 @@ def until_it_ends(
 
 
 @final
-class _Memory:
-    """Batches of an iterator, kept for when they are asked for again."""
+class _KeptBatches:
+    """Batches of an iterator, kept so that replayed steps can read them again."""
 
     def __init__(self, batches: Iterator[Tree]) -> None:
         self._batches, self._taken = batches, list[Tree]()
@@ -127,35 +128,35 @@ class _Memory:
 
 
 def window(backend: Backend, name: str, batches: Batches, start: Any, steps: int) -> Source:
-    """The same, as a function of the step.
+    """Return the batches of ``steps`` training steps from ``start`` on, as a function of the step t.
 
     Raises:
         ArgumentError: if there are fewer batches than steps, or one batch for more than one step.
     """
     if callable(batches):
-        return Source((), _Called(batches))
+        return Source((), _Function(batches))
     if batches is None:
         return single(None)
     if isinstance(batches, Iterator | list):
-        return Source((start, backend.stack(_take(name, iter(batches), steps))), _From(backend))
+        return Source((start, backend.stack(_take(name, iter(batches), steps))), _Window(backend))
     if steps == 1:
         return single(batches)
     raise ArgumentError(
         f"{_LABEL[name]}: {steps} steps need {steps} batches, and a {type(batches).__name__} is one batch: "
-        "pass a list of batches, or a function t -> batch (lambda t: batch, to train on the same one always)"
+        "pass a list of batches, or a function t -> batch (lambda t: batch, to train always on this one)"
     )
 
 
 def stream(backend: Backend, name: str, batches: Batches) -> Source:
-    """Batches for as long as one asks: a list starts again at its end, one batch serves every step.
+    """Return batches for any number of steps: a list is repeated, a single batch is used in every step.
 
     Raises:
         ArgumentError: if a list is empty.
     """
     if isinstance(batches, Iterator):
-        return Source((), _Called(lambda t: one_batch(name, batches, t)))
+        return Source((), _Function(lambda t: one_batch(name, batches, t)))
     if callable(batches):
-        return Source((), _Called(batches))
+        return Source((), _Function(batches))
     if not isinstance(batches, list):
         return single(batches)
     if not batches:
@@ -165,8 +166,8 @@ def stream(backend: Backend, name: str, batches: Batches) -> Source:
 
 @final
 @dataclass(frozen=True)
-class _Called:
-    """The user's own function."""
+class _Function:
+    """A function t -> batch."""
 
     f: Callable[[Any], Tree]
 
@@ -176,8 +177,8 @@ class _Called:
 
 @final
 @dataclass(frozen=True)
-class _From:
-    """A list of batches whose first is that of step ``start``."""
+class _Window:
+    """A list of batches, of which the first belongs to step ``start``."""
 
     backend: Backend
 
@@ -199,12 +200,12 @@ class _Cycle:
 
 
 def _same(data: Tree, t: Any) -> Tree:
-    """One batch for every step."""
+    """Return the batch that every step uses."""
     return data
 
 
 def single(batch: Tree) -> Source:
-    """One batch for every step."""
+    """Return one batch for every step."""
     return Source(batch, _same)
 
 

@@ -1,4 +1,4 @@
-"""What parameters are the solution of, and what judges them."""
+"""A problem of two losses: one to train on, one to validate on."""
 
 from __future__ import annotations
 
@@ -17,29 +17,28 @@ from hypergrad.problems.losses import evaluate
 @final
 @dataclass(frozen=True)
 class Bilevel(Problem):
-    r"""Minimise C2(θ, λ) over the hyperparameters λ, where training on C̃1(θ, λ) made the parameters θ.
+    r"""Minimise C2(θ, λ) over the hyperparameters λ, where the parameters θ result from training on C̃1(θ, λ).
 
         C̃1 = C1 + Ω   on the training set T1       (Luketina et al. 2016, eq. 1)
         C2            on the validation set T2
 
     Both losses are called as ``loss(params, hparams, batch)`` and return a scalar. Parameters,
-    hyperparameters and batches are any trees of the framework's own arrays; they reach the losses as
-    they are, never wrapped and never copied. A loss of the NumPy backend is written with
-    ``autograd.numpy``.
+    hyperparameters and batches are any trees of the framework's own arrays; they are passed to the losses
+    unchanged, neither wrapped nor copied. A loss of the NumPy backend is written with ``autograd.numpy``.
 
-    One array at two places of a tree makes two parameters, as everywhere in functional code. To tie
+    An array that occurs at two places of a tree counts as two parameters, as in all functional code. To tie
     parameters, keep one leaf and use it twice inside the loss.
 
-    What a model updates while it trains, and nobody differentiates by, is its auxiliary state: running
-    statistics of a BatchNorm, a key or a counter for its noise. With ``has_aux`` it goes through the losses,
-    and through training from step to step, as a constant of every derivative: how noise in training moves the
-    running averages by which T2 is normalised, for instance, no hypergradient sees::
+    The auxiliary state of a model is what it updates while it trains without being differentiated by it: the
+    running statistics of a BatchNorm, a key or a counter for its noise. With ``has_aux`` it is passed through
+    the losses, and from one training step to the next, as a constant for every derivative. For instance, a
+    hypergradient does not include the effect of noise in training on the running averages that normalise T2::
 
         inner(params, hparams, batch, aux) -> (scalar, aux)
         outer(params, hparams, batch, aux) -> scalar
         state = estimator.init(problem, params, hparams, aux=aux)
 
-    A problem with more levels is a bilevel problem whose ``inner`` is one, see `Level`.
+    For more levels, pass a bilevel problem as ``inner``: see `Level`.
 
     Args:
         inner: the regularised training loss C̃1, or the `Bilevel` problem of the level below.
@@ -47,7 +46,7 @@ class Bilevel(Problem):
         has_aux: do the losses take an auxiliary state, and does the inner one return the next?
 
     Raises:
-        ArgumentError: if either is not callable, or the level below has an auxiliary state.
+        ArgumentError: if a loss is not callable, or the level below has an auxiliary state.
     """
 
     inner: Loss | Bilevel
@@ -60,18 +59,18 @@ class Bilevel(Problem):
             if not (callable(part) or (name == "inner" and isinstance(part, Bilevel))):
                 raise ArgumentError(f"Bilevel: {name} must be a function (params, hparams, batch) -> scalar")
         if isinstance(self.inner, Bilevel) and (self.has_aux or self.inner.has_aux):
-            raise ArgumentError("Bilevel: an auxiliary state goes through two levels, and not through three")
+            raise ArgumentError("Bilevel: with more than two levels there can be no auxiliary state")
 
     @property
     def definite(self) -> bool:  # type: ignore[override]
-        """A Lagrangian has a saddle at its solution."""
+        """False if ``inner`` is a problem: its Lagrangian has a saddle at the solution."""
         return not isinstance(self.inner, Bilevel)
 
     def training_loss(self, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> tuple[Scalar, Tree]:
-        """C̃1 and the next auxiliary state.
+        """Return C̃1 and the next auxiliary state.
 
         Raises:
-            ArgumentError: if ``inner`` should return two things, and does not.
+            ArgumentError: if ``has_aux`` is set and ``inner`` does not return a pair.
         """
         if isinstance(self.inner, Bilevel):
             return lagrangian(self.inner, params, hparams, batch), aux
@@ -88,20 +87,21 @@ class Bilevel(Problem):
     def loss_on(
         self, backend: Backend, batch: Tree, aux: Tree
     ) -> Callable[[Tree, Tree], tuple[Scalar, Tree]]:
-        """C̃1 on a batch, with the auxiliary state filled in: (θ, λ) -> (C̃1, next auxiliary state).
+        """Return C̃1 on a batch, as a function (θ, λ) -> (C̃1, next auxiliary state).
 
-        The loss gets a copy of the state: some write to theirs, as torch's BatchNorm does.
+        Each call gets a copy of the auxiliary state: some losses write to it, as torch's BatchNorm does.
 
         Raises:
-            ArgumentError, LeafTypeError: when called, if the next state is of another kind than this one.
+            ArgumentError, LeafTypeError: when called, if the next auxiliary state differs from this one in
+                structure, shape or dtype.
         """
 
         def loss(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
-            mine = backend.copy(aux) if self.has_aux else aux
-            value, after = self.training_loss(params, hparams, batch, mine)
+            own_aux = backend.copy(aux) if self.has_aux else aux
+            value, next_aux = self.training_loss(params, hparams, batch, own_aux)
             if self.has_aux:
-                check_same(backend, "inner", after, "aux", aux)
-            return value, after
+                check_same(backend, "inner", next_aux, "aux", aux)
+            return value, next_aux
 
         return loss
 

@@ -1,5 +1,4 @@
-r"""The condition G(θ, λ) = 0 that parameters are the solution of, at one point, and products with its
-derivatives.
+r"""The condition G(θ, λ) = 0 that parameters satisfy, at one point, and products with its derivatives.
 
     G = ∇_θ C̃1          an optimum
     G = θ − φ(θ, λ)     a fixed point: of a map, or of training by an update rule Φ
@@ -17,7 +16,7 @@ from hypergrad.solvers.system import Image
 
 
 class Spent(NamedTuple):
-    """First-order gradients and second-order products that were taken, and the bytes kept for them."""
+    """First-order gradients and second-order products that were computed, and the bytes held for them."""
 
     gradients: Scalar
     products: Scalar
@@ -28,9 +27,9 @@ class Condition(NamedTuple):
     """G at a point, averaged over batches."""
 
     value: Scalar
-    """C̃1, or what stands for it."""
+    """C̃1, or the value that is reported in its place."""
     residual: Tree | None
-    """G, or ``None`` where nobody knows it."""
+    """G, or ``None`` if the user has not given it."""
     product: Callable[[Tree], Tree]
     """p -> (∂_θ G)ᵀ p."""
     both: Callable[[Tree], Image]
@@ -38,4 +37,4 @@ class Condition(NamedTuple):
     reached: Callable[[], Tree]
     """For each hyperparameter: does G depend on it?"""
     spent: Callable[[Scalar], Spent]
-    """What so many products of a solve have cost, one call of ``both`` and a gradient of C2 included."""
+    """The number of products in a solve -> the cost, including one call of ``both`` and a gradient of C2."""

@@ -20,17 +20,17 @@ from hypergrad.solvers.system import Image
 class Derivatives(Problem):
     r"""A bilevel problem whose derivatives are written by hand.
 
-    For what no framework differentiates, SciPy's sparse matrices or compiled code, and where a formula is
-    cheaper than its automatic derivative. Parameters and hyperparameters are trees of arrays as ever, NumPy's
-    where nothing else is known; batches are whatever the functions understand.
+    Use it for what no framework differentiates, such as SciPy's sparse matrices or compiled code, and where
+    a formula is cheaper than automatic differentiation. Parameters and hyperparameters are trees of arrays as
+    usual, by default NumPy's; batches may be anything that the functions accept.
 
         outer_grads       (params, hparams, batch) -> (∂_θ C2, ∂_λ C2), the latter ``None`` where it is 0
         hessian_product   (params, hparams, batch, p) -> (∂²_θθ C̃1) p
         mixed_product     (params, hparams, batch, p) -> (∂²_λθ C̃1)ᵀ p, a tree like the hyperparameters
 
-    These three are enough for `Implicit`, at the cost of what they cost. With ``inner_grad`` it also knows
-    how far from an optimum it is, and `Greedy` and `Tuner` can train. The losses themselves are for reports,
-    which say 0 without them, and for `check_derivatives`.
+    These three are enough for `Implicit`. With ``inner_grad`` it can also measure how far from an optimum it
+    is, and `Greedy` and `Tuner` can train. The losses themselves are used only in reports, which show 0
+    without them, and by `check_derivatives`.
 
     Args:
         inner_grad: (params, hparams, batch) -> ∇_θ C̃1.
@@ -38,8 +38,8 @@ class Derivatives(Problem):
         outer: (params, hparams, batch) -> C2.
 
     Raises:
-        ArgumentError: if one is no function; when used, for trees of other structure or shape than those
-            they stand for, or if one is missing.
+        ArgumentError: if an argument is not a function; when used, if a function that is needed is missing,
+            or returns a tree of the wrong structure or shape.
     """
 
     by_hand: ClassVar[bool] = True
@@ -55,29 +55,29 @@ class Derivatives(Problem):
         for name in ("outer_grads", "hessian_product", "mixed_product", "inner_grad", "inner", "outer"):
             part, optional = getattr(self, name), name in ("inner_grad", "inner", "outer")
             if not (callable(part) or (optional and part is None)):
-                raise ArgumentError(f"Derivatives: {name} = {part!r}; it is a function")
+                raise ArgumentError(f"Derivatives: {name} = {part!r}; it must be a function")
 
     def inner_gradient(
         self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree
     ) -> tuple[Scalar, Tree, Tree]:
         if self.inner_grad is None:
-            raise ArgumentError("Derivatives: training needs the gradient of C̃1: give inner_grad=")
+            raise ArgumentError("Derivatives: training needs the gradient of C̃1: pass inner_grad=")
         g = self._like(backend, "inner_grad", self.inner_grad(params, hparams, batch), "params", params)
         return self._value(backend, self.inner, params, hparams, batch), g, aux
 
     def reached(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Tree:
-        """All of them, as far as anyone can see."""
+        """Return True for every hyperparameter: no graph shows which are used."""
         return backend.map(lambda _: True, hparams)
 
     def validation_loss(self, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Scalar:
         if self.outer is None:
-            raise ArgumentError("Derivatives: this needs the loss C2 itself: give outer=")
+            raise ArgumentError("Derivatives: this needs the loss C2 itself: pass outer=")
         return self.outer(params, hparams, batch)
 
     def validation(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Validation:
         pair = self.outer_grads(params, hparams, batch)
         if not (isinstance(pair, tuple) and len(pair) == 2):
-            raise ArgumentError("Derivatives: outer_grads returns a pair (∂_θ C2, ∂_λ C2)")
+            raise ArgumentError("Derivatives: outer_grads must return a pair (∂_θ C2, ∂_λ C2)")
         v = self._like(backend, "outer_grads", pair[0], "params", params)
         direct, given = backend.zeros(hparams), pair[1] is not None
         if given:
@@ -89,7 +89,7 @@ class Derivatives(Problem):
     def condition(
         self, backend: Backend, params: Tree, hparams: Tree, batches: list[Tree], aux: Tree
     ) -> Condition:
-        """The user's own products."""
+        """Return G, if it is given, and the user's own products."""
         pairs = [self.products(backend, params, hparams, batch) for batch in batches]
 
         def mean(k: int, x: Tree) -> Tree:
@@ -133,5 +133,5 @@ class Derivatives(Problem):
     def _value(backend: Backend, loss: Any, params: Tree, hparams: Tree, batch: Tree) -> Scalar:
         if loss is not None:
             return loss(params, hparams, batch)
-        # Nothing is known of it, and nothing is wrong with it.
+        # A loss that is not given counts as 0: it is finite, so no check of the value fails.
         return backend.asarray(0.0, like=backend.flatten(params)[0][0])

@@ -1,4 +1,4 @@
-"""Parameters that are the fixed point of a map, and the optimum of nothing."""
+"""Problems whose parameters are the fixed point of a map, not the optimum of a loss."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class FixedPoint(Problem):
 
         G(θ, λ) = θ − φ(θ, λ),    dC2/dλ = ∂_λ C2 + (∂_λ φ)ᵀ x,    (I − ∂_θ φ)ᵀ x = ∂_θ C2
 
-    Every estimator takes it, as if G were a gradient: a step of ``SGD(1.0)`` is one iteration θ ← φ(θ, λ), so
-    ``Unrolled(SGD(1.0), steps=T)`` differentiates T of them, `Greedy` the last one (the "Jacobian-free"
-    derivative of Fung et al. 2022), and `Implicit` the limit (Bai, Kolter and Koltun 2019). The system is not
-    symmetric: take `GMRES`, `BiCGStab`, `Neumann` or `Direct`. Where φ is a step of an optimiser on a loss,
-    `of_update` makes the problem.
+    Every estimator accepts it and treats G as a gradient: a step of ``SGD(1.0)`` is one iteration
+    θ ← φ(θ, λ), so ``Unrolled(SGD(1.0), steps=T)`` differentiates T of them, `Greedy` the last one (the
+    "Jacobian-free" derivative of Fung et al. 2022), and `Implicit` the limit (Bai, Kolter and Koltun 2019).
+    The system is not symmetric: use `GMRES`, `BiCGStab`, `Neumann` or `Direct`. Where φ is a step of an
+    optimiser on a loss, `of_update` builds the problem.
 
-    What stands for the inner value in estimates and histories is ‖G‖.
+    Estimates and histories report ‖G‖ as the inner value.
 
     Args:
         step: the map φ: (params, hparams, batch) -> params; with ``has_aux`` (params, hparams, batch, aux) ->
@@ -35,7 +35,8 @@ class FixedPoint(Problem):
         has_aux: is there an auxiliary state? See `Bilevel`.
 
     Raises:
-        ArgumentError: if either is not callable; when used, if φ returns another structure or shape.
+        ArgumentError: if ``step`` or ``outer`` is not callable; when used, if φ returns another structure or
+            shape.
         LeafTypeError: when used, if φ returns another dtype.
     """
 
@@ -52,7 +53,7 @@ class FixedPoint(Problem):
 
     @classmethod
     def of_update(cls, problem: Bilevel, rule: Updates) -> FixedPoint:
-        r"""The fixed point of training by an update rule that is no gradient step:
+        r"""Return the fixed-point problem of training by an update rule that is not a gradient step:
 
             θ = Φ(θ, λ),    such as θ = prox_λ(θ − η ∇_θ C̃1(θ, λ))
 
@@ -64,17 +65,17 @@ class FixedPoint(Problem):
 
         Args:
             problem: C̃1 and C2.
-            rule: an update rule without a state of its own. Fixed points of rules with momentum are those
-                without.
+            rule: an update rule without a state of its own. A rule with momentum has the same fixed points as
+                one without.
 
         Raises:
-            ArgumentError: if it is no update rule, or the problem has no training loss; when used, if the
-                rule has a state.
+            ArgumentError: if ``rule`` is not an update rule, or the problem has no training loss; when used,
+                if the rule has a state.
         """
         if not isinstance(problem, Bilevel):
             raise ArgumentError(
-                f"FixedPoint.of_update trains on a loss, and {type(problem).__name__} has none that a "
-                "framework differentiates: it takes an hg.Bilevel problem"
+                f"FixedPoint.of_update needs a training loss that a framework differentiates, and "
+                f"{type(problem).__name__} has none: pass an hg.Bilevel problem"
             )
         return cls(UpdateMap(problem, as_update_rule(rule)), problem.outer, problem.has_aux)
 
@@ -99,9 +100,9 @@ class FixedPoint(Problem):
     ) -> tuple[Tree, Tree]:
         if not self.has_aux:
             return self.step(params, hparams, batch), aux
-        after, new = self.step(params, hparams, batch, backend.copy(aux))
-        check_same(backend, "FixedPoint: step", new, "aux", aux)
-        return after, new
+        after, next_aux = self.step(params, hparams, batch, backend.copy(aux))
+        check_same(backend, "FixedPoint: step", next_aux, "aux", aux)
+        return after, next_aux
 
 
 @final
@@ -117,8 +118,8 @@ class UpdateMap:
         state = self.rule.init(backend, params)
         if backend.flatten(state)[0]:
             raise ArgumentError(
-                f"FixedPoint.of_update: {self.rule!r} has a state, of which a fixed point knows nothing: "
-                "give the rule without momentum, whose fixed points are the same"
+                f"FixedPoint.of_update: {self.rule!r} has a state, which is not a part of the fixed "
+                "point: pass the rule without momentum, which has the same fixed points"
             )
         _, g, aux = self.problem.inner_gradient(backend, params, hparams, batch, aux)
         after, _ = self.rule.update(backend, g, state, params, hparams, 0)

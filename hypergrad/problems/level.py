@@ -1,4 +1,4 @@
-"""A bilevel problem as the inner problem of the level above."""
+"""A bilevel problem as the inner problem of another one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypergrad.problems.base import Problem
 
 
 class Level(NamedTuple):
-    r"""A bilevel problem where it is solved, as the parameters of the level above.
+    r"""The solution of a bilevel problem, as the parameters of the level above.
 
     A solution of the lower problem, in θ and λ, is a stationary point of its Lagrangian
 
@@ -18,9 +18,9 @@ class Level(NamedTuple):
 
         ∂_x L = −∇_θ C̃1 = 0,    ∂_θ L = ∂_θ C2 − H x = 0,    ∂_λ L = dC2/dλ = 0
 
-    so that ``Bilevel(inner=lower, outer=C3)`` is a bilevel problem of which L is the inner loss, with a
-    Hessian that is symmetric and indefinite: `Implicit` with `MINRES` or `Direct` estimates dC3/dμ. The
-    losses of the lower problem are given the hyperparameters of both levels, and its batches in a pair::
+    so ``Bilevel(inner=lower, outer=C3)`` is a bilevel problem with the inner loss L, whose Hessian is
+    symmetric and indefinite: `Implicit` with `MINRES` or `Direct` estimates dC3/dμ. The losses of the lower
+    problem take the hyperparameters of both levels as a pair; its T1 and T2 batches are a pair, too::
 
         lower = hg.Bilevel(c1, c2)              # c1(theta, (lam, mu), train_batch)
         upper = hg.Bilevel(lower, c3)           # c3(level, mu, batch), level.params, level.hparams
@@ -28,7 +28,7 @@ class Level(NamedTuple):
         level = hg.Level(theta, lam, x)
         hg.hypergradient(upper, level, mu, (train, val), val3, hg.Implicit(hg.MINRES()))
 
-    Any number of levels nest like this.
+    Any number of levels can be nested like this.
     """
 
     params: Tree
@@ -39,22 +39,22 @@ class Level(NamedTuple):
     """x, with H x = ∂_θ C2: see `hypergrad.adjoint`."""
 
 
-def lagrangian(problem: Problem, level: Level, above: Tree, batches: tuple[Tree, Tree]) -> Scalar:
-    """C2 − xᵀ ∇_θ C̃1, whose stationary points are the solutions of a bilevel problem.
+def lagrangian(problem: Problem, level: Level, mu: Tree, batches: tuple[Tree, Tree]) -> Scalar:
+    """Return C2 − xᵀ ∇_θ C̃1, whose stationary points are the solutions of a bilevel problem.
 
     Raises:
-        ArgumentError: for parameters that are no `Level`, or batches that are no pair.
+        ArgumentError: if the parameters are not a `Level`, or the batches not a pair.
     """
     if not isinstance(level, Level):
         raise ArgumentError(
-            f"the parameters of a level above another are hg.Level(params, hparams, adjoint), not a "
+            f"the parameters of an upper level must be hg.Level(params, hparams, adjoint), not a "
             f"{type(level).__name__}"
         )
     if not (isinstance(batches, tuple) and len(batches) == 2):
-        raise ArgumentError("a batch of a level above another is a pair: (its T1 batch, its T2 batch)")
+        raise ArgumentError("a batch of an upper level must be a pair (T1 batch, T2 batch) of the lower one")
     backend = find_backend(level)
     theta, lam, x = level
     train, val = batches
-    _, g, _ = problem.inner_gradient(backend, theta, (lam, above), train, None)
-    c2 = problem.validation_loss(theta, (lam, above), val, None)
+    _, g, _ = problem.inner_gradient(backend, theta, (lam, mu), train, None)
+    c2 = problem.validation_loss(theta, (lam, mu), val, None)
     return c2 - backend.inner(x, g)

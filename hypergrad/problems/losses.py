@@ -1,4 +1,4 @@
-"""Losses as functions of θ and λ, checked as they are evaluated."""
+"""Losses as functions of θ and λ, evaluated with checks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def evaluate(
     params: Tree,
     *hparams: Tree,
 ) -> tuple[Scalar, Pullback, Tree]:
-    """Evaluate a loss with its batch filled in, and keep its graph: ``value, pullback, aux``.
+    """Evaluate a loss on a batch and keep its graph: return ``value, pullback, aux``.
 
-    The auxiliary state that it returns is a constant for every derivative, outer ones too.
+    The returned auxiliary state is a constant for every derivative, outer ones included.
 
     Raises:
-        ArgumentError: if it is not scalar.
-        LeafTypeError: if a batch or a constant made it wider than the parameters.
-        DisconnectedError: if no parameter reaches it.
+        ArgumentError: if the loss is not scalar.
+        LeafTypeError: if a batch or a constant made the loss wider than the parameters.
+        DisconnectedError: if the loss does not depend on the parameters.
     """
     check_batch(backend, "train" if name == "inner" else "val", batch, params)
 
@@ -43,9 +43,9 @@ def evaluate(
                 "Its gradient would be zero everywhere, and so would the hypergradient.",
                 (
                     "the parameters were detached inside the loss (a stop-gradient, `no_grad`, or "
-                    "values taken out of the framework): keep them in its own operations, which for "
-                    "NumPy are those of autograd.numpy",
-                    "the loss reads parameters from elsewhere: use those that it is given",
+                    "values converted out of the framework): use the framework's own operations, for "
+                    "NumPy those of autograd.numpy",
+                    "the loss reads parameters from elsewhere: use those that are passed to it",
                 ),
             ),
             "params",

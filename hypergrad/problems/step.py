@@ -13,9 +13,9 @@ from hypergrad.updates import UpdateRule
 
 
 class Inner(NamedTuple):
-    """The inner state z = (θ, optimiser state), on which Φ acts, and the auxiliary state that rides along.
+    """The inner state z = (θ, optimiser state), on which Φ acts, and the auxiliary state beside it.
 
-    Nothing is differentiated by the latter: its cotangents are zeros.
+    Nothing is differentiated by the auxiliary state: its cotangents are zeros.
     """
 
     params: Tree
@@ -27,7 +27,7 @@ class Observation(NamedTuple):
     """What training showed, detached from every derivative.
 
     ``bad_step`` is the first step at which the loss, its gradient or the update was not finite, −1 if
-    there was none; ``bad_leaf`` the leaf of gradient or update, −1 if it was the loss.
+    there was none; ``bad_leaf`` is the leaf of the gradient or update, −1 if it was the loss.
     """
 
     inner_value: Scalar
@@ -37,19 +37,23 @@ class Observation(NamedTuple):
 
     @classmethod
     def none(cls, backend: Backend, params: Tree) -> Observation:
-        """Before the first step. Losses of half-precision parameters may come in float32, and norms do."""
+        """Return the observation before the first step: NaN, wide enough for what follows.
+
+        With half-precision parameters, norms are float32, and losses may be.
+        """
         nan = backend.asarray(float("nan"), like=backend.flatten(params)[0][0])
         wide = backend.inner(nan, nan)
         return cls(wide, wide)
 
     def then(self, backend: Backend, later: Observation) -> Observation:
-        """Join with a later step: its values, and the first fault of both."""
+        """Combine with a later observation: take its values, and the first fault of the two."""
         where, fine = backend.xp.where, self.bad_step < 0
-        kinds = backend.zeros((self.inner_value, self.gradient_norm))
-        value, size = backend.axpy(1.0, (later.inner_value, later.gradient_norm), kinds)
+        # Adding zeros casts the values to the dtypes that they had before.
+        zeros = backend.zeros((self.inner_value, self.gradient_norm))
+        value, norm = backend.axpy(1.0, (later.inner_value, later.gradient_norm), zeros)
         return Observation(
             value,
-            size,
+            norm,
             where(fine, later.bad_step, self.bad_step),
             where(fine, later.bad_leaf, self.bad_leaf),
         )
@@ -62,7 +66,7 @@ class Training:
 
         z_{t+1} = Φ(z_t, λ, batch_t),    z = (θ, optimiser state)
 
-    A step costs one gradient, and a graph of it if a derivative is being taken.
+    A step costs one gradient, and the graph of this gradient if a derivative is needed.
     """
 
     backend: Backend
@@ -70,7 +74,7 @@ class Training:
     update: UpdateRule
 
     def step(self, z: Inner, hparams: Tree, batch: Tree, t: Any) -> tuple[Inner, Observation]:
-        """Φ itself.
+        """Take one step: apply Φ.
 
         Raises:
             ArgumentError: if the loss is not scalar, or the update changes a shape.
@@ -82,17 +86,17 @@ class Training:
         return new, observe(backend, value, gradient, new.params, t, self.update.leafwise)
 
     def advance(self, z: Inner, hparams: Tree, batch: Tree, t: Any) -> Inner:
-        """Like `step`, but observes nothing: for a step that is replayed."""
+        """Like `step`, but without an observation: for a step that is replayed."""
         _, gradient, aux = inner_gradient(self.backend, self.problem, z, hparams, batch)
         return self.apply(gradient, z, hparams, t)._replace(aux=aux)
 
     def apply(self, gradient: Tree, z: Inner, hparams: Tree, t: Any) -> Inner:
-        """The optimiser's half of Φ: new parameters from a gradient."""
+        """Apply the optimiser's half of Φ: new parameters from a gradient."""
         name = type(self.update).__name__
         try:
             params, opt_state = self.update.update(self.backend, gradient, z.opt_state, z.params, hparams, t)
         except Exception:
-            # The most likely cause, said in words, is an optimiser's state made for other parameters.
+            # The likely cause is an optimiser state that was made for other parameters: say so.
             fresh = self.update.init(self.backend, z.params)
             check_same(self.backend, name, z.opt_state, "opt_state", fresh)
             raise
@@ -104,28 +108,28 @@ class Training:
 def inner_gradient(
     backend: Backend, problem: Problem, z: Inner, hparams: Tree, batch: Tree
 ) -> tuple[Scalar, Tree, Tree]:
-    """C̃1 and ∇_θ C̃1, as a differentiable function of θ and λ, and the next auxiliary state."""
+    """Return C̃1, ∇_θ C̃1 as a differentiable function of θ and λ, and the next auxiliary state."""
     return problem.inner_gradient(backend, z.params, hparams, batch, z.aux)
 
 
 def observe(
-    backend: Backend, value: Scalar, gradient: Tree, moved: Tree, t: Any, leafwise: bool = False
+    backend: Backend, value: Scalar, gradient: Tree, updated: Tree, t: Any, leafwise: bool = False
 ) -> Observation:
-    """Note the value, the norm of the gradient, and where a number stopped being finite.
+    """Record the loss, the norm of its gradient, and the first number that is not finite.
 
-    That may be the loss, a leaf of its gradient, or a leaf of the parameters that the update ``moved``, which
-    shows both if the update is ``leafwise``.
+    This may be the loss, a leaf of its gradient, or a leaf of the ``updated`` parameters. If the update is
+    ``leafwise``, the updated parameters show faults of the gradient too.
     """
     where = backend.xp.where
-    value, gradient, moved = backend.detach((value, gradient, moved))
-    size = vectors.norm(backend, gradient)
-    # A finite norm shows that the gradient is finite; one that is not may have overflowed. Where that cannot
-    # be read, one look at the parameters costs least: a pass over the gradient is a tenth of taking it in a
-    # small net, and a branch in the program half of it.
-    sound = bool(backend.xp.isfinite(size)) if backend.readable(size) else leafwise
-    slope = -1 if sound else search_nonfinite(backend, gradient)
-    after = first_nonfinite(backend, moved)
-    leaf = where(slope < 0, after, slope)
+    value, gradient, updated = backend.detach((value, gradient, updated))
+    norm = vectors.norm(backend, gradient)
+    # A finite norm shows that the gradient is finite; a non-finite one may be a mere overflow. If the norm
+    # cannot be read, checking the updated parameters alone is cheapest: in a small net, a pass over the
+    # gradient costs a tenth of computing it, and a branch in the program costs half.
+    finite = bool(backend.xp.isfinite(norm)) if backend.readable(norm) else leafwise
+    in_gradient = -1 if finite else search_nonfinite(backend, gradient)
+    in_update = first_nonfinite(backend, updated)
+    leaf = where(in_gradient < 0, in_update, in_gradient)
     fine = backend.xp.isfinite(value)
     bad_step = where(fine, where(leaf < 0, -1, t), t)
-    return Observation(value, size, bad_step, where(fine, leaf, -1))
+    return Observation(value, norm, bad_step, where(fine, leaf, -1))

@@ -1,4 +1,4 @@
-"""How the second derivatives of C̃1 are multiplied."""
+"""Products with the second derivatives of a training loss."""
 
 from hypergrad.second_order.base import Products
 from hypergrad.second_order.differences import FiniteDifference

@@ -1,4 +1,4 @@
-"""How the second derivatives of a training loss are multiplied."""
+"""The interface of second-order products."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from hypergrad.second_order.step import Step
 
 
 class Products(ABC):
-    """A way to take products with ∂²C̃1: with the Hessian ∂²_θθ C̃1, and with ∂²_λθ C̃1."""
+    """A way to compute products with ∂²C̃1: with the Hessian ∂²_θθ C̃1, and with ∂²_λθ C̃1."""
 
     @abstractmethod
     def of(
         self, backend: Backend, problem: Problem, z: Inner, hparams: Tree, batches: list[Tree]
     ) -> Condition:
-        """G at z, averaged over the batches, and products with its derivatives."""
+        """Return G at z, averaged over the batches, and products with its derivatives."""
 
     @abstractmethod
     def step(
         self, training: Training, z: Inner, hparams: Tree, batch: Tree, t: Any, through_update: bool
     ) -> Step:
-        """A training step, and what pulls a cotangent of θ back to λ.
+        """Take a training step, and return it with a function that pulls a cotangent of θ back to λ.
 
-        That is through the whole update map, or through ∇_θ C̃1 alone.
+        With ``through_update`` this goes through the whole update map, otherwise through ∇_θ C̃1 alone.
         """
 
     def accepts(self, error: Scalar | None) -> Any:
-        """Is the estimated error of a product small enough? A boolean array, or a boolean."""
+        """Return whether the estimated error of a product is small enough: a boolean, or a boolean array."""
         return True
 
-    def check(self, error: Scalar | None) -> None:  # noqa: B027 - most have nothing to refuse
-        """Refuse a product that is not accurate enough.
+    def check(self, error: Scalar | None) -> None:  # noqa: B027 - exact products need no check
+        """Check that a product is accurate enough.
 
         Raises:
-            DifferenceError: with the error.
+            DifferenceError: if its error is too large.
         """

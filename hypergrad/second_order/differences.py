@@ -18,11 +18,11 @@ from hypergrad.second_order.step import Gradient, PulledBack, Step, step_with_mi
 from hypergrad.solvers.system import Image
 
 Slopes = Callable[[Tree], Tree]
-"""θ -> first-order derivatives of C̃1 there, the same random draws each time."""
+"""θ -> first-order derivatives of C̃1 there, with the same random draws each time."""
 
 
 class Difference(NamedTuple):
-    """A product, the estimate of its relative error if there is one, and the gradients that it took."""
+    """A product, the estimate of its relative error if there is one, and the number of gradients it took."""
 
     product: Tree
     error: Scalar | None
@@ -41,20 +41,22 @@ class FiniteDifference(Products):
     sharded and compiled modules. ‖εu‖ = r (1 + ‖θ‖), and by default r is the cube root of the precision for
     two sides and its square root for one, which balances truncation against rounding.
 
-    The product is taken at ε and at 2ε, and returned at ε. Their difference estimates the error, and so does
-    ε times that of the second differences (two sides); the larger of both counts, relative to the product.
-    Where the gradient is smooth it bounds the truncation. Through kinks (ReLU, max pooling) the gradient is
-    *discontinuous*, in θ and in a noise scale, and a difference can be plainly wrong at any usable radius:
-    its values then disagree, and the estimate fails. They may agree by chance, and for a single
-    hyperparameter and one side that is not rare: prefer two sides, or smooth activations.
+    The product is computed at ε and at 2ε, and the one at ε is returned. Their difference estimates the
+    error, and so does ε times the difference of their second differences (two sides); the larger of the two
+    counts, relative to the product. Where the gradient is smooth it bounds the truncation error. Through
+    kinks (ReLU, max pooling) the gradient is *discontinuous*, in θ and in a noise scale, and a difference can
+    be plainly wrong at any usable radius: the two products then disagree, and the estimate fails. They may
+    agree by chance, which is not rare for a single hyperparameter and one side: prefer two sides, or smooth
+    activations.
 
-    Cost: 4 gradients for two sides, 2 for one; by hyperparameters alone they are two thirds of a gradient.
+    Cost: 4 gradients for two sides, 2 for one. A gradient by the hyperparameters alone costs two thirds.
 
     Args:
-        sides: 2, or 1 for half the price.
+        sides: 2, or 1 for half the cost.
         radius: r.
-        tolerance: the largest relative error that is accepted; infinity accepts whatever comes.
-        estimate_error: take the second radius. Without it half is saved, and nothing is known or checked.
+        tolerance: the largest relative error that is accepted; infinity accepts any.
+        estimate_error: use the second radius. Without it the cost is half, and the error is neither estimated
+            nor checked.
 
     Raises:
         ArgumentError: for arguments out of range.
@@ -67,16 +69,18 @@ class FiniteDifference(Products):
 
     def __post_init__(self) -> None:
         if self.sides not in (1, 2) or isinstance(self.sides, bool):
-            raise ArgumentError(f"FiniteDifference: sides = {self.sides!r}; it is 1 or 2")
+            raise ArgumentError(f"FiniteDifference: sides = {self.sides!r}; it must be 1 or 2")
         if self.radius is not None and not (is_number(self.radius) and 0 < self.radius < float("inf")):
-            raise ArgumentError(f"FiniteDifference: radius = {self.radius!r}; it is a positive number")
+            raise ArgumentError(f"FiniteDifference: radius = {self.radius!r}; it must be a positive number")
         if not (is_number(self.tolerance) and self.tolerance > 0):
-            raise ArgumentError(f"FiniteDifference: tolerance = {self.tolerance!r}; it is a positive number")
+            raise ArgumentError(
+                f"FiniteDifference: tolerance = {self.tolerance!r}; it must be a positive number"
+            )
 
     def of(
         self, backend: Backend, problem: Problem, z: Inner, hparams: Tree, batches: list[Tree]
     ) -> Condition:
-        """First-order gradients alone, at two points for each product."""
+        """Return products from first-order gradients alone, at two points for each."""
         draws = backend.random.state()
 
         def mean_loss(params: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
@@ -92,10 +96,10 @@ class FiniteDifference(Products):
         base = pullback(backend.xp.ones_like(value))
 
         def product(p: Tree) -> Tree:
-            return self.roughly(backend, lambda theta: slopes(theta)[0], z.params, p, base[0])
+            return self._product(backend, lambda theta: slopes(theta)[0], z.params, p, base[0])
 
         def both(x: Tree) -> Image:
-            (hx, mixed), error, _ = self.along(backend, slopes, z.params, x, base)
+            (hx, mixed), error, _ = self._with_error(backend, slopes, z.params, x, base)
             return Image(hx, mixed, error)
 
         def spent(products: Scalar) -> Spent:
@@ -107,7 +111,7 @@ class FiniteDifference(Products):
     def step(
         self, training: Training, z: Inner, hparams: Tree, batch: Tree, t: Any, through_update: bool
     ) -> Step:
-        """The optimiser is pulled back through exactly, C̃1 is differenced."""
+        """Pull back through the optimiser exactly, and take differences of C̃1."""
         backend = training.backend
         loss, draws = training.problem.loss_on(backend, batch, z.aux), backend.random.state()
 
@@ -120,28 +124,28 @@ class FiniteDifference(Products):
         g, base = pullback(backend.xp.ones_like(value))
 
         def mixed(u: Tree) -> PulledBack:
-            product, error, gradients = self.along(backend, slopes, z.params, u, base)
+            product, error, gradients = self._with_error(backend, slopes, z.params, u, base)
             return PulledBack(product, pullback.reached[1], Spent(2 + gradients, 0), error)
 
         at = Gradient(value, g, aux)
         return step_with_mixed_term(training, z, hparams, t, through_update, at, mixed)
 
-    def along(self, backend: Backend, slopes: Slopes, theta: Tree, u: Tree, base: Tree) -> Difference:
-        """The product along u, and its error; ``base`` are the slopes at θ itself."""
+    def _with_error(self, backend: Backend, slopes: Slopes, theta: Tree, u: Tree, base: Tree) -> Difference:
+        """Return the product with u and its error; ``base`` holds the slopes at θ itself."""
         epsilon = self._epsilon(backend, theta, u)
-        near, bend = self._at(backend, slopes, theta, u, base, epsilon)
+        near, near_second = self._at(backend, slopes, theta, u, base, epsilon)
         if not self.estimate_error:
             return Difference(near, None, self.sides)
-        far, wider = self._at(backend, slopes, theta, u, base, 2.0 * epsilon)
-        size = vectors.norm(backend, near)
+        far, far_second = self._at(backend, slopes, theta, u, base, 2.0 * epsilon)
+        norm = vectors.norm(backend, near)
         gap = vectors.norm(backend, vectors.subtract(backend, far, near))
-        warp = epsilon * vectors.norm(backend, vectors.subtract(backend, wider, bend))
+        second_gap = epsilon * vectors.norm(backend, vectors.subtract(backend, far_second, near_second))
         xp = backend.xp
-        error = xp.maximum(gap, warp) / xp.where(size > 0, size, xp.ones_like(size))
+        error = xp.maximum(gap, second_gap) / xp.where(norm > 0, norm, xp.ones_like(norm))
         return Difference(near, error, 2 * self.sides)
 
-    def roughly(self, backend: Backend, slopes: Slopes, theta: Tree, u: Tree, base: Tree) -> Tree:
-        """The product along u alone, at half the price."""
+    def _product(self, backend: Backend, slopes: Slopes, theta: Tree, u: Tree, base: Tree) -> Tree:
+        """Return the product with u without its error, at half the cost."""
         return self._at(backend, slopes, theta, u, base, self._epsilon(backend, theta, u))[0]
 
     def check(self, error: Scalar | None) -> None:
@@ -161,7 +165,7 @@ class FiniteDifference(Products):
     def _at(
         self, backend: Backend, slopes: Slopes, theta: Tree, u: Tree, base: Tree, epsilon: Scalar
     ) -> tuple[Tree, Tree]:
-        """First and second difference; with one side the second is not known, and 0."""
+        """Return the first and the second difference; with one side, 0 in place of the second."""
         rise = vectors.subtract(backend, slopes(backend.axpy(epsilon, u, theta)), base)
         if self.sides == 1:
             return vectors.scale(backend, 1.0 / epsilon, rise), backend.zeros(base)

@@ -22,8 +22,8 @@ class Exact(Products):
         p ↦ ∂⟨∇_θ C̃1, p⟩ / ∂(θ, λ)
 
     The graph of the gradient is built once and kept, and each product is one pull-back through it: about
-    two gradients. Where λ enters through a penalty alone, the product with ∂²_λθ C̃1 never touches the
-    data. For a `Derivatives` problem these are the user's own products.
+    two gradients. Where λ enters through a penalty alone, the product with ∂²_λθ C̃1 does not touch
+    the data. For a `Derivatives` problem these are the user's own products.
     """
 
     def of(
@@ -36,7 +36,7 @@ class Exact(Products):
     ) -> Step:
         backend, problem = training.backend, training.problem
         if isinstance(problem, Derivatives):
-            return _by_hand(training, problem, z, hparams, batch, t, through_update)
+            return _step_by_hand(training, problem, z, hparams, batch, t, through_update)
 
         def step(hparams: Tree) -> tuple[Tree, tuple[Inner, Observation]]:
             new, observed = training.step(z, hparams, batch, t)
@@ -46,7 +46,7 @@ class Exact(Products):
             value, gradient, aux = inner_gradient(backend, problem, z, hparams, batch)
             return gradient, (aux, observe(backend, value, gradient, None, t))
 
-        # The graph of the training gradient is half of the mixed term: nothing is computed twice.
+        # The mixed term pulls back through the graph of the training gradient: nothing is computed twice.
         if through_update:
             params, pullback, (rest, observed) = backend.vjp(step, hparams)
             new = rest._replace(params=params)
@@ -61,7 +61,7 @@ class Exact(Products):
         return Step(new, observed, pull)
 
 
-def _by_hand(
+def _step_by_hand(
     training: Training,
     problem: Derivatives,
     z: Inner,
@@ -70,7 +70,7 @@ def _by_hand(
     t: Any,
     through_update: bool,
 ) -> Step:
-    """The user's own mixed product; the optimiser is pulled back through."""
+    """Take a step with the user's own mixed product, and pull back through the optimiser."""
     backend = training.backend
     _, product = problem.products(backend, z.params, hparams, batch)
 

@@ -1,4 +1,4 @@
-"""The Gauss-Newton matrix in the place of the Hessian."""
+"""The Gauss-Newton matrix in place of the Hessian."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class GaussNewton(Products):
         ∂²_θθ C̃1 ≈ Jᵀ (∂²_ff ℓ) J,    f = output(θ, λ, batch),  C̃1 = ℓ(f, λ, batch),  J = ∂f/∂θ
 
     Positive semidefinite wherever ℓ is convex in f, also far from an optimum; equal to the Hessian where f
-    is linear in θ or ℓ has a slope of 0. A penalty belongs to ℓ: let ``output`` return ``(output,
-    params)``. Only the solve uses it: the term with ∂²_λθ C̃1 is taken by ``mixed``.
+    is linear in θ or ℓ has a slope of 0. A penalty is a part of ℓ: let ``output`` return ``(output,
+    params)``. Only the solve uses this matrix; the term with ∂²_λθ C̃1 is computed by ``mixed``.
 
-    Cost: the model's derivative forth and back, 4/3 of a gradient where an exact product is 2.
+    Cost: a forward and a reverse derivative of the model, 4/3 of a gradient, where an exact product costs 2.
 
     Args:
         output: (params, hparams, batch) -> a tree of arrays.
@@ -37,9 +37,8 @@ class GaussNewton(Products):
         mixed: `Exact` or `FiniteDifference`.
 
     Raises:
-        ArgumentError: if ``output`` or ``loss`` is no function, or ``mixed`` neither of the two; when used,
-        if
-            the loss is not scalar, or the problem has no training loss.
+        ArgumentError: if ``output`` or ``loss`` is not a function, or ``mixed`` neither of the two; when
+            used, if the loss is not scalar, or the problem has no training loss.
     """
 
     output: Callable[[Tree, Tree, Tree], Tree]
@@ -49,20 +48,20 @@ class GaussNewton(Products):
     def __post_init__(self) -> None:
         for name in ("output", "loss"):
             if not callable(getattr(self, name)):
-                raise ArgumentError(f"GaussNewton: {name} = {getattr(self, name)!r}; it is a function")
+                raise ArgumentError(f"GaussNewton: {name} = {getattr(self, name)!r}; it must be a function")
         if not isinstance(self.mixed, Products) or isinstance(self.mixed, GaussNewton):
             raise ArgumentError(
-                f"GaussNewton: mixed = {self.mixed!r}; it is hg.Exact() or hg.FiniteDifference()"
+                f"GaussNewton: mixed = {self.mixed!r}; it must be hg.Exact() or hg.FiniteDifference()"
             )
 
     def of(
         self, backend: Backend, problem: Problem, z: Inner, hparams: Tree, batches: list[Tree]
     ) -> Condition:
         for batch in batches:
-            problem.loss_on(backend, batch, z.aux)  # raises if there is none
+            problem.loss_on(backend, batch, z.aux)  # raises if there is no training loss
         draws = backend.random.state()
         exact = self.mixed.of(backend, problem, z, hparams, batches)
-        # The same draws as in the training gradient.
+        # Use the same random draws as in the training gradient.
         with backend.random.replay(draws):
             parts = [self._product(backend, z.params, hparams, batch) for batch in batches]
 
@@ -77,13 +76,13 @@ class GaussNewton(Products):
     def step(
         self, training: Training, z: Inner, hparams: Tree, batch: Tree, t: Any, through_update: bool
     ) -> Step:
-        """There is no Hessian in one training step.
+        """Refuse: a training step has no Hessian.
 
         Raises:
             ArgumentError: always.
         """
         raise ArgumentError(
-            "GaussNewton stands for a Hessian, and one training step has none: take hg.Exact()"
+            "GaussNewton replaces a Hessian, and a single training step has none: use hg.Exact()"
         )
 
     def accepts(self, error: Scalar | None) -> Any:
@@ -96,7 +95,7 @@ class GaussNewton(Products):
         def model(params: Tree) -> Tree:
             return self.output(params, hparams, batch)
 
-        def slope(outputs: Tree) -> Tree:
+        def loss_gradient(outputs: Tree) -> Tree:
             value, pull = backend.pullback(lambda f: self.loss(f, hparams, batch), outputs)
             check_loss(backend, "GaussNewton's loss", value)
             return pull(backend.xp.ones_like(value))[0]
@@ -105,5 +104,5 @@ class GaussNewton(Products):
         outputs, push, _ = backend.linearize(lambda params: (model(params), None), params)
         with backend.random.replay(draws):
             _, pull = backend.pullback(model, params)
-        _, bend = backend.pullback(slope, outputs)
-        return lambda p: pull(bend(push(p))[0])[0]
+        _, curvature = backend.pullback(loss_gradient, outputs)
+        return lambda p: pull(curvature(push(p))[0])[0]

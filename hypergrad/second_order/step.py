@@ -1,4 +1,4 @@
-"""A training step, and what pulls a cotangent of θ_{t+1} back to λ."""
+"""A training step, and how a cotangent of θ_{t+1} is pulled back to λ."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from hypergrad.problems.step import Inner, Observation, Training, observe
 
 
 class PulledBack(NamedTuple):
-    """What a cotangent of θ_{t+1} comes to in λ, and which hyperparameters it reaches, by the graph."""
+    """A cotangent of θ_{t+1} pulled back to λ, and which hyperparameters it reaches, as the graph shows."""
 
     hparams: Tree
     reached: Tree
     spent: Spent
     error: Scalar | None = None
-    """Estimated relative error of a mixed term by differences."""
+    """Estimated relative error of the mixed term, if it is a finite difference."""
 
 
 class Step(NamedTuple):
-    """A training step that was taken: z_{t+1}, what was observed, and v -> `PulledBack`."""
+    """A finished training step: z_{t+1}, the observation, and v -> `PulledBack`."""
 
     z: Inner
     observed: Observation
@@ -45,7 +45,7 @@ def step_with_mixed_term(
     at: Gradient,
     mixed: Callable[[Tree], PulledBack],
 ) -> Step:
-    """A step whose mixed term u -> (∂²_λθ C̃1)ᵀ u is given: only the optimiser is pulled back through."""
+    """Take a step whose mixed term u -> (∂²_λθ C̃1)ᵀ u is given, and pull back through the optimiser alone."""
     backend = training.backend
     update: Pullback | None = None
     if through_update:

@@ -1,4 +1,4 @@
-"""Solvers of A x = v, matrix-free, on trees."""
+"""Matrix-free solvers of A x = v on trees."""
 
 from hypergrad.solvers.amortised import Amortised
 from hypergrad.solvers.base import Preconditioner, Prepared, Solver

@@ -1,4 +1,4 @@
-"""A solve that is spread over the estimates of a run."""
+"""One solve spread over the estimates of a run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hypergrad.solvers.system import Solution, System
 @final
 @dataclass(frozen=True)
 class Amortised(Solver):
-    r"""One gradient step on ½ xᵀAx − vᵀx with each estimate (Dagréou et al. 2022, SOBA, eq. 5).
+    r"""Take one gradient step on ½ xᵀAx − vᵀx per estimate (Dagréou et al. 2022, SOBA, eq. 5).
 
         x ← x + η (v − A x)
 
-    An estimate uses x as the last one left it, so that the product that moves x is the one that gives the
-    hypergradient: implicit hypergradients online at the price of greedy ones. The first one, with x = 0,
-    has no response at all, and the residual in the report shows how far x has come; it converges for η <
-    2/‖A‖, to the solution where θ and λ rest, and after them where they are updated slowly.
+    An estimate uses the x that the last one left, so that one product both gives the hypergradient and
+    updates x: online implicit hypergradients at the cost of greedy ones. The first estimate, with x = 0, has
+    no response term. The residual in the report shows how accurate x is. For η < 2/‖A‖, x converges to the
+    solution if θ and λ are fixed, and tracks it if they are updated slowly.
 
     Args:
         step_size: η.

@@ -1,4 +1,4 @@
-"""What solves a linear system."""
+"""The interface of solvers and preconditioners, and checks of their arguments."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hypergrad.solvers.system import Solution, System
 
 
 class Solver(ABC):
-    """An approximation of x = A⁻¹ v from products with A alone.
+    """A solver that approximates x = A⁻¹ v from products with A alone.
 
-    To write one, implement `solve`. It works on constants: whoever asks for a solution takes its derivatives
-    (`hypergrad.solvers.solve`), and measures its residual.
+    To write one, implement `solve`. It works on constants; its caller (`hypergrad.solvers.solve`) takes the
+    derivatives of the solution and measures its residual.
 
     ``rtol`` and ``atol`` promise ‖Ax − v‖ ≤ max(rtol ‖v‖, atol). A solver with ``rtol = None`` is a
     truncation: it takes ``max_steps`` products and promises nothing.
@@ -27,17 +27,17 @@ class Solver(ABC):
 
     @property
     def needs_symmetry(self) -> bool:
-        """Is it for symmetric systems alone?"""
+        """Does it need a symmetric A?"""
         return False
 
     @property
     def promises_nothing(self) -> bool:
-        """Is its x taken as it comes, whatever the residual?"""
+        """Is its x accepted whatever the residual?"""
         return self.rtol is None and self.atol == 0
 
     @property
     def truncates(self) -> bool:
-        """Does it return a few steps towards A⁻¹v? Then derivatives go through these steps."""
+        """Does it stop after a few iterations towards A⁻¹v? Then derivatives go through these iterations."""
         return self.promises_nothing
 
     @property
@@ -47,46 +47,44 @@ class Solver(ABC):
 
     @property
     def resamples(self) -> bool:
-        """Does it take the matrix of another batch for each product?"""
+        """Does it use another batch for each product?"""
         return False
 
     @property
     def core(self) -> Solver:
-        """The solver itself, without what is wrapped around it."""
+        """The solver itself, without its wrappers."""
         return self
 
     def init(self, backend: Backend, v: Tree) -> Tree | None:
-        """What the first of several solves is given, for right-hand sides like v; ``None`` for no memory."""
+        """Return the memory for the first solve, for right-hand sides like v; ``None`` for no memory."""
         return None
 
     def prepared(self, system: System, memory: Tree | None) -> System:
-        """The system as it is going to be solved, which may have a shift and a start.
+        """Return the system to solve, with a shift and a start if this solver uses them.
 
         Called once, before `solve`, with a system of constants.
         """
         return system.shifted(0.0)
 
     def for_one_system(self, system: System) -> tuple[Solver, Any]:
-        """This solver for several solves of one system, at which it looks once, and the products that
-        took.
-        """
+        """Return a solver for several solves of one system, and the products spent on preparing it."""
         return self, 0
 
     @abstractmethod
     def solve(self, system: System, memory: Tree | None = None) -> Solution:
-        """Solve A x = v from where the system begins.
+        """Solve A x = v, starting from the system's x.
 
         Args:
-            system: what is solved; ``system.begun()`` has x and r.
+            system: the system to solve; ``system.begun()`` has x and r.
             memory: from `init`, or the memory of the last solution.
         """
 
     def finished(self, system: System, solution: Solution) -> Solution:
-        """The solution of a system that this solver prepared and another one solved."""
+        """Complete the solution of a system that this solver prepared and another one solved."""
         return solution
 
     def target(self, system: System) -> Scalar:
-        """The largest ‖Ax − v‖ that counts as success; what rounding leaves of v if nothing is promised."""
+        """Return the largest ‖Ax − v‖ that counts as success; v's rounding error if nothing is promised."""
         if system.goal is not None:
             return system.goal
         size = vectors.norm(system.backend, system.v)
@@ -96,20 +94,20 @@ class Solver(ABC):
 
 
 class Iterative(Solver):
-    """A solver that steps towards A⁻¹v until its residual is small, or for a given number of products."""
+    """A solver that iterates until its residual is small, or for a given number of products."""
 
     max_steps: int | None
     fewest: ClassVar[int] = 1
 
     def limit(self, system: System) -> int:
-        """Products at most: ``max_steps``, by default 2n for n unknowns, between ``fewest`` and 1000."""
+        """Return the most products: ``max_steps``, by default 2n for n unknowns, from ``fewest`` to 1000."""
         return self.max_steps or min(max(2 * vectors.size(system.backend, system.v), self.fewest), 1000)
 
     def iterate(
         self, system: System, going: Callable[[Any], Any], body: Callable[[Any], Any], start: Any, limit: int
     ) -> Any:
-        """Run the body while it is going. A truncation runs in a `scan`, which has a reverse mode
-        everywhere.
+        """Repeat ``body`` while ``going``. A truncation runs in a `scan`, which every framework can
+        differentiate in reverse mode.
         """
         backend = system.backend
         if not (self.promises_nothing and system.goal is None):
@@ -120,8 +118,8 @@ class Iterative(Solver):
 
         return backend.scan(step, start, limit)[0]
 
-    def ended(self, system: System, failure: Any, missed: Any) -> Any:
-        """The failure of a solve that ended with this one, and ``missed`` its target or did not."""
+    def final_failure(self, system: System, failure: Any, missed: Any) -> Any:
+        """Return the failure, or ``MAX_STEPS`` if there was none and the solve ``missed`` its target."""
         if self.promises_nothing and system.goal is None:
             return failure
         where = system.backend.xp.where
@@ -133,11 +131,11 @@ class Preconditioner(ABC):
 
     @abstractmethod
     def prepare(self, system: System) -> Prepared:
-        """Look at the system once."""
+        """Compute M for this system."""
 
 
 class Prepared(NamedTuple):
-    """p ↦ M p, the products that it took to make it, and what it showed of A."""
+    """A preconditioner p ↦ M p of one system, the products spent on it, and what they showed of A."""
 
     apply: Callable[[Tree], Tree]
     products: Any = 0
@@ -146,16 +144,16 @@ class Prepared(NamedTuple):
 
 
 class ApproximateInverse(Preconditioner, Solver):
-    """A preconditioner that may also stand for the inverse itself: x ← x + M r."""
+    """A preconditioner that can also be used as a solver: x ← x + M r."""
 
     def solve(self, system: System, memory: Tree | None = None) -> Solution:
-        system, made = system.begun(), self.prepare(system)
-        x = vectors.add(system.backend, system.x, made.apply(system.r))
-        return Solution(x, 1, made.products + system.spent, made.failure, made.curvature)
+        system, inverse = system.begun(), self.prepare(system)
+        x = vectors.add(system.backend, system.x, inverse.apply(system.r))
+        return Solution(x, 1, inverse.products + system.spent, inverse.failure, inverse.curvature)
 
 
 def prepare(preconditioner: Any, system: System) -> Prepared:
-    """A preconditioner, a function of trees or ``None``, made ready for one system."""
+    """Prepare a preconditioner, a function of trees or ``None``, for one system."""
     if preconditioner is None:
         return Prepared(lambda p: p)
     if isinstance(preconditioner, Preconditioner):
@@ -164,7 +162,7 @@ def prepare(preconditioner: Any, system: System) -> Prepared:
 
 
 def check_count(solver: str, name: str, count: int | None, optional: bool = False) -> None:
-    """Check a number of iterations, or whatever else is counted.
+    """Check a count, such as a number of iterations.
 
     Raises:
         ArgumentError: if it is not a positive integer.
@@ -172,7 +170,7 @@ def check_count(solver: str, name: str, count: int | None, optional: bool = Fals
     if count is None and optional:
         return
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ArgumentError(f"{solver}: {name} = {count!r}; it is a positive integer")
+        raise ArgumentError(f"{solver}: {name} = {count!r}; it must be a positive integer")
 
 
 def check_tolerance(solver: str, rtol: float | None, atol: float = 0.0) -> None:
@@ -183,57 +181,57 @@ def check_tolerance(solver: str, rtol: float | None, atol: float = 0.0) -> None:
     """
     if rtol is not None and not (is_number(rtol) and 0 < rtol < 1):
         raise ArgumentError(
-            f"{solver}: rtol = {rtol!r}; it is a number between 0 and 1, or None: then the solver takes "
-            "all of its steps and promises nothing"
+            f"{solver}: rtol = {rtol!r}; it must be a number between 0 and 1, or None: then the "
+            "solver runs all of its iterations and promises nothing"
         )
     check_size(solver, "atol", atol)
 
 
 def check_size(solver: str, name: str, value: float) -> None:
-    """Check a number that is not negative.
+    """Check that a number is finite and not negative.
 
     Raises:
-        ArgumentError: if it is.
+        ArgumentError: if it is not.
     """
     if not (is_number(value) and 0 <= value < float("inf")):
-        raise ArgumentError(f"{solver}: {name} = {value!r}; it is a number ≥ 0")
+        raise ArgumentError(f"{solver}: {name} = {value!r}; it must be a number ≥ 0")
 
 
 def check_positive(solver: str, name: str, value: Any) -> None:
-    """Check a step or a scale.
+    """Check that a step or a scale is a finite positive number.
 
     Raises:
-        ArgumentError: if it is no positive number.
+        ArgumentError: if it is not.
     """
     if not (is_number(value) and 0 < value < float("inf")):
-        raise ArgumentError(f"{solver}: {name} = {value!r}; it is a positive number")
+        raise ArgumentError(f"{solver}: {name} = {value!r}; it must be a positive number")
 
 
 def check_preconditioner(solver: str, preconditioner: Any) -> None:
-    """Check that something can precondition.
+    """Check that an argument is a preconditioner.
 
     Raises:
         ArgumentError: if it is neither a `Preconditioner`, nor a function, nor ``None``.
     """
-    known = preconditioner is None or isinstance(preconditioner, Preconditioner)
-    if not known and (isinstance(preconditioner, Solver) or not callable(preconditioner)):
+    valid = preconditioner is None or isinstance(preconditioner, Preconditioner)
+    if not valid and (isinstance(preconditioner, Solver) or not callable(preconditioner)):
         raise ArgumentError(
-            f"{solver}: preconditioner = {preconditioner!r}; it is hg.Nystrom(…), hg.Diagonal(…), or a "
+            f"{solver}: preconditioner = {preconditioner!r}; it must be hg.Nystrom(…), hg.Diagonal(…), or a "
             "function p -> M p of trees"
         )
 
 
 def rounding(backend: Backend, like: Scalar) -> float:
-    """The unit of rounding in which a solve's numbers are computed."""
+    """Return the machine epsilon of a solve's scalars."""
     return float(backend.xp.finfo(like.dtype).eps)
 
 
-def relative(backend: Backend, r: Tree, v: Tree) -> Scalar:
-    """‖r‖/‖v‖, and ‖r‖ where v = 0."""
+def relative_norm(backend: Backend, r: Tree, v: Tree) -> Scalar:
+    """Return ‖r‖/‖v‖, or ‖r‖ where v = 0."""
     xp, size = backend.xp, vectors.norm(backend, v)
     return vectors.norm(backend, r) / xp.where(size > 0, size, xp.ones_like(size))
 
 
-def met(backend: Backend, smallest: Scalar) -> Scalar:
-    """A running minimum that began at ∞: NaN if nothing came."""
+def nan_if_infinite(backend: Backend, smallest: Scalar) -> Scalar:
+    """Return a running minimum that started at ∞, or NaN if it was never lowered."""
     return backend.xp.where(backend.xp.isfinite(smallest), smallest, float("nan"))

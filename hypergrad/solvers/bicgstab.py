@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, final
 from hypergrad.backend import Scalar, Tree, vectors
 from hypergrad.errors import Failure
 from hypergrad.solvers.base import Iterative, check_count, check_tolerance, rounding
-from hypergrad.solvers.numbers import on_numbers
+from hypergrad.solvers.numbers import on_numpy_scalars
 from hypergrad.solvers.system import Solution, System
 
 
@@ -33,15 +33,15 @@ class BiCGStab(Iterative):
 
         p ← r + β (p − ω Ap),   s = r − α Ap,   x ← x + α p + ω s,   r ← s − ω As,   ω = (As)ᵀs / ‖As‖²
 
-    Two products an iteration and seven vectors, however many iterations: for systems that are not symmetric
-    and too large for the basis of `GMRES`. Its residual may jump, and it may break down, which is a failure
-    of its own.
+    Two products per iteration, and seven vectors for any number of iterations. Use it for systems that are
+    not symmetric and too large for the basis of `GMRES`. Its residual may jump, and it may fail with
+    ``breakdown``.
 
     Args:
-        max_steps: products at most; by default 2n for n unknowns, between 100 and 1000.
+        max_steps: the most products; by default 2n for n unknowns, between 100 and 1000.
         rtol: the relative residual ‖Ax − v‖/‖v‖ to reach; ``None`` takes ``max_steps`` products and promises
-            nothing,
-        atol: or the residual itself.
+            nothing.
+        atol: the absolute residual to reach; meeting ``rtol`` or ``atol`` is enough.
     """
 
     fewest: ClassVar[int] = 100
@@ -56,16 +56,16 @@ class BiCGStab(Iterative):
 
     def solve(self, system: System, memory: Tree | None = None) -> Solution:
         system = system.begun()
-        solution = self._descend(system)
+        solution = self._solve(system)
         return solution._replace(products=solution.products + system.spent)
 
-    @on_numbers
-    def _descend(self, system: System) -> Solution:
+    @on_numpy_scalars
+    def _solve(self, system: System) -> Solution:
         backend, product, limit = system.backend, system.product, self.limit(system)
         xp, axpy, inner = backend.xp, backend.axpy, backend.inner
         target = self.target(system)
         size, shadow = vectors.norm(backend, system.r), system.r
-        shade, one, zero = size, xp.ones_like(size), 0.0 * size
+        shadow_norm, one, zero = size, xp.ones_like(size), 0.0 * size
         eps = rounding(backend, target)
 
         def ratio(a: Scalar, b: Scalar) -> Scalar:
@@ -79,27 +79,38 @@ class BiCGStab(Iterative):
             beta = ratio(rho, it.rho) * ratio(it.alpha, it.omega)
             p = axpy(beta, axpy(-it.omega, it.ap, it.p), it.r)
             ap = product(p)
-            stretch, shadowed = vectors.norm(backend, ap), inner(shadow, ap)
-            alpha = ratio(rho, shadowed)
+            ap_norm, shadow_ap = vectors.norm(backend, ap), inner(shadow, ap)
+            alpha = ratio(rho, shadow_ap)
             s = axpy(-alpha, ap, it.r)
             t = product(s)
             omega = ratio(inner(t, s), inner(t, t))
             x, r = axpy(omega, s, axpy(alpha, p, it.x)), axpy(-omega, t, s)
             new = vectors.norm(backend, r)
-            lost = (xp.abs(rho) <= eps * shade * it.size) | (xp.abs(shadowed) <= eps * shade * stretch)
-            broken = ~xp.isfinite(new) | ((lost | (omega == 0)) & ~(new <= target))
-            # What broke down is not kept: the last iterate is.
+            limits = eps * shadow_norm * it.size, eps * shadow_norm * ap_norm
+            negligible = (xp.abs(rho) <= limits[0]) | (xp.abs(shadow_ap) <= limits[1])
+            broken = ~xp.isfinite(new) | ((negligible | (omega == 0)) & ~(new <= target))
+            # After a breakdown, keep the last iterate.
             x, r, new = backend.map(
                 lambda after, before: xp.where(broken, before, after), (x, r, new), (it.x, it.r, it.size)
             )
-            largest = xp.maximum(it.curvature, ratio(stretch, vectors.norm(backend, p)))
+            largest = xp.maximum(it.curvature, ratio(ap_norm, vectors.norm(backend, p)))
             failure = xp.where(broken, int(Failure.BREAKDOWN), int(Failure.NONE))
             return _Iterate(x, r, p, ap, rho, alpha, omega, new, it.k + 2, failure, largest)
 
-        nothing = backend.zeros(system.v)
+        zeros = backend.zeros(system.v)
         start = _Iterate(
-            system.x, system.r, nothing, nothing, one, one, one, size, 0, int(Failure.NONE), zero + system.met
+            system.x,
+            system.r,
+            zeros,
+            zeros,
+            one,
+            one,
+            one,
+            size,
+            0,
+            int(Failure.NONE),
+            zero + system.curvature,
         )
         end = self.iterate(system, going, body, start, max(1, limit // 2))
-        failure = self.ended(system, end.failure, end.size > target)
+        failure = self.final_failure(system, end.failure, end.size > target)
         return Solution(end.x, end.k // 2, end.k, failure, end.curvature)

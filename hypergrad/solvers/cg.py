@@ -14,11 +14,11 @@ from hypergrad.solvers.base import (
     check_count,
     check_preconditioner,
     check_tolerance,
-    met,
+    nan_if_infinite,
     prepare,
     rounding,
 )
-from hypergrad.solvers.numbers import on_numbers
+from hypergrad.solvers.numbers import on_numpy_scalars
 from hypergrad.solvers.system import Solution, System
 
 
@@ -37,23 +37,25 @@ class _Iterate(NamedTuple):
 @final
 @dataclass(frozen=True)
 class CG(Iterative):
-    r"""Conjugate gradients on A itself, which is symmetric (Hestenes and Stiefel 1952).
+    r"""Conjugate gradients, for a symmetric positive definite A (Hestenes and Stiefel 1952).
 
         α = rᵀz / pᵀAp,   x ← x + α p,   r ← r − α Ap,   z = M r,   p ← z + (r'ᵀz' / rᵀz) p
 
-    For a positive definite A, about √κ/2 · log(2/rtol) products, κ being its condition number, or that of
-    MA with a preconditioner M ≈ A⁻¹. Each direction's curvature pᵀAp/pᵀp is tested: below 0 the solve fails
-    with ``negative_curvature``; lost in the rounding of the largest curvature met so far, with ``singular``.
-    A test against the scale of A itself neither rejects large well-posed systems nor accepts small ill-posed
-    ones.
+    where r' and z' are the new r and z.
+
+    Takes about √κ/2 · log(2/rtol) products, where κ is the condition number of A, or of MA with a
+    preconditioner M ≈ A⁻¹. The curvature pᵀAp/pᵀp of each direction is tested: the solve fails with
+    ``negative_curvature`` if it is negative, and with ``singular`` if it is within rounding error of 0,
+    relative to the largest curvature so far. Being relative to the scale of A, the test neither rejects large
+    well-posed systems nor accepts small ill-posed ones.
 
     Args:
-        max_steps: products at most, those of the preconditioner not counted; by default min(2n, 1000) for n
-            unknowns.
+        max_steps: the most products, not counting those of the preconditioner; by default min(2n, 1000) for
+            n unknowns.
         rtol: the relative residual ‖Ax − v‖/‖v‖ to reach; ``None`` takes ``max_steps`` products and promises
-            nothing (five of them are the estimator of Rajeswaran et al. 2019, iMAML),
-        atol: or the residual itself.
-        preconditioner: M, by `Nystrom`, `Diagonal`, or a function p -> M p of trees, symmetric and positive
+            nothing (with five products: the estimator of Rajeswaran et al. 2019, iMAML).
+        atol: the absolute residual ‖Ax − v‖ to reach; meeting ``rtol`` or ``atol`` is enough.
+        preconditioner: M: `Nystrom`, `Diagonal`, or a function p -> M p of trees, symmetric and positive
             definite.
     """
 
@@ -72,21 +74,21 @@ class CG(Iterative):
         return True
 
     def for_one_system(self, system: System) -> tuple[Solver, Any]:
-        made = prepare(self.preconditioner, system)
-        return (replace(self, preconditioner=made.apply) if self.preconditioner else self), made.products
+        m = prepare(self.preconditioner, system)
+        return (replace(self, preconditioner=m.apply) if self.preconditioner else self), m.products
 
     def solve(self, system: System, memory: Tree | None = None) -> Solution:
-        system, made = system.begun(), prepare(self.preconditioner, system)
-        largest = system.backend.xp.where(made.curvature > system.met, made.curvature, system.met)
-        solution = self._descend(replace(system, met=largest), made.apply)
-        return solution._replace(products=solution.products + made.products + system.spent)
+        system, m = system.begun(), prepare(self.preconditioner, system)
+        largest = system.backend.xp.where(m.curvature > system.curvature, m.curvature, system.curvature)
+        solution = self._descend(replace(system, curvature=largest), m.apply)
+        return solution._replace(products=solution.products + m.products + system.spent)
 
-    @on_numbers
+    @on_numpy_scalars
     def _descend(self, system: System, precondition: Callable[[Tree], Tree]) -> Solution:
         backend, product, limit = system.backend, system.product, self.limit(system)
         xp, axpy, inner = backend.xp, backend.axpy, backend.inner
         target = self.target(system) ** 2
-        lost = 10 * rounding(backend, target)
+        negligible = 10 * rounding(backend, target)
 
         def going(it: _Iterate) -> Any:
             return (it.k < limit) & (it.rr > target) & (it.failure == Failure.NONE)
@@ -96,19 +98,19 @@ class CG(Iterative):
             pap, pp = inner(it.p, ap), inner(it.p, it.p)
             stretch, curvature = xp.sqrt(inner(ap, ap) / pp), pap / pp
             largest = xp.maximum(it.curvature, stretch)
-            # For a semidefinite A, ‖Ap‖² ≤ ‖A‖ pᵀAp: where pᵀAp = 0 and Ap ≠ 0, A is indefinite. Of ‖A‖ more
-            # than a tenth is likely to have been met, by directions that a preconditioner may have bent.
-            flat = xp.abs(curvature) <= lost * largest
-            null = flat & (stretch <= 10 * lost**0.5 * largest)
+            # For a semidefinite A, ‖Ap‖² ≤ ‖A‖ pᵀAp: if pᵀAp = 0 and Ap ≠ 0, A is indefinite. ‖A‖ is likely
+            # less than ten times ``largest``, even where a preconditioner changes the directions.
+            flat = xp.abs(curvature) <= negligible * largest
+            singular = flat & (stretch <= 10 * negligible**0.5 * largest)
             failure = xp.where(
-                null,
+                singular,
                 int(Failure.SINGULAR),
                 xp.where(flat | (curvature < 0), int(Failure.NEGATIVE_CURVATURE), int(Failure.NONE)),
             )
             sound = failure == Failure.NONE
-            # pᵀr is rᵀz, but for a direction that a solve goes on in, and a residual that was measured since.
-            along = inner(it.p, it.r)
-            alpha = xp.where(sound, along, 0.0 * along) / xp.where(sound, pap, xp.ones_like(pap))
+            # pᵀr = rᵀz, unless the solve resumes with an old direction and a residual measured since.
+            pr = inner(it.p, it.r)
+            alpha = xp.where(sound, pr, 0.0 * pr) / xp.where(sound, pap, xp.ones_like(pap))
             x, r = axpy(alpha, it.p, it.x), axpy(-alpha, ap, it.r)
             z = precondition(r)
             rr = inner(r, r)
@@ -120,13 +122,19 @@ class CG(Iterative):
         r, z = system.r, precondition(system.r)
         rr = inner(r, r)
         rz = rr if z is r else inner(r, z)
-        p, largest = z, 0.0 * rr + system.met
+        p, largest = z, 0.0 * rr + system.curvature
         if system.direction is not None:
-            none = inner(system.direction, system.direction) == 0
-            p = backend.map(lambda fresh, old: xp.where(none, fresh, old), z, system.direction)
+            missing = inner(system.direction, system.direction) == 0
+            p = backend.map(lambda fresh, old: xp.where(missing, fresh, old), z, system.direction)
         start = _Iterate(system.x, r, p, rz, rr, 0, int(Failure.NONE), largest, 0.0 * rr + float("inf"))
         end = self.iterate(system, going, body, start, limit)
-        failure = self.ended(system, end.failure, end.rr > target)
+        failure = self.final_failure(system, end.failure, end.rr > target)
         return Solution(
-            end.x, end.k, end.k, failure, end.curvature, met(backend, end.smallest), direction=end.p
+            end.x,
+            end.k,
+            end.k,
+            failure,
+            end.curvature,
+            nan_if_infinite(backend, end.smallest),
+            direction=end.p,
         )

@@ -1,4 +1,4 @@
-"""Damping of a size that is given."""
+"""Damping of a fixed size."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hypergrad.solvers.wrapper import Wrapper
 @final
 @dataclass(frozen=True)
 class Damped(Wrapper):
-    r"""(A + δI) x = v in place of A x = v.
+    r"""Solve (A + δI) x = v in place of A x = v.
 
     Well-posed for any δ above the most negative curvature, and biased towards x = v/δ. The report gives δ as
     the solve's shift, and its residual is that of the damped system.
 
     Args:
-        solver: how the damped system is solved.
+        solver: solves the damped system.
         damping: δ ≥ 0.
 
     Raises:
-        ArgumentError: if δ is no number ≥ 0.
+        ArgumentError: if δ is not a number ≥ 0.
     """
 
     rank: ClassVar[int] = 1

@@ -18,14 +18,15 @@ class Diagonal(ApproximateInverse):
 
         diag(H) ≈ (1/b) Σ s ⊙ H s,    x = v / (max(diag(H), 0) + ρ)
 
-    Exact for a diagonal H with one probe; else the error of each entry is that of a mean of b numbers, whose
-    spread is the rest of its row. As a solver a bias that the residual in the report shows; as a
-    preconditioner of `CG` it evens out unequal scales of the parameters, and changes no solution.
+    Exact for a diagonal H with one probe; otherwise each entry is a mean of b samples, whose standard
+    deviation is the norm of the rest of its row. As a solver it has a bias that the residual in the report
+    shows; as a preconditioner of `CG` it evens out unequal scales of the parameters, and does not change the
+    solution.
 
     Args:
-        probes: b, the products that it takes.
+        probes: b, the number of products.
         damping: ρ ≥ 0.
-        seed: of the signs.
+        seed: the random seed of the signs.
         rtol: the relative residual above which a solution counts as failed; by default nothing is promised.
     """
 
@@ -56,7 +57,7 @@ class Diagonal(ApproximateInverse):
 
         total, _ = backend.scan(probe, 0.0 * flat, count)
         largest = xp.max(xp.abs(total)) / count
-        # An entry that came out at 0 or below is of a size that the probes cannot see.
+        # An entry estimated at 0 or below is too small for the probes to resolve.
         floor = 1e-3 * largest
         entries = xp.maximum(total / count, floor + 0.0 * flat) + self.damping
         scale = unravel(1.0 / xp.where(entries > 0, entries, xp.ones_like(flat)))

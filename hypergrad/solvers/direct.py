@@ -1,4 +1,4 @@
-"""The dense solve."""
+"""Dense solves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypergrad.errors import ArgumentError, Failure
 from hypergrad.solvers.base import Solver, check_count, check_tolerance, rounding
 from hypergrad.solvers.system import Solution, System
 
-_SIDE_BY_SIDE = 64
+_MAX_BLOCK = 64
 
 
 @final
@@ -20,17 +20,17 @@ _SIDE_BY_SIDE = 64
 class Direct(Solver):
     r"""Form H from n products and solve by its eigenvalues, x = Q Λ⁻¹ Qᵀ v, or by its singular values.
 
-    For small problems and as a yardstick: n products, n² numbers in memory, O(n³) time. A framework that maps
-    takes up to 64 products side by side, and needs the memory of as many. The values say what
-    went wrong: one that is lost in the rounding of the largest is ``singular``, a negative eigenvalue of a
-    symmetric H ``negative_curvature``.
+    For small problems and as a reference: n products, n² numbers in memory, O(n³) time. A framework that can
+    vectorise computes up to 64 products in parallel, and needs the memory of as many. The solve fails with
+    ``singular`` if an eigenvalue or singular value is within rounding error of 0, relative to the largest,
+    and with ``negative_curvature`` if an eigenvalue of a symmetric H is negative.
 
     Args:
         max_unknowns: the largest n that is accepted.
         rtol: the relative residual above which a solution counts as failed.
 
     Raises:
-        ArgumentError: for more unknowns than that, with the size of the matrix.
+        ArgumentError: for more unknowns than ``max_unknowns``, with the size of the matrix.
     """
 
     max_unknowns: int = 4096
@@ -53,17 +53,17 @@ class Direct(Solver):
             )
         identity = backend.asarray(np.eye(n), like=flat)
 
-        side, places = _blocks(backend, n)
+        width, offsets = _blocks(backend, n)
 
         def block(_: tuple[()], k: Any, __: Any) -> tuple[tuple[()], Any]:
             def column(i: Any) -> Any:
-                return backend.ravel(system.product(unravel(identity[k * side + i])))[0]
+                return backend.ravel(system.product(unravel(identity[k * width + i])))[0]
 
-            return (), backend.dense(backend.each(column, places))
+            return (), backend.dense(backend.each(column, offsets))
 
-        _, rows = backend.scan(block, (), -(-n // side))
+        _, rows = backend.scan(block, (), -(-n // width))
         matrix = xp.reshape(backend.dense(rows), (-1, n))[:n].T
-        # What is not finite is reported elsewhere; LAPACK need not stumble over it.
+        # Non-finite entries are reported elsewhere; LAPACK may fail on them.
         matrix = xp.where(xp.isfinite(matrix), matrix, 0.0 * identity)
         if system.symmetric:
             values, q = xp.linalg.eigh(0.5 * (matrix + matrix.T))
@@ -72,18 +72,18 @@ class Direct(Solver):
             u, values, right = xp.linalg.svd(matrix)
             left, right, lowest = u.T, right.T, 0.0 * values[0]
         largest = xp.max(xp.abs(values))
-        lost = xp.abs(values) <= n * rounding(backend, flat) * largest
+        negligible = xp.abs(values) <= n * rounding(backend, flat) * largest
         failure = xp.where(
-            xp.any(lost),
+            xp.any(negligible),
             int(Failure.SINGULAR),
             xp.where((lowest < 0) & system.definite, int(Failure.NEGATIVE_CURVATURE), int(Failure.NONE)),
         )
-        inverse = xp.where(lost, 0.0 * values, 1.0 / xp.where(lost, largest + 1.0, values))
+        inverse = xp.where(negligible, 0.0 * values, 1.0 / xp.where(negligible, largest + 1.0, values))
         x = vectors.add(backend, system.x, unravel(right @ (inverse * (left @ flat))))
         return Solution(x, n, n + system.spent, failure, largest, xp.min(xp.abs(values)))
 
 
 def _blocks(backend: Backend, n: int) -> tuple[int, Any]:
-    """How many columns to take side by side, and their places in a block: all in one where none is mapped."""
-    side = n if not backend.compiles else -(-n // -(-n // _SIDE_BY_SIDE))
-    return side, backend.stack(list(range(side)))
+    """Return the size of a block of columns, and the offsets in it: one block if nothing is compiled."""
+    width = n if not backend.compiles else -(-n // -(-n // _MAX_BLOCK))
+    return width, backend.stack(list(range(width)))

@@ -17,7 +17,7 @@ from hypergrad.solvers.system import Solution, System
 @final
 @dataclass(frozen=True)
 class External(Solver):
-    r"""Any function ``solve(matvec, v) -> x`` on flat vectors, such as one of SciPy's or lineax's.
+    r"""Call any function ``solve(matvec, v) -> x`` on flat vectors, such as one of SciPy's or lineax's.
 
         def scipy_cg(matvec, v):
             operator = scipy.sparse.linalg.LinearOperator((v.size, v.size), matvec)
@@ -25,17 +25,18 @@ class External(Solver):
 
         hg.Implicit(hg.External(scipy_cg, rtol=1e-6, on_host=True))
 
-    What the function says of its own success is not asked for: the true residual is measured.
+    The function's own report of success is ignored: the true residual is measured.
 
     Args:
         solve_fn: takes p -> A p and v, vectors of the framework, and returns x.
-        rtol: the relative residual ‖Ax − v‖/‖v‖ above which a solution counts as failed,
-        atol: or the residual itself; without either nothing is promised.
-        on_host: hand over NumPy vectors, whatever the framework; not within a compiled program.
+        rtol: the relative residual ‖Ax − v‖/‖v‖ above which a solution counts as failed.
+        atol: the same for the absolute residual; meeting ``rtol`` or ``atol`` is enough. Without either the
+            solver promises nothing.
+        on_host: pass NumPy vectors, whatever the framework; not possible in a compiled program.
 
     Raises:
-        ArgumentError: if ``solve_fn`` is no function; when used, if it returns another shape than v's, or if
-            values cannot be read ``on_host``.
+        ArgumentError: if ``solve_fn`` is not a function; when used, if it returns a shape other than v's, or
+            if values cannot be read for ``on_host``.
     """
 
     solve_fn: Callable[[Callable[[Any], Any], Any], Any]
@@ -46,11 +47,11 @@ class External(Solver):
     def __post_init__(self) -> None:
         check_tolerance("External", self.rtol, self.atol)
         if not callable(self.solve_fn):
-            raise ArgumentError(f"External: {self.solve_fn!r} is no function solve(matvec, v) -> x")
+            raise ArgumentError(f"External: {self.solve_fn!r} is not a function solve(matvec, v) -> x")
 
     @property
     def truncates(self) -> bool:
-        """No: whatever it does within is its own."""
+        """False: derivatives take another solve, even if this one promises nothing."""
         return False
 
     def solve(self, system: System, memory: Tree | None = None) -> Solution:
@@ -59,8 +60,8 @@ class External(Solver):
         flat, unravel = backend.ravel(system.r)
         if self.on_host and not backend.readable(flat):
             raise ArgumentError(
-                "External: on_host=True hands over NumPy vectors, and a compiled program has none: give a "
-                "solver of the framework, or leave the compiler out"
+                "External: on_host=True passes NumPy vectors, and a compiled program has none: use a solver "
+                "of the framework, or do not compile"
             )
         count = 0
 
@@ -73,8 +74,8 @@ class External(Solver):
 
         x = self.solve_fn(matvec, backend.to_numpy(flat) if self.on_host else flat)
         if np.shape(x) != np.shape(flat):
-            raise ArgumentError(f"External: solve returned shape {np.shape(x)}, and v has {np.shape(flat)}")
+            raise ArgumentError(f"External: solve returned shape {np.shape(x)}, but v has {np.shape(flat)}")
         x = backend.asarray(np.asarray(x), like=flat) if self.on_host else x
-        # Within a compiled program nobody knows how often a loop calls it.
+        # In a compiled program the number of calls in a loop is unknown.
         spent = count if backend.readable(flat) else float("nan")
         return Solution(vectors.add(backend, system.x, unravel(x)), spent, spent + system.spent)

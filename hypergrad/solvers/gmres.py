@@ -9,7 +9,7 @@ import numpy as np
 
 from hypergrad.backend import Backend, Scalar, Tree, vectors
 from hypergrad.errors import Failure
-from hypergrad.solvers.base import Iterative, check_count, check_tolerance, met, rounding
+from hypergrad.solvers.base import Iterative, check_count, check_tolerance, nan_if_infinite, rounding
 from hypergrad.solvers.system import Solution, System
 
 
@@ -43,17 +43,17 @@ class GMRES(Iterative):
 
         x = x_0 + Q_j y,    y = argmin ‖ ‖r_0‖ e_1 − H̄_j y ‖,    A Q_j = Q_{j+1} H̄_j by Arnoldi
 
-    The residual never grows, at the price of a basis of ``restart + 1`` vectors, from which the method begins
-    again when it is full. It is for systems that are not symmetric, as those of fixed points are; for
-    symmetric ones `CG` and `MINRES` do the same with three vectors. A basis that closes around a singular H̄
-    with a residual left shows that A is ``singular``.
+    The residual never grows, at the cost of a basis of ``restart + 1`` vectors; when it is full, the method
+    restarts. Use it for systems that are not symmetric, such as those of fixed points; for symmetric ones
+    `CG` and `MINRES` do the same with three vectors. If the basis cannot grow, H̄ is singular and a residual
+    is left, then A is ``singular``.
 
     Args:
-        max_steps: products at most; by default 2n for n unknowns, between 100 and 1000.
+        max_steps: the most products; by default 2n for n unknowns, between 100 and 1000.
         rtol: the relative residual ‖Ax − v‖/‖v‖ to reach; ``None`` takes ``max_steps`` products and promises
-            nothing,
-        atol: or the residual itself.
-        restart: the most directions that are kept.
+            nothing.
+        atol: the absolute residual to reach; meeting ``rtol`` or ``atol`` is enough.
+        restart: the most directions to keep.
     """
 
     fewest: ClassVar[int] = 100
@@ -70,17 +70,17 @@ class GMRES(Iterative):
 
     def solve(self, system: System, memory: Tree | None = None) -> Solution:
         system = system.begun()
-        backend, most = system.backend, self.limit(system)
+        backend, max_products = system.backend, self.limit(system)
         xp, target = backend.xp, self.target(system)
-        size, places = vectors.norm(backend, system.r), min(self.restart, most)
-        limit, eye = -(-most // places), backend.asarray(np.eye(places + 1), like=size)
+        size, places = vectors.norm(backend, system.r), min(self.restart, max_products)
+        limit, eye = -(-max_products // places), backend.asarray(np.eye(places + 1), like=size)
 
         def going(it: _Iterate) -> Any:
-            room = (it.k < most) & (it.cycles < limit)
+            room = (it.k < max_products) & (it.cycles < limit)
             return room & (it.size > target) & (it.failure == Failure.NONE)
 
         def body(it: _Iterate) -> _Iterate:
-            cycle = self._cycle(system, it, target, eye, most)
+            cycle = self._cycle(system, it, target, eye, max_products)
             y, values, regular = _least_squares(backend, cycle, it.size, eye)
             steps, left = eye[:, :places] @ y, it.size * eye[0] - cycle.hessenberg @ y
 
@@ -88,12 +88,12 @@ class GMRES(Iterative):
                 x, r = carry
                 return (backend.axpy(steps[i], q, x), backend.axpy(left[i], q, r)), None
 
-            begin, full = (it.x, backend.zeros(it.r)), _known(cycle.j, places) + 1
+            begin, full = (it.x, backend.zeros(it.r)), _filled(cycle.j, places) + 1
             (x, r), _ = backend.scan(add, begin, full, xs=cycle.basis)
-            # Where H̄ is singular, ψ may have been divided by what was only rounding.
+            # Where H̄ is singular, ψ may have been divided by a rounding error: measure the residual.
             size = xp.where(regular & ~cycle.closed, cycle.size, xp.sqrt(xp.sum(left * left)))
-            over = cycle.closed | (cycle.size <= target)
-            stuck = over & ~regular & ~(size <= target)
+            finished = cycle.closed | (cycle.size <= target)
+            stuck = finished & ~regular & ~(size <= target)
             return _Iterate(
                 x,
                 r,
@@ -105,23 +105,30 @@ class GMRES(Iterative):
                 xp.minimum(it.smallest, xp.min(values)),
             )
 
-        nothing = 0.0 * size
+        zero = 0.0 * size
         start = _Iterate(
-            system.x, system.r, size, 0, 0, int(Failure.NONE), nothing + system.met, nothing + float("inf")
+            system.x,
+            system.r,
+            size,
+            0,
+            0,
+            int(Failure.NONE),
+            zero + system.curvature,
+            zero + float("inf"),
         )
         end = self.iterate(system, going, body, start, limit)
-        failure = self.ended(system, end.failure, end.size > target)
-        products, smallest = end.k + system.spent, met(backend, end.smallest)
+        failure = self.final_failure(system, end.failure, end.size > target)
+        products, smallest = end.k + system.spent, nan_if_infinite(backend, end.smallest)
         return Solution(end.x, end.k, products, failure, end.curvature, smallest)
 
-    def _cycle(self, system: System, it: _Iterate, target: Scalar, eye: Any, most: int) -> _Cycle:
-        """Arnoldi's process from the residual, until it is small or the basis full."""
+    def _cycle(self, system: System, it: _Iterate, target: Scalar, eye: Any, max_products: int) -> _Cycle:
+        """Run Arnoldi's process from the residual until that is small or the basis is full."""
         backend = system.backend
         xp, count, eps = backend.xp, eye.shape[0], 10 * rounding(backend, target)
         places, one = count - 1, xp.ones_like(it.size)
 
         def going(cycle: _Cycle) -> Any:
-            room = (cycle.j < places) & (it.k + cycle.j < most)
+            room = (cycle.j < places) & (it.k + cycle.j < max_products)
             return room & (cycle.size > target) & ~cycle.closed
 
         def body(cycle: _Cycle) -> _Cycle:
@@ -130,19 +137,19 @@ class GMRES(Iterative):
             largest = xp.maximum(cycle.curvature, vectors.norm(backend, w))
 
             # Modified Gram-Schmidt loses orthogonality only as the residual falls, and GMRES with it is
-            # backward stable (Paige, Rozložník, Strakoš 2006). Places that are still zero take nothing away.
+            # backward stable (Paige, Rozložník, Strakoš 2006). Basis vectors that are still 0 have no effect.
             def project(carry: tuple[Tree, Any], i: Any, q: Tree) -> tuple[tuple[Tree, Any], None]:
                 w, column = carry
                 h = backend.inner(q, w)
                 return (backend.axpy(-h, q, w), column + h * eye[i]), None
 
-            full = _known(cycle.j, places) + 1
+            full = _filled(cycle.j, places) + 1
             (w, column), _ = backend.scan(project, (w, 0.0 * eye[0]), full, xs=cycle.basis)
             beta = vectors.norm(backend, w)
             closed = ~(beta > eps * largest)
             beta = xp.where(closed, 0.0 * beta, beta)
             inverse = xp.where(closed, 0.0 * one, one) / xp.where(closed, one, beta)
-            # The residual Q(‖r‖ e_1 − H̄y) is smallest where the bracket lies along ψ, which H̄ᵀ annuls.
+            # The residual Q(‖r‖ e_1 − H̄y) is smallest where the bracket is parallel to ψ, since H̄ᵀψ = 0.
             psi = cycle.psi - inverse * xp.sum(cycle.psi * column) * after
             column = column + beta * after
             return _Cycle(
@@ -162,22 +169,22 @@ class GMRES(Iterative):
         return end
 
 
-def _known(j: Any, places: int) -> int:
-    """How many places can be full: j itself where it is a number, all of them within a program."""
+def _filled(j: Any, places: int) -> int:
+    """Return the most places that can be filled: j if it is a number, all of them in a compiled program."""
     return j if isinstance(j, int) else places
 
 
 def _least_squares(backend: Backend, cycle: _Cycle, size: Scalar, eye: Any) -> tuple[Any, Any, Any]:
-    """Solve argmin_y ‖size e_1 − H̄ y‖: y, the singular values of H̄, and is none of them lost?
+    """Return y = argmin ‖size e_1 − H̄ y‖, the singular values of H̄, and whether H̄ is regular.
 
-    A column that is not there yet is one of the largest norm in a row of its own, which takes no part, and
-    changes neither the largest nor the smallest value.
+    A missing column of H̄ is replaced by one of the largest column norm in a row of its own. It does not
+    affect y, nor the largest and the smallest singular value.
     """
     xp, count, h = backend.xp, eye.shape[0], cycle.hessenberg
     missing = backend.asarray(np.arange(count - 1), like=size) >= cycle.j
-    nothing = 0.0 * eye[0, 1:]
-    padded = h + eye[:, 1:] * xp.where(missing, nothing + xp.sqrt(xp.max(xp.sum(h * h, axis=0))), nothing)
+    zeros = 0.0 * eye[0, 1:]
+    padded = h + eye[:, 1:] * xp.where(missing, zeros + xp.sqrt(xp.max(xp.sum(h * h, axis=0))), zeros)
     u, s, vt = xp.linalg.svd(padded, full_matrices=False)
-    lost = s <= 10 * count * rounding(backend, size) * xp.maximum(cycle.curvature, xp.max(s))
-    inverse = xp.where(lost, 0.0 * s, 1.0 / xp.where(lost, xp.ones_like(s), s))
-    return vt.T @ (inverse * (size * u[0])), s, ~xp.any(lost)
+    negligible = s <= 10 * count * rounding(backend, size) * xp.maximum(cycle.curvature, xp.max(s))
+    inverse = xp.where(negligible, 0.0 * s, 1.0 / xp.where(negligible, xp.ones_like(s), s))
+    return vt.T @ (inverse * (size * u[0])), s, ~xp.any(negligible)

@@ -1,4 +1,4 @@
-"""No solve at all."""
+"""A multiple of the identity in place of a solve."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Identity(ApproximateInverse):
 
         x = η v
 
-    No products. Exact where H is I/η; otherwise a bias that was asked for, and that the report shows as
-    a residual. With η the learning rate it is the response that `Greedy(SGD(η))` keeps.
+    Takes no products. Exact if H is I/η; otherwise biased, which the report shows as a residual. With η the
+    learning rate, it gives the response term of `Greedy(SGD(η))`.
 
     Args:
         scale: η.

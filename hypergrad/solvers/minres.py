@@ -7,8 +7,8 @@ from typing import Any, ClassVar, NamedTuple, final
 
 from hypergrad.backend import Scalar, Tree, vectors
 from hypergrad.errors import Failure
-from hypergrad.solvers.base import Iterative, check_count, check_tolerance, met, rounding
-from hypergrad.solvers.numbers import on_numbers
+from hypergrad.solvers.base import Iterative, check_count, check_tolerance, nan_if_infinite, rounding
+from hypergrad.solvers.numbers import on_numpy_scalars
 from hypergrad.solvers.system import Solution, System
 
 
@@ -37,15 +37,15 @@ class MINRES(Iterative):
 
         x_k = argmin ‖Hx − v‖ over the Krylov space of v,     H Q_k = Q_{k+1} T_k by Lanczos
 
-    T is reduced to triangular form by one rotation a step, so that three vectors are all that it keeps. Use
-    it where θ is a stationary point but no minimum, as in a game: negative curvature is no failure here. A
-    least-squares solution with a residual left, H r = 0, is found and called ``singular``.
+    One rotation per iteration reduces T to triangular form, so that only three vectors are kept. Use it where
+    θ is a stationary point but not a minimum, as in a game: negative curvature is not a failure here. If only
+    a least-squares solution exists, with a residual H r = 0, the solver returns it and reports ``singular``.
 
     Args:
-        max_steps: products at most; by default 2n for n unknowns, between 100 and 1000.
+        max_steps: the most products; by default 2n for n unknowns, between 100 and 1000.
         rtol: the relative residual ‖Hx − v‖/‖v‖ to reach; ``None`` takes ``max_steps`` products and promises
-            nothing,
-        atol: or the residual itself.
+            nothing.
+        atol: the absolute residual to reach; meeting ``rtol`` or ``atol`` is enough.
     """
 
     fewest: ClassVar[int] = 100
@@ -67,15 +67,15 @@ class MINRES(Iterative):
         solution = self._lanczos(system)
         return solution._replace(products=solution.products + system.spent)
 
-    @on_numbers
+    @on_numpy_scalars
     def _lanczos(self, system: System) -> Solution:
         backend, product, limit = system.backend, system.product, self.limit(system)
         xp, axpy, inner = backend.xp, backend.axpy, backend.inner
         target = self.target(system)
-        # ‖Hr‖/(‖H‖‖r‖) is 0 at a least-squares solution, to which rounding lets Lanczos come as near as √ε.
-        # Where H is regular it is above 1/κ, and beyond κ = 1/√ε an error of ε κ² leaves MINRES no digit.
+        # ‖Hr‖/(‖H‖‖r‖) is 0 at a least-squares solution, but rounding keeps it near √ε in Lanczos. For a
+        # regular H it is above 1/κ, and beyond κ = 1/√ε the error ε κ² leaves MINRES no correct digit.
         eps = rounding(backend, target)
-        lost = eps**0.5
+        negligible = eps**0.5
         size = vectors.norm(backend, system.r)
         one, zero = xp.ones_like(size), 0.0 * size
 
@@ -88,22 +88,22 @@ class MINRES(Iterative):
             largest = xp.maximum(it.curvature, stretch)
             y = axpy(-it.beta, it.q_before, axpy(-alpha, it.q, hq))
             beta = vectors.norm(backend, y)
-            # The last rotation on the new column of T, and a new one that annuls beta.
+            # Apply the last rotation to the new column of T, and a new rotation that eliminates beta.
             low, bar = it.cos * it.delta + it.sin * alpha, it.sin * it.delta - it.cos * alpha
             epsilon, delta = it.sin * beta, -it.cos * beta
             slope = xp.sqrt(bar * bar + delta * delta)  # ‖H r‖ / ‖r‖ before this step
             gamma = xp.sqrt(bar * bar + beta * beta)
             smallest = xp.minimum(it.smallest, xp.minimum(slope, gamma))
-            null = slope <= lost * largest
-            fine = ~null & (gamma > 0)
-            gamma = xp.where(fine, gamma, one)
+            singular = slope <= negligible * largest
+            regular = ~singular & (gamma > 0)
+            gamma = xp.where(regular, gamma, one)
             cos, sin = bar / gamma, beta / gamma
-            step = xp.where(fine, cos * it.size, zero)
+            step = xp.where(regular, cos * it.size, zero)
             w = vectors.scale(backend, 1.0 / gamma, axpy(-low, it.w, axpy(-it.epsilon, it.w_before, it.q)))
-            # Where the Krylov space closes, what is left of the residual is out of reach.
+            # If the Krylov space cannot grow, the remaining residual cannot be reduced.
             grown = beta > 10 * eps * largest
-            left = xp.where(fine, xp.abs(sin) * it.size, it.size)
-            stuck = ~fine | (~grown & ~(left <= target))
+            left = xp.where(regular, xp.abs(sin) * it.size, it.size)
+            stuck = ~regular | (~grown & ~(left <= target))
             q = vectors.scale(backend, xp.where(grown, one, zero) / xp.where(grown, beta, one), y)
             return _Iterate(
                 axpy(step, w, it.x),
@@ -123,12 +123,12 @@ class MINRES(Iterative):
                 smallest,
             )
 
-        nothing = backend.zeros(system.v)
+        zeros = backend.zeros(system.v)
         q = vectors.scale(backend, one / xp.where(size > 0, size, one), system.r)
         start = _Iterate(
-            system.x, q, nothing, nothing, nothing, zero, -one, zero, zero, zero, size, 0,
-            int(Failure.NONE), zero + system.met, zero + float("inf"),
+            system.x, q, zeros, zeros, zeros, zero, -one, zero, zero, zero, size, 0,
+            int(Failure.NONE), zero + system.curvature, zero + float("inf"),
         )  # fmt: skip
         end = self.iterate(system, going, body, start, limit)
-        failure = self.ended(system, end.failure, end.size > target)
-        return Solution(end.x, end.k, end.k, failure, end.curvature, met(backend, end.smallest))
+        failure = self.final_failure(system, end.failure, end.size > target)
+        return Solution(end.x, end.k, end.k, failure, end.curvature, nan_if_infinite(backend, end.smallest))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, final
 from hypergrad.backend import Scalar, Tree, vectors
 from hypergrad.errors import ArgumentError, Failure
 from hypergrad.solvers.base import Iterative, check_count, check_positive, check_tolerance, rounding
-from hypergrad.solvers.numbers import on_numbers
+from hypergrad.solvers.numbers import on_numpy_scalars
 from hypergrad.solvers.system import Solution, System
 
 _POWER_STEPS = 10
@@ -22,7 +22,7 @@ class _Series(NamedTuple):
     size: Scalar
     stretch: Scalar
     growth: Scalar
-    bent: Any
+    negative: Any
     grown: Any
     k: Any
     curvature: Scalar
@@ -36,24 +36,23 @@ class Neumann(Iterative):
         x = η Σ_{k<K} (I − ηA)ᵏ v,    K: max_steps,  η: step_size
 
     At a fixed point of gradient descent with learning rate η, K terms give the hypergradient of the last K
-    steps: `Unrolled(SGD(η), truncate=K)`. Without ``rtol`` the K terms are taken as they are, a bias that
-    was asked for; with it, the series stops when ‖Ax − v‖/‖v‖ ≤ rtol or fails. K products. Three terms that
-    grow one after the other are a divergence, found at once: either the step is too large, and the error
-    names the largest stable one, or A has negative curvature, which is said where the last of them has it.
-    For the fixed point of a map φ, where A is I − ∂φ and η is 1, these are K steps of the map, transposed.
+    steps: `Unrolled(SGD(η), truncate=K)`. Costs K products. Without ``rtol`` the bias of K terms is accepted;
+    with it, the series stops when ‖Ax − v‖/‖v‖ ≤ rtol, or fails. Three growing terms in a row are a
+    divergence: either the step is too large, and the error gives the largest stable one, or A has negative
+    curvature, which is reported if the last term shows it. For the fixed point of a map φ, where A is I − ∂φ
+    and η is 1, the terms are K steps of the map, transposed.
 
     Args:
         max_steps: the number K of terms.
-        step_size: η; if it is not given, 1 over the largest eigenvalue of A by ten power iterations, and 1
+        step_size: η; by default 1 over the largest eigenvalue of A, estimated by ten power iterations, or 1
             for a system that is not symmetric.
         rtol: the relative residual to reach, if any.
-        fresh: take the Hessian of another batch of T1 for each product, of a list in turn or of a function
-            ``t -> batch`` from this step on (Lorraine et al. 2020). Costs one gradient more for each product.
+        fresh: use another batch of T1 for the Hessian of each product, from a list in turn or from a function
+            ``t -> batch`` from this step on (Lorraine et al. 2020). Costs one more gradient per product.
 
     Raises:
-        ArgumentError: for numbers out of range; for ``fresh`` with ``rtol``, since no residual can be
-        promised
-            of a matrix that is another one with each product, and where there are no other batches.
+        ArgumentError: for numbers out of range; for ``fresh`` with ``rtol``, since the matrix changes with
+            each product and no residual can be promised; for ``fresh`` where there are no other batches.
     """
 
     max_steps: int = 20
@@ -68,7 +67,7 @@ class Neumann(Iterative):
             check_positive("Neumann", "step_size", self.step_size)
         if self.fresh and self.rtol is not None:
             raise ArgumentError(
-                "Neumann: with fresh=True each product is with another matrix, of which no residual can be "
+                "Neumann: with fresh=True the matrix changes with each product, so no residual can be "
                 "promised: leave rtol out"
             )
 
@@ -85,7 +84,7 @@ class Neumann(Iterative):
         solution = self._sum(system)
         return solution._replace(products=solution.products + system.spent)
 
-    @on_numbers
+    @on_numpy_scalars
     def _sum(self, system: System) -> Solution:
         backend, product, eta, spent = system.backend, self._product(system), self.step_size, 0
         xp, axpy = backend.xp, backend.axpy
@@ -94,35 +93,36 @@ class Neumann(Iterative):
         elif eta is None:
             eta = 1.0
         size, target = vectors.norm(backend, system.r), self.target(system)
-        more, one, zero = 1 + 10 * rounding(backend, size), xp.ones_like(size), 0.0 * size
+        threshold, one, zero = 1 + 10 * rounding(backend, size), xp.ones_like(size), 0.0 * size
 
         # The remainder v − A x_k is the term (I − ηA)ᵏ v itself, so the residual costs no product.
         def going(s: _Series) -> Any:
             return (s.k < self.max_steps) & (s.size > target) & (s.grown < _GROWING_TERMS)
 
         def body(s: _Series) -> _Series:
-            x, at = axpy(eta, s.term, s.x), product(s.term, spent + s.k)
-            term = axpy(-eta, at, s.term)
-            new, stretch = vectors.norm(backend, term), vectors.norm(backend, at)
+            x, a_term = axpy(eta, s.term, s.x), product(s.term, spent + s.k)
+            term = axpy(-eta, a_term, s.term)
+            new, stretch = vectors.norm(backend, term), vectors.norm(backend, a_term)
             return _Series(
                 x,
                 term,
                 new,
                 stretch,
                 stretch / xp.where(s.stretch > 0, s.stretch, one),
-                backend.inner(s.term, at) < (1 - more) * stretch * s.size,
-                xp.where(new > more * s.size, s.grown + 1, 0),
+                backend.inner(s.term, a_term) < (1 - threshold) * stretch * s.size,
+                xp.where(new > threshold * s.size, s.grown + 1, 0),
                 s.k + 1,
                 xp.maximum(s.curvature, stretch / s.size),
             )
 
-        start = _Series(system.x, system.r, size, zero, zero, size < 0, 0, 0, zero + system.met)
+        start = _Series(system.x, system.r, size, zero, zero, size < 0, 0, 0, zero + system.curvature)
         end: _Series = self.iterate(system, going, body, start, self.max_steps)
         grown = end.grown >= _GROWING_TERMS
-        bent = xp.where(end.bent & system.symmetric, int(Failure.NEGATIVE_CURVATURE), int(Failure.DIVERGED))
-        failure = self.ended(system, xp.where(grown, bent, int(Failure.NONE)), end.size > target)
-        # What grows, grows by |1 − ηλ| = ηλ − 1; in A t it stands out more than in t itself, where what
-        # has no curvature stays as it is.
+        negative = end.negative & system.symmetric
+        reason = xp.where(negative, int(Failure.NEGATIVE_CURVATURE), int(Failure.DIVERGED))
+        failure = self.final_failure(system, xp.where(grown, reason, int(Failure.NONE)), end.size > target)
+        # Growing components grow by |1 − ηλ| = ηλ − 1. They dominate A t sooner than t itself, which keeps
+        # its components without curvature.
         growing = xp.where(grown, (1 + end.growth) / eta, zero)
         return Solution(end.x, end.k, end.k + spent, failure, xp.maximum(end.curvature, growing))
 
@@ -131,13 +131,13 @@ class Neumann(Iterative):
             return lambda p, k: system.product(p)
         if system.resampled is None:
             raise ArgumentError(
-                "Neumann: fresh=True asks for the matrix of other batches, and there are none"
+                "Neumann: fresh=True needs products on other batches, and this system has none"
             )
         return system.resampled
 
 
 def _largest_eigenvalue(system: System, product: Callable[[Tree, Any], Tree]) -> Scalar:
-    """The largest |eigenvalue| of A by power iterations from v, a little too large for safety."""
+    """Estimate the largest |eigenvalue| of A by power iterations from v, plus a tenth for safety."""
     backend, xp = system.backend, system.backend.xp
 
     def unit(x: Tree) -> tuple[Tree, Scalar]:

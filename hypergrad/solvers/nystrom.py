@@ -30,18 +30,18 @@ class Nystrom(ApproximateInverse):
         x = U (Λ + ρ)⁻¹ Uᵀ v + (v − U Uᵀ v) / ρ             as a solver
         M ∝ U (Λ + ρ)⁻¹ Uᵀ + (I − U Uᵀ) / (λ_min(Λ) + ρ)    as a preconditioner of `CG`
 
-    As a solver it takes all directions outside of its rank to have curvature ρ: a bias that the residual in
-    the report shows (Hataya and Yamada 2023). As a preconditioner it changes no solution, and cuts products
-    where few eigenvalues are large (Frangella, Tropp and Udell 2023, eq. 1.3).
+    As a solver it treats all directions outside of the rank as having curvature ρ, a bias that the residual
+    in the report shows (Hataya and Yamada 2023). As a preconditioner it does not change the solution, and
+    saves products if few eigenvalues are large (Frangella, Tropp and Udell 2023, eq. 1.3).
 
-    Cost: ``rank`` products, taken side by side where the framework maps over them, and as many vectors.
+    Cost: ``rank`` products, computed in parallel where the framework can vectorise them, and as many vectors.
 
     Args:
-        rank: columns of Ω; of n unknowns there are never more than n.
+        rank: the number of columns of Ω, at most n for n unknowns.
         damping: ρ > 0.
-        columns: are those of Ω columns of the identity, so that HΩ are columns of H itself, instead of normal
-            numbers? Normal ones approximate better, columns of H may be sparse.
-        seed: of Ω.
+        columns: draw Ω from the columns of the identity, so that HΩ are columns of H itself, instead of from
+            a normal distribution. Normal Ω approximate better; columns of H may be sparse.
+        seed: the random seed of Ω.
         rtol: the relative residual above which a solution counts as failed; by default nothing is promised.
 
     Raises:
@@ -59,20 +59,20 @@ class Nystrom(ApproximateInverse):
         check_tolerance("Nystrom", self.rtol)
         check_size("Nystrom", "damping", self.damping)
         if self.damping == 0:
-            raise ArgumentError("Nystrom: damping = 0; what lies outside of the rank needs a curvature > 0")
+            raise ArgumentError("Nystrom: damping = 0; directions outside of the rank need a curvature > 0")
 
     @property
     def needs_symmetry(self) -> bool:
         return True
 
     def prepare(self, system: System) -> Prepared:
-        # Outside of the rank the curvature is that of its last direction at most.
+        # Outside of the rank the curvature is at most that of the last direction in it.
         return self._inverse(system, lambda values: system.backend.xp.min(values))
 
     def solve(self, system: System, memory: Tree | None = None) -> Solution:
-        system, made = system.begun(), self._inverse(system, lambda values: 0.0)
-        x = vectors.add(system.backend, system.x, made.apply(system.r))
-        return Solution(x, 1, made.products + system.spent, made.failure, made.curvature)
+        system, inverse = system.begun(), self._inverse(system, lambda values: 0.0)
+        x = vectors.add(system.backend, system.x, inverse.apply(system.r))
+        return Solution(x, 1, inverse.products + system.spent, inverse.failure, inverse.curvature)
 
     def _inverse(self, system: System, rest: Callable[[Any], Any]) -> Prepared:
         backend = system.backend
@@ -83,7 +83,7 @@ class Nystrom(ApproximateInverse):
         def apply(p: Tree) -> Tree:
             flat = backend.ravel(p)[0]
             along = u.T @ flat
-            # Twice, since what rounding leaves of U in it would be divided by ρ alone.
+            # Project twice: what rounding leaves of U would be divided by ρ alone.
             across = flat - u @ along
             across = across - u @ (u.T @ across)
             return unravel(u @ (along / (values + rho)) + across / outside)
@@ -91,23 +91,23 @@ class Nystrom(ApproximateInverse):
         return Prepared(apply, products, failure, backend.xp.max(values))
 
     def _spectrum(self, system: System) -> tuple[Any, Any, Any, int]:
-        """U, Λ, whether H has negative curvature, and the products spent."""
+        """Return U, Λ, the failure if H has negative curvature, and the products spent."""
         backend, xp = system.backend, system.backend.xp
         flat, unravel = backend.ravel(system.v)
         n = vectors.size(backend, system.v)
         rank = min(self.rank, n)
         if self.columns:
-            chosen = np.random.default_rng(self.seed).choice(n, rank, replace=False)
-            omega = backend.asarray(np.eye(n)[chosen], like=flat)
+            indices = np.random.default_rng(self.seed).choice(n, rank, replace=False)
+            omega = backend.asarray(np.eye(n)[indices], like=flat)
         else:
             omega = backend.random.normal(self.seed, 0, (rank, n), flat)
         rows = backend.stack([omega[i] for i in range(rank)])
         image = backend.dense(backend.each(lambda w: backend.ravel(system.product(unravel(w)))[0], rows))
         core = omega @ image.T
         s, q = xp.linalg.eigh(0.5 * (core + core.T))
-        lost = s <= 10 * rank * rounding(backend, flat) * xp.max(xp.abs(s))
-        root = xp.where(lost, 0.0 * s, 1.0 / xp.sqrt(xp.where(lost, xp.ones_like(s), s)))
+        negligible = s <= 10 * rank * rounding(backend, flat) * xp.max(xp.abs(s))
+        root = xp.where(negligible, 0.0 * s, 1.0 / xp.sqrt(xp.where(negligible, xp.ones_like(s), s)))
         u, sigma, _ = xp.linalg.svd((image.T @ q) * root, full_matrices=False)
-        bent = xp.min(s) < -(rounding(backend, flat) ** 0.5) * xp.max(xp.abs(s))
-        failure = xp.where(bent, int(Failure.NEGATIVE_CURVATURE), int(Failure.NONE))
+        negative = xp.min(s) < -(rounding(backend, flat) ** 0.5) * xp.max(xp.abs(s))
+        failure = xp.where(negative, int(Failure.NEGATIVE_CURVATURE), int(Failure.NONE))
         return u, sigma * sigma, failure, rank

@@ -1,4 +1,4 @@
-"""One linear solve: prepared, solved, differentiated, and believed by its true residual alone."""
+"""Linear solves with derivatives, checked by their true residuals."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from hypergrad.backend import Backend, Tree, find_backend, vectors
 from hypergrad.backend.arguments import check_same, check_variables
 from hypergrad.errors import ArgumentError, Failure, SolveError, explain
 from hypergrad.solvers.base import Solver
-from hypergrad.solvers.residual import judge, nan_where_failed
+from hypergrad.solvers.residual import nan_where_failed, with_true_residual
 from hypergrad.solvers.system import Image, Solution, System
 
 
-def solved(
+def solve_system(
     solver: Solver, system: System, memory: Tree | None = None, through_steps: bool = False
 ) -> tuple[Solution, Image]:
-    """Solve A x = v, and take A x and B x with one product more, which measures the true residual.
+    """Solve A x = v, and compute A x and B x with one more product, which measures the true residual.
 
-    x has the derivatives of A⁻¹v, each by another solve; those of a solver that truncates go through its
-    steps, and of any solver where ``through_steps`` says so. The image depends on x; all else is constant.
+    x has the derivatives of A⁻¹v, each by another solve. Derivatives of a truncating solver go through its
+    iterations, and so do those of any solver with ``through_steps``. The image depends on x; all else is
+    constant.
     """
     backend = system.backend
     prepared = solver.prepared(system.constant(), memory)
@@ -32,10 +33,10 @@ def solved(
         return solution.x, _without_trees(solution)
 
     def solve_derivative(matvec: Any, v: Tree) -> tuple[Tree, Solution]:
-        rest = replace(prepared, product=matvec, v=v, x=None, r=None, both=None, trials=None, spent=0)
-        solution = solver.solve(rest, memory)
+        derivative = replace(prepared, product=matvec, v=v, x=None, r=None, both=None, trials=None, spent=0)
+        solution = solver.solve(derivative, memory)
         r = vectors.subtract(backend, v, matvec(solution.x))
-        solution = nan_where_failed(backend, judge(solver, rest, solution, r))
+        solution = nan_where_failed(backend, with_true_residual(solver, derivative, solution, r))
         return solution.x, _without_trees(solution)
 
     if through_steps or solver.truncates or solver.resamples:
@@ -49,7 +50,7 @@ def solved(
     constant = shifted.constant()
     r = vectors.subtract(backend, constant.v, backend.detach(image.ax))
     solution = solution._replace(x=None, image=None, direction=None)
-    solution = judge(solver, constant, Solution(*backend.detach(tuple(solution))), r)
+    solution = with_true_residual(solver, constant, Solution(*backend.detach(tuple(solution))), r)
     return solution._replace(x=x), image
 
 
@@ -65,21 +66,21 @@ def solve(
 ) -> Solution:
     """Solve A x = v on trees of arrays.
 
-    One product more than the solver's own measures the true residual ‖Ax − v‖/‖v‖, by which it is judged. x
-    has the derivatives of A⁻¹v, each of which takes another solve.
+    One product more than the solver's own measures the true residual ‖Ax − v‖/‖v‖, by which the solve
+    succeeds or fails. x has the derivatives of A⁻¹v, each of which takes another solve.
 
     Args:
         matvec: p -> A p.
         v: a tree of arrays.
-        solver: how.
-        start: an x to begin with, at the price of a product.
-        symmetric: is A?
-        definite: is it to be so, if it is symmetric? `Direct` then calls a negative eigenvalue a failure.
+        solver: the solver.
+        start: the x to start from, at the cost of a product.
+        symmetric: is A symmetric?
+        definite: should a symmetric A be positive definite? Then `Direct` fails for a negative eigenvalue.
         backend: found from the arrays if it is not given.
 
     Raises:
-        ArgumentError: for a solver that needs symmetry, if there is none; for empty or different trees.
-        SolveError: if the solve failed and values can be read; else ``failure`` says so.
+        ArgumentError: if the solver needs a symmetric A and it is not; for empty or different trees.
+        SolveError: if the solve failed and values can be read; otherwise check ``failure``.
     """
     backend = find_backend(v, backend=backend)
     check_variables(backend, v=v)
@@ -87,54 +88,54 @@ def solve(
     if start is not None:
         check_same(backend, "solve", start, "start", v)
     system = System(backend, matvec, v, symmetric, definite, x=start)
-    # Where nothing is traced no derivative is being taken, and solvers of other libraries see values.
+    # Where nothing is traced no derivative is being taken, and solvers of other libraries can read values.
     concrete = backend.compiles and backend.readable(*backend.flatten(matvec(v))[0])
-    solution, _ = solved(solver, system, through_steps=concrete)
+    solution, _ = solve_system(solver, system, through_steps=concrete)
     if backend.readable(solution.residual) and int(solution.failure) != Failure.NONE:
         failure = Failure(int(solution.failure))
-        steps, residual = int(solution.iterations), float(solution.residual)
+        iterations, residual = int(solution.iterations), float(solution.residual)
         message = explain(
-            f"{type(solver.core).__name__} failed ({failure.name.lower()}) after {steps} steps, at relative "
-            f"residual {residual:.1e}",
-            "The solution would carry an error of that order, or mean nothing.",
+            f"{type(solver.core).__name__} failed ({failure.name.lower()}) after {iterations} iterations, at "
+            f"relative residual {residual:.1e}",
+            "The solution would have an error of that order, or be meaningless.",
             _causes(failure, float(solution.curvature)),
         )
-        raise SolveError(message, failure, steps, residual)
+        raise SolveError(message, failure, iterations, residual)
     return solution
 
 
 def _causes(failure: Failure, curvature: float) -> tuple[str, ...]:
-    conditioned = "A is ill-conditioned: take a preconditioner, or solve (A + δI) x = v"
-    definite = f"A is not positive definite: take hg.MINRES, or A + δI (‖A‖ ≥ {curvature:.1e})"
+    conditioned = "A is ill-conditioned: use a preconditioner, or solve (A + δI) x = v"
+    definite = f"A is not positive definite: use hg.MINRES, or A + δI (‖A‖ ≥ {curvature:.1e})"
     match failure:
         case Failure.SINGULAR:
-            return ("A x = v has no solution, or one that rounding hides: solve (A + δI) x = v",)
+            return ("A x = v has no solution, or rounding hides it: solve (A + δI) x = v",)
         case Failure.NEGATIVE_CURVATURE:
             return (definite,)
         case Failure.DIVERGED:
             step = f"the step is too large: step_size < {2 / curvature:.1e} is stable here"
             return (step, definite)
         case Failure.BREAKDOWN:
-            return ("take hg.GMRES, which does not", conditioned)
+            return ("use hg.GMRES, which does not break down", conditioned)
         case _:
-            return ("too few steps: raise max_steps, or rtol", conditioned)
+            return ("too few iterations: raise max_steps, or rtol", conditioned)
 
 
 def check_symmetry(solver: Solver, symmetric: bool) -> None:
-    """Refuse a solver that needs a symmetric system, for one that is not.
+    """Check that a solver can solve a system that is not symmetric.
 
     Raises:
-        ArgumentError: naming those that do not.
+        ArgumentError: if it cannot, naming solvers that can.
     """
     if solver.needs_symmetry and not symmetric:
         raise ArgumentError(
-            f"{type(solver.core).__name__} solves symmetric systems, and this one is not (that of a fixed "
-            "point is I − ∂Φ): take hg.GMRES, hg.BiCGStab, hg.Neumann or hg.Direct"
+            f"{type(solver.core).__name__} needs a symmetric system, and this one is not (that of a fixed "
+            "point is I − ∂Φ): use hg.GMRES, hg.BiCGStab, hg.Neumann or hg.Direct"
         )
 
 
 def _without_trees(solution: Solution) -> Solution:
-    """A solution without what is like x, in numbers that a compiled program can return."""
+    """Return the solution without trees like x, as values that a compiled program can return."""
     failure = solution.failure
     return solution._replace(
         x=None, direction=None, image=None, failure=int(failure) if isinstance(failure, int) else failure

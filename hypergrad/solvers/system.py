@@ -11,10 +11,10 @@ from hypergrad.errors import Failure
 
 
 class Image(NamedTuple):
-    """What one pull-back along x gives.
+    """The results of one pull-back along x.
 
-    ``ax`` is A x, and ``mixed`` is B x, for whose sake x is looked for. ``error`` is the estimated relative
-    error of the latter if it was taken by differences.
+    ``ax`` is A x, and ``mixed`` is B x, the product that the hypergradient needs. ``error`` is the estimated
+    relative error of ``mixed`` if it was computed by finite differences.
     """
 
     ax: Tree
@@ -23,9 +23,7 @@ class Image(NamedTuple):
 
 
 class Trials(NamedTuple):
-    """Solves of the same system before this one, with other shifts: how the last one ended, and their
-    cost.
-    """
+    """Earlier solves of the same system with other shifts: how the last one ended, and the cost of all."""
 
     failure: Any
     smallest: Scalar
@@ -36,19 +34,19 @@ class Trials(NamedTuple):
 @final
 @dataclass(frozen=True)
 class System:
-    """A x = v. A solver sees no more of A than products, p -> A p.
+    """The system A x = v. A solver can use A only through products, p -> A p.
 
-    Where it begins is x, by default 0, and r = v − A x, which is measured if it is not given. ``definite``
-    says that a symmetric A should be positive definite, so that negative curvature is a failure.
+    ``x`` is the start, by default 0, and ``r`` is v − A x, which is measured if it is not given. ``definite``
+    means that a symmetric A should be positive definite, so that negative curvature is a failure.
 
-    ``shift`` is the δ that ``product`` has in it already, ``None`` before a solver has prepared the system.
-    ``both`` is x -> `Image`, if x is looked for to find B x; what is wanted in the end is then c − B x with c
-    in ``direct``. ``resampled`` is (p, k) -> A_k p, where each A_k is of another batch.
+    ``shift`` is the δ that ``product`` already includes, ``None`` before a solver has prepared the system.
+    ``both`` is x -> `Image`, if there is a B; the hypergradient is then c − B x with c in ``direct``.
+    ``resampled`` is (p, k) -> A_k p, where each A_k belongs to another batch.
 
-    The rest is for a solve that goes on where another one stopped: ``goal`` is the ‖A x − v‖ to reach,
-    where that is not the solver's own to say, ``direction`` the search direction to go on in, zeros if
-    there is none, ``met`` an estimate of ‖A‖ from below, 0 if there is none (near a solution r alone may
-    not show of what size A is), and ``spent`` the products that have been taken.
+    The other fields are for a solve that resumes an earlier one: ``goal`` is the ‖A x − v‖ to reach, in place
+    of the solver's own target; ``direction`` the search direction to resume with, zeros if there is none;
+    ``curvature`` an estimate of ‖A‖ from below, 0 if there is none (near a solution r alone may not show how
+    large A is); ``spent`` the products taken so far; and ``trials`` the solves with other shifts.
     """
 
     backend: Backend
@@ -64,14 +62,14 @@ class System:
     resampled: Callable[[Tree, Any], Tree] | None = None
     goal: Scalar | None = None
     direction: Tree | None = None
-    met: Scalar = 0.0
+    curvature: Scalar = 0.0
     spent: Any = 0
     trials: Trials | None = None
 
     def begun(self) -> System:
-        """The system with x and r: no product from x = 0, one from anywhere else.
+        """Return the system with x and r. Costs one product if a start x was given.
 
-        Where v = 0 the solution is 0, and x begins there.
+        Where v = 0 the solution is 0, and x starts there.
         """
         if self.r is not None:
             return self
@@ -82,11 +80,12 @@ class System:
         one = xp.ones_like(size)
         x = vectors.scale(backend, xp.where(size > 0, one, 0.0 * one), self.x)
         ax, length = self.product(x), vectors.norm(backend, x)
-        met = vectors.norm(backend, ax) / xp.where(length > 0, length, one)
-        return replace(self, x=x, r=vectors.subtract(backend, v, ax), met=met, spent=self.spent + 1)
+        curvature = vectors.norm(backend, ax) / xp.where(length > 0, length, one)
+        r = vectors.subtract(backend, v, ax)
+        return replace(self, x=x, r=r, curvature=curvature, spent=self.spent + 1)
 
     def shifted(self, delta: Scalar) -> System:
-        """(A + δI) x = v, for which nothing is done where δ is known to be 0."""
+        """Return the system (A + δI) x = v, with the same products if δ is the number 0."""
         if isinstance(delta, int | float) and delta == 0:
             return replace(self, shift=delta)
         axpy, product, both, resampled = self.backend.axpy, self.product, self.both, self.resampled
@@ -110,7 +109,7 @@ class System:
         )
 
     def constant(self) -> System:
-        """The same system, of which no derivative is taken."""
+        """Return the same system, detached from all derivatives."""
         detach, product, both = self.backend.detach, self.product, self.both
 
         def image(x: Tree) -> Image:
@@ -126,12 +125,12 @@ class System:
         )
 
     def image(self, x: Tree) -> Image:
-        """A x, and B x if there is a B."""
+        """Return A x, and B x if there is a B."""
         return Image(self.product(x)) if self.both is None else self.both(x)
 
 
 class Solution(NamedTuple):
-    """What a solver found, and what it measured on the way."""
+    """The result of a solve, and what the solver measured."""
 
     x: Tree
     iterations: Any
@@ -143,19 +142,19 @@ class Solution(NamedTuple):
 
     2 / curvature is the largest stable step of gradient descent."""
     smallest: Scalar = float("nan")
-    """The smallest curvature that was met, |pᵀAp|/pᵀp or ‖Ap‖/‖p‖, NaN if the solver did not look.
+    """The smallest curvature of any direction p, |pᵀAp|/pᵀp or ‖Ap‖/‖p‖, NaN if the solver measured none.
 
-    It is never below the smallest singular value of a definite A, so that A is ill-conditioned by
-    curvature / smallest at least."""
+    It is never below the smallest singular value of a definite A, so that the condition number of A is at
+    least curvature / smallest."""
     residual: Scalar = float("nan")
-    """The true ‖Ax − v‖/‖v‖, measured by whoever asked for the solution, and never by the solver."""
+    """The true ‖Ax − v‖/‖v‖, measured by the caller of the solver, and never by the solver."""
     shift: Scalar = 0.0
     """δ, if (A + δI) x = v was solved."""
     error: Scalar | None = None
-    """Estimated relative error of c − B x, of a solve that was to reach one."""
+    """Estimated relative error of c − B x, from a solve by `UntilAccurate`."""
     direction: Tree | None = None
-    """The search direction in which the solver would go on, if that helps it to."""
+    """The search direction with which the solver can resume, if it uses one."""
     memory: Tree | None = None
-    """What the next solve is given."""
+    """The memory for the next solve."""
     image: Image | None = None
-    """A x and B x, if the solver has taken them: nobody has to take them again."""
+    """A x and B x, if the solver has computed them: they need not be computed again."""

@@ -1,4 +1,4 @@
-"""Solves that begin where the last one ended."""
+"""Solves that start from the last solution."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypergrad.solvers.wrapper import Wrapper
 
 
 class LastSolution(NamedTuple):
-    """The x of the last solve, and the memory of the solver that it is made of."""
+    """The x of the last solve, and the memory of the wrapped solver."""
 
     x: Tree
     inner: Tree | None
@@ -22,16 +22,16 @@ class LastSolution(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Warm(Wrapper):
-    r"""Begin each solve with the x of the last one.
+    r"""Start each solve from the x of the last one.
 
-    Where θ and λ are updated slowly, the last x is nearly right, and a few products mend it. Costs one
-    product to find the residual to begin with. The first solve begins with 0.
+    Where θ and λ are updated slowly, the last x is nearly right, and a few products correct it. Costs one
+    product for the initial residual. The first solve starts from 0.
 
     Args:
-        solver: how each system is solved.
+        solver: solves each system.
 
     Raises:
-        ArgumentError: around a solver that begins with its last x anyhow.
+        ArgumentError: for a solver that already starts from its last x.
     """
 
     rank: ClassVar[int] = 3
@@ -41,14 +41,14 @@ class Warm(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.solver.differentiable or self.solver.resamples):
-            raise ArgumentError(f"Warm: {self.solver!r} begins with its last x as it is")
+            raise ArgumentError(f"Warm: {self.solver!r} already starts from its last x")
 
     def init(self, backend: Backend, v: Tree) -> LastSolution:
         return LastSolution(backend.zeros(v), self.solver.init(backend, v))
 
     def prepared(self, system: System, memory: Tree | None) -> System:
-        known: LastSolution = self.init(system.backend, system.v) if memory is None else memory
-        return self.solver.prepared(replace(system, x=known.x, r=None), known.inner)
+        last: LastSolution = self.init(system.backend, system.v) if memory is None else memory
+        return self.solver.prepared(replace(system, x=last.x, r=None), last.inner)
 
     def solve(self, system: System, memory: Tree | None = None) -> Solution:
         system = self.ready(system, memory)

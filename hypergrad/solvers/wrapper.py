@@ -1,4 +1,4 @@
-"""Solvers that are made of a solver."""
+"""Solvers that wrap another solver."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from hypergrad.solvers.system import Solution, System
 
 
 class Wrapper(Solver):
-    """A solver around another one, each at most once, in this order from the outside:
+    """A solver that wraps another one. Each wrapper may be used once, in this order from the outside:
 
         Warm ∘ UntilAccurate ∘ (Damped or LevenbergMarquardt) ∘ solver
 
     Raises:
-        ArgumentError: for another order, or around a solver that does not go with it.
+        ArgumentError: for another order, or for a solver that the wrapper does not support.
     """
 
     rank: ClassVar[int]
-    """A wrapper goes around those of a lower rank."""
+    """A wrapper can wrap those of a lower rank."""
 
     solver: Solver
 
     def __post_init__(self) -> None:
         name, inner = type(self).__name__, self.solver
         if not isinstance(inner, Solver):
-            raise ArgumentError(f"{name}: solver = {inner!r}; it is a solver such as hg.CG()")
+            raise ArgumentError(f"{name}: solver = {inner!r}; it must be a solver such as hg.CG()")
         if isinstance(inner, Wrapper) and inner.rank >= self.rank:
             raise ArgumentError(
-                f"{name} does not go around {type(inner).__name__}: the order is Warm(UntilAccurate(Damped("
+                f"{name} cannot wrap {type(inner).__name__}: the order is Warm(UntilAccurate(Damped("
                 "solver))), with Damped or LevenbergMarquardt, each at most once"
             )
 
@@ -76,5 +76,5 @@ class Wrapper(Solver):
         return self.solver.target(system)
 
     def ready(self, system: System, memory: Tree | None) -> System:
-        """The system, prepared now if nobody has done it before."""
+        """Return the system, prepared if it is not yet."""
         return system if system.shift is not None else self.prepared(system, memory)

@@ -1,6 +1,6 @@
-"""Tapes: how `Unrolled` remembers the run that it differentiates."""
+"""Tapes: how `Unrolled` stores the run that it differentiates."""
 
-from hypergrad.tapes.base import Recording, Shelf, Tape
+from hypergrad.tapes.base import Recording, Storage, Tape
 from hypergrad.tapes.binomial import Binomial
 from hypergrad.tapes.full import Full
 from hypergrad.tapes.offload import Offload
@@ -15,8 +15,8 @@ __all__ = [
     "Pulled",
     "Recording",
     "Reversible",
-    "Shelf",
     "States",
+    "Storage",
     "Tape",
     "Trajectory",
 ]

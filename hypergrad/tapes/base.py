@@ -1,4 +1,4 @@
-"""What a tape is: a way to run T steps so that they can be pulled back through."""
+"""The interface of tapes: ways to run T steps and then pull a cotangent back through them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypergrad.tapes.trajectory import Pulled, Trajectory
 
 
 class Recording(NamedTuple):
-    """A run of T steps, and the way back: ``pull(v)``, to be called once."""
+    """A run of T steps, and ``pull(v)``, which pulls a cotangent back through it and is called once."""
 
     z: Inner
     observed: Observation
@@ -27,21 +27,21 @@ class Recording(NamedTuple):
     products: Scalar
 
 
-class Shelf:
-    """Where a tape puts its states: here they stay as they are."""
+class Storage:
+    """Where a tape stores its states; this one returns them unchanged."""
 
     def put(self, z: Inner, place: Any) -> Any:
-        """Put a state into a place, and return what to ask for."""
+        """Store a state under a number, and return a handle for `take`."""
         return z
 
-    def take(self, kept: Any) -> Inner:
-        """The state that was put there."""
-        found: Inner = kept
-        return found
+    def take(self, handle: Any) -> Inner:
+        """Return the state of a handle."""
+        z: Inner = handle
+        return z
 
 
 class Sweep:
-    r"""The way back of a run: v ← A_kᵀ v and total ← total + B_kᵀ v, step by step, from (v, 0)."""
+    r"""The backward sweep of a run: v ← A_kᵀ v and total ← total + B_kᵀ v, step by step, from (v, 0)."""
 
     def __init__(self, path: Trajectory, hparams: Tree) -> None:
         self.path, self.hparams, self._reached = path, hparams, None
@@ -51,12 +51,12 @@ class Sweep:
         return v, self.path.backend.zeros(self.hparams)
 
     def add(self, total: Tree, pulled: Pulled) -> tuple[Inner, Tree]:
-        known = self._reached or pulled.reached
-        self._reached = self.path.backend.map(or_, known, pulled.reached)
+        reached = self._reached or pulled.reached
+        self._reached = self.path.backend.map(or_, reached, pulled.reached)
         return pulled.start, vectors.add(self.path.backend, total, pulled.hparams)
 
     def step(self, z: Inner, k: Any, carry: tuple[Inner, Tree]) -> tuple[Inner, Tree]:
-        """Pull back through step k, with its state at hand."""
+        """Pull back through step k, whose state is z."""
         v, total = carry
         return self.add(total, self.path.pull(z, self.hparams, k, v))
 
@@ -66,21 +66,21 @@ class Sweep:
 
 
 class Tape(ABC):
-    """How much of a run is kept, and how much is run again.
+    """How much of a run is stored, and how much is recomputed.
 
-    Every tape gives the same hypergradient: they differ in memory and time alone.
+    Every tape gives the same hypergradient: they differ only in memory and time.
     """
 
     open_ended = False
-    """Can it remember a run whose length is not known beforehand?"""
+    """Can it record a run whose length is not known beforehand?"""
 
     @abstractmethod
     def record(self, path: Trajectory, z: Inner, hparams: Tree) -> Recording:
-        """Run the steps of a trajectory, at least one, from z."""
+        """Run the steps of a trajectory, at least one, starting from z."""
 
 
-class Kept(NamedTuple):
-    """A state, and the generator's, from which training can go on as it did."""
+class Checkpoint(NamedTuple):
+    """The handle of a state and the state of the random generator, from which steps can be replayed."""
 
     z: Any
     draws: Any
@@ -88,13 +88,13 @@ class Kept(NamedTuple):
 
 @dataclass
 class Generator:
-    """The framework's generator, whose state is kept once for as long as nothing is drawn."""
+    """The framework's random generator, whose state is stored once for as long as nothing is drawn."""
 
     backend: Backend
     last: Any = field(default=None)
 
     def state(self) -> Any:
-        """The state now: the same object as last time if nothing was drawn."""
+        """Return the state: the same object as last time if nothing was drawn since."""
         now = self.backend.random.state()
         if self.last is None or not _same(self.backend, now, self.last):
             self.last = now

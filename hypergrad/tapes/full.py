@@ -1,4 +1,4 @@
-"""The tape that keeps everything."""
+"""The tape that keeps the graph of every step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypergrad.tapes.trajectory import Pulled, Trajectory
 @final
 @dataclass(frozen=True)
 class Full(Tape):
-    """Keep the graph of every step and pull back through all of it at once.
+    """Keep the graph of every step and pull back through all of them in one pass.
 
     Fastest (about 3 T gradients) and largest: T training graphs in memory.
     """

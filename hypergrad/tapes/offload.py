@@ -13,7 +13,7 @@ import numpy as np
 from hypergrad.backend import Backend, Tree
 from hypergrad.errors import ArgumentError
 from hypergrad.problems.step import Inner
-from hypergrad.tapes.base import Recording, Shelf, Tape
+from hypergrad.tapes.base import Recording, Storage, Tape
 from hypergrad.tapes.binomial import Binomial
 from hypergrad.tapes.states import States
 from hypergrad.tapes.trajectory import Trajectory
@@ -24,18 +24,18 @@ from hypergrad.tapes.trajectory import Trajectory
 class Offload(Tape):
     """Keep the states of another tape away from the device that computes.
 
-    In host memory, torch copies them asynchronously into pinned memory and back, and XLA where it has such a
-    memory (there with `States` alone: no single place in it can be written to); where the device is the host
-    they stay where they are. In a ``directory`` they lie in one memory-mapped file without a name, which is
-    gone as soon as nothing refers to it, whatever happens to the process.
+    By default they go to host memory. torch copies them asynchronously into pinned memory and back, and so
+    does XLA where it has such a memory, but only with `States`, because XLA cannot write to a single row of
+    it. If the device is the host, they are not copied. With a ``directory`` they go to one memory-mapped file
+    without a name, which disappears as soon as nothing refers to it, even if the process crashes.
 
     Args:
         tape: `States` or `Binomial`.
-        directory: where there is room for the file; host memory if it is not given.
+        directory: where to create the file; ``None`` for host memory.
 
     Raises:
-        UnsupportedOpError: for a derivative of a hypergradient whose states went through a file.
-        ArgumentError: for another tape, and when used in JAX with a directory: a compiled program reads no
+        UnsupportedOpError: if a hypergradient whose states went through a file is differentiated.
+        ArgumentError: for another tape; when used in JAX, with a directory: a compiled program cannot read a
             file.
     """
 
@@ -44,7 +44,7 @@ class Offload(Tape):
 
     def __post_init__(self) -> None:
         if not isinstance(self.tape, States | Binomial):
-            raise ArgumentError(f"Offload: tape = {self.tape!r}; States and Binomial keep states")
+            raise ArgumentError(f"Offload: tape = {self.tape!r}; it must be hg.States or hg.Binomial")
 
     @property
     def open_ended(self) -> bool:  # type: ignore[override]
@@ -54,15 +54,15 @@ class Offload(Tape):
         backend, tape = path.backend, self.tape
         assert isinstance(tape, States | Binomial)
         if backend.compiles and self.directory is not None:
-            raise ArgumentError("Offload: a compiled program reads no file: leave directory= out")
+            raise ArgumentError("Offload: a compiled program cannot read a file: leave out directory=")
         if self.directory is not None:
             z, hparams = backend.nondifferentiable((z, hparams), "hg.Offload(directory=…)")
-        shelf = _Host(backend) if self.directory is None else _File(backend, Path(self.directory))
-        return tape.record(path, z, hparams, shelf)
+        storage = _Host(backend) if self.directory is None else _File(backend, Path(self.directory))
+        return tape.record(path, z, hparams, storage)
 
 
 @dataclass
-class _Host(Shelf):
+class _Host(Storage):
     """Host memory."""
 
     backend: Backend
@@ -70,13 +70,13 @@ class _Host(Shelf):
     def put(self, z: Inner, place: Any) -> Any:
         return self.backend.memory.to_host(z)
 
-    def take(self, kept: Any) -> Inner:
-        found: Inner = self.backend.memory.from_host(kept)
-        return found
+    def take(self, handle: Any) -> Inner:
+        z: Inner = self.backend.memory.from_host(handle)
+        return z
 
 
 class _Written(NamedTuple):
-    """Where a leaf lies, and what it is to become again."""
+    """Where a leaf lies in the file, and how to restore it."""
 
     offset: int
     shape: tuple[int, ...]
@@ -84,8 +84,8 @@ class _Written(NamedTuple):
     like: Any
 
 
-class _File(Shelf):
-    """One file, in which each place has its own room."""
+class _File(Storage):
+    """One file, with a region of equal size for each state."""
 
     def __init__(self, backend: Backend, directory: Path) -> None:
         self.backend, self.file, self.size = backend, tempfile.TemporaryFile(dir=directory), 0
@@ -103,15 +103,16 @@ class _File(Shelf):
             if not isinstance(array, np.ndarray):
                 written.append(array)
                 continue
-            like = self.backend.asarray(np.zeros(0), like=leaf)  # no view, which would hold all of it
-            shape = np.shape(leaf)  # ascontiguousarray makes a scalar an array of one
+            # An empty array of its own: a view would keep the whole leaf alive.
+            like = self.backend.asarray(np.zeros(0), like=leaf)
+            shape = np.shape(leaf)  # ascontiguousarray turns a scalar into an array of one element
             written.append(_Written(self.file.tell(), shape, array.dtype, like))
             self.file.write(array.data)
         self.file.flush()
         return written, unflatten
 
-    def take(self, kept: Any) -> Inner:
-        written, unflatten = kept
+    def take(self, handle: Any) -> Inner:
+        written, unflatten = handle
         z: Inner = unflatten([self._read(x) if isinstance(x, _Written) else x for x in written])
         return z
 

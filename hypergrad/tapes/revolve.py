@@ -1,14 +1,14 @@
 r"""Binomial checkpointing: which states to keep, and which steps to run again, as plain data.
 
 A run of l steps is pulled back from its last step to its first, and step k needs its state z_k. With room for
-c states, the one of z_0 among them, one advances m steps, keeps the state there, pulls back the l − m steps
-behind it with c − 1, and then the m before it with c again:
+c states, z_0 included, advance m steps, store that state, pull back the l − m steps after it with c − 1
+slots, and then the m steps before it with c slots:
 
     t(l, c) = min_m  m + t(m, c) + t(l − m, c − 1),    t(1, c) = 0
             = r l − β(c + 1, r − 1),                    β(c, r) = (c + r)! / (c! r!)
 
 where r is the least number with l ≤ β(c, r): no step is run more than r times (Griewank and Walther 2000,
-algorithm 799, whose closed form this is). All of it is known before the first array is touched.
+algorithm 799, whose closed form this is). The schedule is complete before the first array operation.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from hypergrad.errors import ArgumentError
 
 
 class Move(NamedTuple):
-    """At step ``start`` put the state into ``slot``, if there is one, and advance ``count`` steps."""
+    """Store the state of step ``start`` in ``slot``, if it is not ``None``, and advance ``count`` steps."""
 
     start: int
-    count: int  # type: ignore[assignment]  # a tuple's method of this name is not missed here
+    count: int  # type: ignore[assignment]  # hides a tuple's method, which is not used
     slot: int | None
 
 
 class Round(NamedTuple):
-    """Take the state out of ``slot``, make the moves, and one is at ``step``, which is pulled back."""
+    """Load the state in ``slot``, make the moves, which lead to ``step``, and pull back through that step."""
 
     step: int
     slot: int
@@ -42,8 +42,8 @@ class Round(NamedTuple):
 class Schedule:
     """One round for each step of a run, from the last to the first. ``str`` draws it.
 
-    ``held`` says at which steps the states in the slots are, to begin with: that of step 0 in slot 0, unless
-    the schedule goes on from an `Online` one.
+    ``held`` lists the steps whose states are in the slots at first: step 0 in slot 0, unless the schedule
+    continues an `Online` one.
     """
 
     length: int
@@ -57,7 +57,7 @@ class Schedule:
         return sum(move.count for each in self.rounds for move in each.moves)
 
     def __str__(self) -> str:
-        """Training goes to the right: ``o`` is a state kept, ``-`` a step run, ``<`` one pulled back."""
+        """Draw training to the right: ``o`` is a stored state, ``-`` a step run, ``<`` a step pulled back."""
         lines = [f"{self.length} steps in {self.slots} slots: {self.forward_steps} forward steps"]
         for each in self.rounds:
             line = [" "] * self.length
@@ -71,20 +71,20 @@ class Schedule:
 
 
 def reach(slots: int, repeats: int) -> int:
-    """β(c, r): the longest run that c slots pull back without running any step more than r times."""
+    """Return β(c, r): the longest run that c slots pull back without running any step more than r times."""
     return comb(slots + repeats, slots) if repeats >= 0 else 0
 
 
 def repeats(length: int, slots: int) -> int:
-    """r: how often a step is run at most."""
-    found = 0
-    while reach(slots, found) < length:
-        found += 1
-    return found
+    """Return r: how often a step is run at most."""
+    r = 0
+    while reach(slots, r) < length:
+        r += 1
+    return r
 
 
 def forward_steps(length: int, slots: int) -> int:
-    """t(l, c), by the closed form.
+    """Return t(l, c), by the closed form.
 
     Raises:
         ArgumentError: unless both are positive.
@@ -95,13 +95,13 @@ def forward_steps(length: int, slots: int) -> int:
 
 
 def split(length: int, slots: int) -> int:
-    """The least m that is best: both parts keep within their repeats, r − 1 and r."""
+    """Return the least optimal m, for which both parts keep within their repeats, r − 1 and r."""
     r = repeats(length, slots)
     return max(1, reach(slots, r - 2), length - reach(slots - 1, r))
 
 
 def schedule(length: int, slots: int) -> Schedule:
-    """The schedule with the fewest forward steps.
+    """Return the schedule with the fewest forward steps.
 
     Raises:
         ArgumentError: unless both numbers are positive.
@@ -111,15 +111,15 @@ def schedule(length: int, slots: int) -> Schedule:
 
 
 def _rounds(held: tuple[int, ...], length: int, slots: int) -> Iterator[Round]:
-    """Pull back the steps before ``length``, with states of these steps in the first slots."""
+    """Pull back the steps before ``length``, with the states of the steps ``held`` in the first slots."""
     for slot in reversed(range(len(held))):
         yield from _part(slot, held[slot], length, slots - slot)
         length = held[slot]
 
 
 def _part(slot: int, start: int, stop: int, free: int) -> Iterator[Round]:
-    """Pull back the steps from ``start`` on; its state is in a slot, the lowest of those that are free."""
-    # A stack of parts that are still to do; moves on the way to the last of them are made in one round.
+    """Pull back the steps from ``start`` to ``stop``; the first state is in ``slot``, the lowest free one."""
+    # A stack of parts still to be pulled back; the moves that lead to the last of them form one round.
     todo, origin, moves = [(slot, start, stop, free)], slot, list[Move]()
     while todo:
         slot, start, stop, free = todo.pop()
@@ -141,24 +141,25 @@ def _part(slot: int, start: int, stop: int, free: int) -> Iterator[Round]:
 @final
 @dataclass
 class Online:
-    """Where to put states while one does not know how long the run will be.
+    """Which states to keep while the length of the run is not known.
 
-    A state makes room if a later one is of a higher level; if there is none such, the newest gives up its
-    place, and what comes there is one level higher. No step is then run more often than with a schedule for a
-    known length (Wang, Moin and Iaccarino 2009, algorithm 2).
+    Evict the newest checkpoint that has a later one of a higher level; if there is none, evict the newest of
+    all, and give its successor the next higher level. No step is then run more often than with a schedule for
+    a known length (Wang, Moin and Iaccarino 2009, algorithm 2).
     """
 
     slots: int
     held: list[tuple[int, float]] = field(default_factory=list)
-    """Step and level of each state that is held, in the order of time."""
+    """Step and level of each checkpoint that is held, in the order of the steps."""
 
     def __post_init__(self) -> None:
         _check(1, self.slots)
 
     def visit(self, step: int) -> int | None:
-        """Where the state of this step is to be put: the number of the state that it replaces, if any.
+        """Return where to put the state of this step, or ``None`` if it is not kept.
 
-        To be called for every step in turn. The place is a position in `held`; states behind it move up.
+        Call it for every step in turn. The result is a position in `held`: that of the evicted checkpoint,
+        or the next free one. Later checkpoints move up by one, and the new one comes last.
         """
         if len(self.held) < self.slots:
             self.held.append((step, 0 if self.held else inf))
@@ -176,7 +177,7 @@ class Online:
         return len(self.held) - 1
 
     def schedule(self, length: int) -> Schedule:
-        """How to go back, now that the run has ended."""
+        """Return the schedule that pulls back a run which ended after ``length`` steps."""
         held = tuple(step for step, _ in self.held if step < length)
         return Schedule(length, self.slots, tuple(_rounds(held, length, self.slots)), held)
 
@@ -184,4 +185,4 @@ class Online:
 def _check(length: int, slots: int) -> None:
     for name, value in (("length", length), ("slots", slots)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ArgumentError(f"{name} = {value!r}; it is a positive integer")
+            raise ArgumentError(f"{name} = {value!r}; it must be a positive integer")

@@ -1,4 +1,4 @@
-"""The training steps that a tape remembers."""
+"""The training steps that a tape records."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from hypergrad.problems.step import Inner, Observation, Training
 @final
 @dataclass(frozen=True)
 class Trajectory:
-    """The training steps k = 0 … length − 1 that a tape remembers; step k has the number start + k.
+    """The training steps k = 0 … length − 1 that a tape records; step k has the number start + k.
 
-    ``length`` is ``None`` if the run ends where ``batch`` raises `StopIteration`. ``to_start`` asks for the
-    cotangent of z_0, too.
+    ``length`` is ``None`` if the run ends where ``batch`` raises `StopIteration`. With ``to_start`` the
+    cotangent of z_0 is computed, too.
     """
 
     training: Training
@@ -36,14 +36,14 @@ class Trajectory:
         return self.training.backend
 
     def step(self, z: Inner, hparams: Tree, k: Any) -> tuple[Inner, Observation]:
-        """Take step k for the first time: (z_k, λ, k) -> (z_{k+1}, what was observed)."""
+        """Run step k for the first time: (z_k, λ, k) -> (z_{k+1}, observation)."""
         after, observed = self.training.step(z, hparams, self.batch(k), self.start + k)
         if self.hashes is not None:
             self.hashes[k] = digest(self.backend, after)
         return after, observed
 
     def replay(self, z: Inner, hparams: Tree, k: Any) -> Inner:
-        """Take step k again: (z_k, λ, k) -> z_{k+1}.
+        """Replay step k: (z_k, λ, k) -> z_{k+1}.
 
         Raises:
             ReplayError: if states are verified, and this one differs from that of the first run.
@@ -52,12 +52,12 @@ class Trajectory:
         if self.hashes is not None and digest(self.backend, after) != self.hashes[k]:
             t = int(self.start + k)
             raise ReplayError(
-                f"training step {t}, when it was replayed, ended in another state than in the first run", t
+                f"training step {t} ended in another state when it was replayed than in the first run", t
             )
         return after
 
     def run(self, z: Inner, hparams: Tree) -> tuple[Inner, Observation]:
-        """All steps; no graph is kept beyond what an outer derivative asks for."""
+        """Run all steps; keep no graph beyond what an outer derivative needs."""
         nothing = Observation.none(self.backend, z.params)
         if self.length == 0:
             return z, nothing
@@ -71,18 +71,18 @@ class Trajectory:
         return z, observed
 
     def pull(self, z: Inner, hparams: Tree, k: Any, v: Inner) -> Pulled:
-        """Take step k again and pull back through it at once: A_kᵀ v and B_kᵀ v."""
+        """Replay step k and pull back through it: return A_kᵀ v and B_kᵀ v."""
         _, pullback = self.backend.pullback(lambda z, hparams: self.replay(z, hparams, k), z, hparams)
         v, term = pullback.last(v)
         return Pulled(term, pullback.reached[1], v)
 
     def part(self, first: int, length: int) -> Trajectory:
-        """Some of the steps."""
+        """Return the ``length`` steps from ``first`` on."""
         batch = self.batch
         return replace(self, batch=lambda k: batch(first + k), start=self.start + first, length=length)
 
     def verified(self, verify: bool, z: Inner) -> Trajectory:
-        """One that compares each replayed state with that of the first run.
+        """Return the trajectory; with ``verify`` it compares each replayed state with that of the first run.
 
         Raises:
             ArgumentError: where the values cannot be read.
@@ -92,17 +92,17 @@ class Trajectory:
         if self.backend.compiles or not self.backend.readable(*self.backend.flatten(z)[0]):
             raise ArgumentError(
                 "verify=True reads every state, which a compiled program cannot; in JAX a step is a pure "
-                "function, whose replay is itself"
+                "function, so its replay cannot differ"
             )
         return replace(self, hashes={})
 
 
 def digest(backend: Backend, z: Inner) -> bytes:
-    """A hash of every bit of a state."""
-    hashed = hashlib.blake2b(digest_size=16)
+    """Return a hash of every bit of a state."""
+    hasher = hashlib.blake2b(digest_size=16)
     for leaf in backend.flatten(z)[0]:
-        hashed.update(np.ascontiguousarray(backend.to_numpy(backend.detach(leaf))).tobytes())
-    return hashed.digest()
+        hasher.update(np.ascontiguousarray(backend.to_numpy(backend.detach(leaf))).tobytes())
+    return hasher.digest()
 
 
 class Pulled(NamedTuple):
@@ -110,7 +110,7 @@ class Pulled(NamedTuple):
 
     ``hparams`` is Σ_k B_kᵀ (A_{k+1}ᵀ ⋯ A_{T−1}ᵀ) v, ``reached`` says of each hyperparameter whether any B_k
     reaches it, as the graph shows, and ``start`` is A_0ᵀ ⋯ A_{T−1}ᵀ v. ``fault`` is −1 if all went well;
-    see `hypergrad.tapes.reversible` for the others.
+    `hypergrad.tapes.reversible.tape` lists the other values.
     """
 
     hparams: Tree

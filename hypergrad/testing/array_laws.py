@@ -1,4 +1,4 @@
-"""Laws of arrays: how values come in and out, and what an array can do."""
+"""Laws of arrays: conversion to and from NumPy and Python, dtypes, and operators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypergrad.testing.problems import vector
 
 
 def is_a_backend(backend: Backend) -> None:
-    """It is a `Backend`, a value, and found from its own arrays if it is registered."""
+    """It is a `Backend`, compares by value, and is found from its own arrays if it is registered."""
     assert isinstance(backend, Backend) and backend.name
     assert backend == type(backend)() and hash(backend) == hash(type(backend)())
     assert find_backend(backend=backend) is backend
@@ -22,28 +22,28 @@ def is_a_backend(backend: Backend) -> None:
 
 
 def values_come_back(backend: Backend) -> None:
-    """NumPy values go in and come out with the same shape and dtype, and are described rightly."""
+    """NumPy values converted there and back have the same shape and dtype, and ``describe`` is right."""
     for dtype, kind in (("float64", "float"), ("float32", "float"), ("int64", "int"), ("bool", "bool")):
         values = np.array([[1, 0, 1]], dtype)
         array = backend.asarray(values)
-        about = backend.describe(array)
+        info = backend.describe(array)
         assert backend.owns(array) and backend.readable(array)
         assert backend.is_float(array) == (kind == "float")
-        assert (about.kind, about.shape, about.nbytes) == (kind, (1, 3), values.nbytes)
+        assert (info.kind, info.shape, info.nbytes) == (kind, (1, 3), values.nbytes)
         np.testing.assert_array_equal(backend.to_numpy(array), values)
     like = backend.asarray(np.zeros(2, "float32"))
     assert backend.describe(backend.asarray(np.ones(3), like=like)).dtype == backend.describe(like).dtype
 
 
 def foreign_objects_are_not_owned(backend: Backend) -> None:
-    """A string, ``None`` and an object of no framework are no arrays."""
+    """A string, ``None`` and an object of no framework are not arrays."""
     assert not any(backend.owns(x) for x in ("1.0", None, object()))
 
 
 def dtypes_can_be_changed(backend: Backend) -> None:
     """``cast`` takes the dtype's NumPy name and rounds towards zero."""
-    whole = backend.cast(backend.asarray(np.array([1.0, -2.0, 3.5])), "int32")
-    assert backend.describe(whole).dtype == "int32" and backend.to_numpy(whole).tolist() == [1, -2, 3]
+    integers = backend.cast(backend.asarray(np.array([1.0, -2.0, 3.5])), "int32")
+    assert backend.describe(integers).dtype == "int32" and backend.to_numpy(integers).tolist() == [1, -2, 3]
     narrow = backend.cast(backend.asarray(np.array([0.1])), "float32")
     assert backend.describe(narrow).dtype == "float32"
     np.testing.assert_array_equal(backend.to_numpy(narrow), np.array([0.1], "float32"))

@@ -1,4 +1,4 @@
-"""Derivatives in the words of a textbook, for laws and tests: no estimator needs them."""
+"""Derivatives under their usual names, for laws and tests. No estimator needs them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypergrad.backend import Backend, Scalar, Tree
 
 
 def value_and_grad(backend: Backend, f: Callable[[Tree], Scalar], x: Tree) -> tuple[Scalar, Tree]:
-    """Value and gradient of a scalar function of one tree."""
+    """Return value and gradient of a scalar function of one tree."""
     value, pullback = backend.pullback(f, x)
     (gradient,) = pullback(backend.xp.ones_like(value))
     return value, gradient
@@ -29,7 +29,7 @@ def check_slope(backend: Backend, name: str, call: Callable[..., Tree], *at: Any
     """Compare the derivative of ``call(xp, *arrays)`` with a central difference of ``call(numpy, *at)``.
 
     Raises:
-        AssertionError: if they differ, with the name.
+        AssertionError: if they differ; the message has the name.
     """
     directions = np.random.default_rng(0).normal(size=(len(at), *at[0].shape))
     value, pullback = backend.pullback(
@@ -40,8 +40,8 @@ def check_slope(backend: Backend, name: str, call: Callable[..., Tree], *at: Any
     slope = sum(np.sum(backend.to_numpy(g) * d) for g, d in zip(gradients, directions, strict=True))
 
     def along(s: float) -> Any:
-        moved = backend.flatten(call(np, *(x + s * d for x, d in zip(at, directions, strict=True))))[0]
-        return sum(np.sum(w * y) for w, y in zip(weights, moved, strict=True))
+        values = backend.flatten(call(np, *(x + s * d for x, d in zip(at, directions, strict=True))))[0]
+        return sum(np.sum(w * y) for w, y in zip(weights, values, strict=True))
 
     h = 1e-6
     expected = (along(h) - along(-h)) / (2 * h)

@@ -36,7 +36,7 @@ def forward_is_reverse_transposed(backend: Backend) -> None:
 
 
 def linearized_functions_push_forward(backend: Backend) -> None:
-    """``push`` gives the derivative in a direction, as often as it is called, and for ``each`` of several."""
+    """``push`` gives the derivative in a direction, can be called many times, and works under ``each``."""
     x, u, w = tree(backend, 0), tree(backend, 9), tree(backend, 18)
 
     def f(x: Any) -> tuple[Any, Any]:
@@ -62,7 +62,7 @@ def pullbacks_are_linear(backend: Backend) -> None:
 
 
 def pullbacks_have_parts(backend: Backend) -> None:
-    """``onto(k)`` gives the k-th part of what a call gives, and ``last`` gives the same as a call."""
+    """``onto(k)`` gives the k-th part of the result of a call, and ``last`` gives the same as a call."""
     x, y, u = vector(backend, 0, 3), tree(backend, 9), vector(backend, 18, 3)
 
     def f(x: Any, y: Any) -> Any:
@@ -95,7 +95,7 @@ def derivatives_nest(backend: Backend) -> None:
 
 
 def outer_derivatives_reach_inside(backend: Backend) -> None:
-    """A function that closes over a variable is differentiated by it: the mixed term."""
+    """A function that closes over a variable has a derivative with respect to it: the mixed term."""
     x, lam = vector(backend, 0, 3), vector(backend, 1, 3)
     xp = backend.xp
 
@@ -107,7 +107,7 @@ def outer_derivatives_reach_inside(backend: Backend) -> None:
 
 
 def linear_solves_have_the_derivatives_of_the_inverse(backend: Backend) -> None:
-    """With x = A(s)⁻¹v, dx = A⁻¹(dv − dA x), to second order, whatever solver gave x."""
+    """If x = A(s)⁻¹v, then dx = A⁻¹(dv − dA x), to second order, whatever the solver."""
     base, slope = np.random.default_rng(0).normal(size=(2, 3, 3)) * 0.15
     k, m = backend.asarray(np.eye(3) + base), backend.asarray(slope)
     u, v, s = vector(backend, 0, 3), vector(backend, 5, 3), backend.asarray(0.7)
@@ -149,7 +149,7 @@ def linear_solves_have_the_derivatives_of_the_inverse(backend: Backend) -> None:
 
 
 def graphs_say_what_they_reach(backend: Backend) -> None:
-    """``reached`` is read off the graph, not off values, and leaves that are not reached get zeros."""
+    """``reached`` depends on the graph, not on values, and leaves that are not reached get zeros."""
     x = {"used": vector(backend, 0, 2), "times_zero": vector(backend, 1, 2), "unused": vector(backend, 2, 2)}
     _, pullback = backend.pullback(lambda x: backend.xp.sum(x["used"] * x["used"] + 0.0 * x["times_zero"]), x)
     (gradient,) = pullback(backend.asarray(np.array(1.0)))

@@ -39,7 +39,7 @@ def results_have_the_form_of_hparams(backend: Backend, estimator: HypergradientE
 
 
 def estimates_are_pure(backend: Backend, estimator: HypergradientEstimator) -> None:
-    """Arguments are left as they were, and the same ones give the same estimate."""
+    """Arguments do not change, and the same arguments give the same estimate."""
     problem, params, hparams, train, val = regression(backend)
     copies = [backend.to_numpy(leaf).copy() for leaf in backend.flatten((params, hparams, train, val))[0]]
     state = estimator.init(problem, params, hparams, backend=backend)

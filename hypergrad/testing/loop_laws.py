@@ -1,4 +1,4 @@
-"""Laws of loops: `scan`, `while_loop`, `repeat`, `cond`, and the rows that they keep."""
+"""Laws of loops: `scan`, `while_loop`, `repeat`, `cond`, and the rows that they produce."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def loops_are_loops(backend: Backend) -> None:
     close(backend, empty, start)
 
 
-def rounds_are_collected(backend: Backend) -> None:
-    """``repeat`` keeps a row of each round; ``cond`` chooses; a compiled function gives the same results."""
+def rows_are_collected(backend: Backend) -> None:
+    """``repeat`` collects a row of each iteration; ``cond`` chooses; a compiled function gives the same."""
 
     def program(start: Any) -> Any:
         def body(carry: Any, k: Any) -> Any:
@@ -59,7 +59,7 @@ def rounds_are_collected(backend: Backend) -> None:
     close(backend, (last[0], chosen["a"], chosen["b"][0]), (0.5 * carry, carry, carry))
 
 
-def rows_hold_what_was_set(backend: Backend) -> None:
+def rows_can_be_set(backend: Backend) -> None:
     """``set_row`` fills ``empty_rows`` in any order, also in a loop, and ``take`` and ``dense`` read them."""
 
     def program(x: Any) -> Any:
@@ -75,20 +75,20 @@ def rows_hold_what_was_set(backend: Backend) -> None:
     close(backend, backend.compile(program)(x), (rows, backend.xp.stack(rows)))
 
 
-def listeners_hear_values(backend: Backend) -> None:
+def callbacks_get_values(backend: Backend) -> None:
     """``callback`` calls its listener once with the values, from a compiled function too."""
-    heard: list[float] = []
+    received: list[float] = []
 
     def program(x: Any) -> Any:
-        backend.callback(lambda value: heard.append(float(value)), 2.0 * x)
+        backend.callback(lambda value: received.append(float(value)), 2.0 * x)
         return 3.0 * x
 
     result = backend.compile(program)(backend.asarray(np.array(1.5)))
     assert backend.to_numpy(result) == 4.5
-    deadline = time.monotonic() + 10.0  # a program on a device calls back in its own time
-    while not heard and time.monotonic() < deadline:
+    deadline = time.monotonic() + 10.0  # a program on a device may call back later
+    while not received and time.monotonic() < deadline:
         time.sleep(0.001)
-    assert heard == [3.0]
+    assert received == [3.0]
 
 
-LOOP_LAWS = (loops_are_loops, rounds_are_collected, rows_hold_what_was_set, listeners_hear_values)
+LOOP_LAWS = (loops_are_loops, rows_are_collected, rows_can_be_set, callbacks_get_values)

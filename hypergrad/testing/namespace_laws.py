@@ -34,8 +34,8 @@ def _svd(xp: Any, x: Any, p: Any) -> Any:
 
 
 def _finfo(xp: Any, x: Any, p: Any) -> Any:
-    about = xp.finfo(x.dtype)
-    return tuple(np.asarray(float(n)) for n in (about.eps, about.max, about.tiny))
+    info = xp.finfo(x.dtype)
+    return tuple(np.asarray(float(n)) for n in (info.eps, info.max, info.tiny))
 
 
 EXAMPLES = {

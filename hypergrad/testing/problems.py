@@ -1,4 +1,4 @@
-"""Small problems in a backend's own operations."""
+"""Small problems, written in a backend's own operations."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def close(backend: Backend, mine: Tree, other: Tree, rtol: float = 1e-10) -> Non
 
 
 def vector(backend: Backend, seed: int, *shape: int, dtype: Any = float) -> Any:
-    """A random array."""
+    """Return a random array."""
     return backend.asarray(np.random.default_rng(seed).normal(size=shape).astype(dtype))
 
 
 def tree(backend: Backend, seed: int, dtype: Any = float) -> Tree:
-    """A random tree with nested containers, a 0-d leaf, an empty leaf and a ``None``."""
+    """Return a random tree with nested containers, a 0-d leaf, an empty leaf and a ``None``."""
     return {
         "w": vector(backend, seed, 3, 2, dtype=dtype),
         "rest": [vector(backend, seed + 1, 2, dtype=dtype), (vector(backend, seed + 2, dtype=dtype), None)],
@@ -33,16 +33,16 @@ def tree(backend: Backend, seed: int, dtype: Any = float) -> Tree:
 
 
 def smooth(backend: Backend, x: Tree) -> Scalar:
-    """A scalar function of such a tree whose second derivatives couple its leaves."""
+    """Evaluate a scalar function of such a tree, whose second derivatives couple the leaves."""
     xp = backend.xp
     hidden = xp.tanh(x["w"] @ x["rest"][0] + x["rest"][1][0])
     return xp.sum(hidden * hidden * xp.exp(hidden)) + xp.sum(x["empty"])
 
 
 def regression(backend: Backend, dtype: Any = float) -> tuple[Bilevel, Tree, Tree, Tree, Tree]:
-    """Regression by a small tanh net with a penalty for each layer: problem, θ, λ, T1 and T2 batch.
+    """Return a regression by a small tanh net, with a penalty for each layer: problem, θ, λ, T1 and T2 batch.
 
-    Convex enough at θ for every solver: the penalties are strong.
+    The penalties are strong enough to make it convex at θ, as some solvers need it.
     """
     xp = backend.xp
 

@@ -44,7 +44,7 @@ def states_follow_from_seeds(backend: Backend) -> None:
     assert one == same and (backend.random.state() is None or one != other)
 
 
-def arrays_come_back_from_the_host(backend: Backend) -> None:
+def host_copies_round_trip(backend: Backend) -> None:
     """``from_host`` undoes ``to_host``."""
     x = {"x": vector(backend, 0, 3), "none": None, "n": backend.asarray(np.array(2))}
     back = backend.memory.from_host(backend.memory.to_host(x))
@@ -52,8 +52,8 @@ def arrays_come_back_from_the_host(backend: Backend) -> None:
     close(backend, back, x, 0.0)
 
 
-def blocks_make_a_whole(backend: Backend) -> None:
-    """``in_blocks`` gives what the function gives on whole arrays, and adds up the sums of all blocks."""
+def blocks_give_the_same_result(backend: Backend) -> None:
+    """``in_blocks`` gives the same as the function on complete arrays, with the sums of all blocks added."""
     xp = backend.xp
 
     def f(x: Any, y: Any, z: Any) -> Any:
@@ -70,6 +70,6 @@ RESOURCE_LAWS = (
     normal_numbers_follow_from_seed_and_count,
     randomness_replays,
     states_follow_from_seeds,
-    arrays_come_back_from_the_host,
-    blocks_make_a_whole,
+    host_copies_round_trip,
+    blocks_give_the_same_result,
 )

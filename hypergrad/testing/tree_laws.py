@@ -11,8 +11,8 @@ from hypergrad.testing.calculus import value_and_grad
 from hypergrad.testing.problems import close, tree, vector
 
 
-def trees_come_back(backend: Backend) -> None:
-    """Flattening loses nothing, ``None`` is no leaf, and paths are written as in Python."""
+def flattening_round_trips(backend: Backend) -> None:
+    """Flattening loses nothing, ``None`` is not a leaf, and paths are written as in Python."""
     x = {"layers": [{"w": vector(backend, 0, 2)}], "none": None}
     leaves, unflatten = backend.flatten(x)
     assert len(leaves) == 1 and unflatten(leaves)["none"] is None
@@ -22,8 +22,8 @@ def trees_come_back(backend: Backend) -> None:
     assert deeper == {"a": (1, [2, 3])}
 
 
-def forms_tell_trees_apart(backend: Backend) -> None:
-    """Trees have one form if structure, shapes and dtypes agree, whatever their values; it can be hashed."""
+def forms_distinguish_trees(backend: Backend) -> None:
+    """Forms are hashable, and equal if structure, shapes and dtypes agree, whatever the values."""
     x, other = tree(backend, 0), tree(backend, 9)
     assert backend.form(x) == backend.form(other) and hash(backend.form(x)) == hash(backend.form(other))
     w = x["w"]
@@ -47,31 +47,31 @@ def trees_are_vectors(backend: Backend) -> None:
     x, y = tree(backend, 0), tree(backend, 9)
     flat_x, flat_y = (backend.to_numpy(backend.ravel(t)[0]) for t in (x, y))
     np.testing.assert_allclose(backend.to_numpy(backend.inner(x, y)), flat_x @ flat_y, rtol=1e-12)
-    moved = backend.to_numpy(backend.ravel(backend.axpy(0.5, x, y))[0])
-    np.testing.assert_allclose(moved, 0.5 * flat_x + flat_y, rtol=1e-12)
+    total = backend.to_numpy(backend.ravel(backend.axpy(0.5, x, y))[0])
+    np.testing.assert_allclose(total, 0.5 * flat_x + flat_y, rtol=1e-12)
     assert not backend.to_numpy(backend.ravel(backend.zeros(x))[0]).any()
     vector_x, unravel = backend.ravel(x)
     close(backend, unravel(vector_x), x, 0.0)
 
 
-def _narrow(backend: Backend, values: Any) -> list[Any]:
-    """The values in each half precision that the framework has."""
+def _in_half_precision(backend: Backend, values: Any) -> list[Any]:
+    """Return the values in each half-precision dtype that the framework has."""
     arrays = []
     for dtype in ("float16", "bfloat16"):
         try:
             array = backend.cast(backend.asarray(values), dtype)
-        except (TypeError, AttributeError, NotImplementedError):  # as frameworks say that they have none
+        except (TypeError, AttributeError, NotImplementedError):  # the framework lacks this dtype
             continue
         arrays += [array] if backend.is_float(array) else []
     return arrays
 
 
 def vectors_give_leaves_their_dtype(backend: Backend) -> None:
-    """``ravel`` of a tree with several dtypes has its values, and the way back gives each leaf its own."""
+    """``ravel`` of a tree with several dtypes has its values, and ``unravel`` restores the dtypes."""
     values = np.array([[0.5, -1.25], [2.0, 0.75]])
     double, single = backend.asarray(values), backend.asarray(values.astype("float32"))
     trees: list[Any] = [{"a": single, "b": double}, {"a": double, "b": single}]
-    for half in _narrow(backend, values):
+    for half in _in_half_precision(backend, values):
         trees += [{"a": half, "b": single}, [double, half], [half, half]]
     for x in trees:
         flat, unravel = backend.ravel(x)
@@ -86,15 +86,15 @@ def vectors_give_leaves_their_dtype(backend: Backend) -> None:
 def sums_keep_dtypes(backend: Backend) -> None:
     """``axpy`` gives each leaf the dtype that it has in y, and ``inner`` adds half precision in float32."""
     values = np.full(4096, 1.0)
-    for half in _narrow(backend, values):
-        moved = backend.axpy(0.5, [half, half], [half, backend.asarray(values.astype("float32"))])
-        assert [x.dtype for x in moved] == [half.dtype, backend.asarray(values.astype("float32")).dtype]
+    for half in _in_half_precision(backend, values):
+        sums = backend.axpy(0.5, [half, half], [half, backend.asarray(values.astype("float32"))])
+        assert [x.dtype for x in sums] == [half.dtype, backend.asarray(values.astype("float32")).dtype]
         total = backend.inner([half], [half])
         assert float(backend.to_numpy(total)) == 4096.0 and backend.describe(total).itemsize >= 4
 
 
 def scalars_are_numbers(backend: Backend) -> None:
-    """``number`` reads a scalar in its own precision; where a derivative passes through it gives ``None``."""
+    """``number`` reads a scalar in its own precision, or gives ``None`` if a derivative passes through it."""
     for dtype in ("float32", "float64"):
         x = tree(backend, 0, dtype)
         scalar = backend.inner(x, x)
@@ -112,8 +112,8 @@ def scalars_are_numbers(backend: Backend) -> None:
 
 
 TREE_LAWS = (
-    trees_come_back,
-    forms_tell_trees_apart,
+    flattening_round_trips,
+    forms_distinguish_trees,
     copies_are_independent,
     trees_are_vectors,
     vectors_give_leaves_their_dtype,

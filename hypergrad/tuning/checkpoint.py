@@ -1,4 +1,4 @@
-"""Files of named arrays. A write that fails leaves the old file, and a read runs no code of the file."""
+"""Files of named arrays. A failed write leaves the old file intact, and reading runs no code from a file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hypergrad.errors import CheckpointError
 
 
 def write_arrays(path: str | Path, arrays: dict[str, Any]) -> None:
-    """Write an ``.npz`` file beside the old one, flush it to the disk, and put it in its place.
+    """Write an ``.npz`` file beside the old one, flush it to disk, and rename it to replace the old one.
 
     Raises:
-        OSError: if that is not possible; an older file is then left as it was.
+        OSError: if the file cannot be written; an older file is then unchanged.
     """
     from tempfile import NamedTemporaryFile  # slow to import, and not needed before now
 
@@ -36,8 +36,8 @@ def read_arrays(path: str | Path) -> dict[str, Any]:
     """Read a file that `write_arrays` wrote; pickled objects are refused.
 
     Raises:
-        CheckpointError: if it is damaged or no such file.
-        FileNotFoundError: if there is none.
+        CheckpointError: if the file is damaged, or `write_arrays` did not write it.
+        FileNotFoundError: if it does not exist.
     """
     from zipfile import BadZipFile
 
@@ -51,24 +51,24 @@ def read_arrays(path: str | Path) -> dict[str, Any]:
 
 
 def tree_arrays(backend: Backend, root: str, tree: Tree) -> dict[str, Any]:
-    """The leaves of a tree as NumPy arrays, by their paths from its root."""
+    """Return the leaves of a tree as NumPy arrays, by their paths from its root."""
     leaves = zip(backend.paths(tree, root), backend.flatten(tree)[0], strict=True)
     return {_key(root, path): backend.to_numpy(leaf) for path, leaf in leaves}
 
 
 def restore_tree(backend: Backend, root: str, model: Tree, stored: dict[str, Any], path: str | Path) -> Tree:
-    """A tree like the model, with the leaves that `tree_arrays` made.
+    """Return a tree like the model, with the stored leaves that `tree_arrays` made.
 
     Raises:
-        CheckpointError: if they belong to a tree of another structure, with other shapes or kinds of numbers.
+        CheckpointError: if these have another structure, other shapes or other kinds of numbers.
     """
     leaves, unflatten = backend.flatten(model)
-    wanted = [_key(root, leaf) for leaf in backend.paths(model, root)]
-    held = {key for key in stored if key.startswith(f"{root}:")}
-    if differences := sorted(held ^ set(wanted)):
+    keys = [_key(root, leaf) for leaf in backend.paths(model, root)]
+    stored_keys = {key for key in stored if key.startswith(f"{root}:")}
+    if differences := sorted(stored_keys ^ set(keys)):
         raise CheckpointError(f"{path} has another structure; it differs in {', '.join(differences)}")
     restored = []
-    for key, leaf in zip(wanted, leaves, strict=True):
+    for key, leaf in zip(keys, leaves, strict=True):
         values, expected = stored[key], backend.to_numpy(leaf)
         if np.shape(values) != np.shape(expected):
             raise CheckpointError(f"{path}: {key} has shape {values.shape}")

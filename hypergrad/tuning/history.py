@@ -1,4 +1,4 @@
-"""What happened in a run of a tuner: losses, hyperparameters, hypergradients, reports."""
+"""The record of a tuner's run: losses, hyperparameters, hypergradients, reports."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hypergrad.tuning.checkpoint import read_arrays, write_arrays
 from hypergrad.tuning.plot import plot_history
 
 LARGEST_LEAF = 1024
-"""Of a leaf with more entries only the least, the mean and the largest one are kept."""
+"""Leaves with more entries than this are recorded by their minimum, mean and maximum alone."""
 
 
 class Row(NamedTuple):
-    """What is kept of one update of the hyperparameters: numbers that a compiled loop can collect."""
+    """The record of one update of the hyperparameters, as numbers that a compiled loop can collect."""
 
     values: dict[str, Any]
     outer_value: Scalar
@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
     @classmethod
     def of(cls, backend: Backend, hparams: Tree, out: Estimate[Any] | None, clipped: Any, cost: Any) -> Row:
-        """A row for λ after an update, or before the first one if there is no estimate yet."""
+        """Return the row for λ after an update, or before the first one if there is no estimate yet."""
         paths, leaves = backend.paths(hparams, "hparams"), backend.flatten(hparams)[0]
         values = {path: _summary(backend, leaf) for path, leaf in zip(paths, leaves, strict=True)}
         if out is None:
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 @final
 @dataclass(frozen=True)
 class History:
-    """One row for each update of the hyperparameters, and the training loss of every step.
+    """A row for each update of the hyperparameters, and the training loss of every step.
 
     All columns are NumPy arrays, except in a run that is itself being compiled or mapped in JAX: there they
     are arrays of JAX, and a start whose run stopped early has NaN from there on.
@@ -55,7 +55,7 @@ class History:
         values: the hyperparameters after each update, by path, in their own domain.
         outer_values: C2 as the estimator measured it; NaN in row 0.
         hypergradient_norms: ‖dC2/dλ‖; NaN in row 0.
-        clipped: how many entries a projection moved back into their space.
+        clipped: how many entries a projection put back into their space.
         cost: gradients spent since the start; a second-order product counts as two.
         reports: the other numbers of `Report`, by name; NaN in row 0.
     """
@@ -71,12 +71,12 @@ class History:
 
     @classmethod
     def start(cls, backend: Backend, hparams: Tree) -> History:
-        """Row 0."""
+        """Return a history of row 0 alone: the start, before any update."""
         return cls.first(backend.collect([Row.of(backend, hparams, None, 0, 0.0)]))
 
     @classmethod
     def first(cls, row: Row) -> History:
-        """A history of one row, collected."""
+        """Return a history of one collected row."""
         return cls(
             np.zeros(0),
             np.zeros(1, int),
@@ -89,7 +89,7 @@ class History:
         )
 
     def with_updates(self, rows: Row, steps: Array) -> History:
-        """The history with more rows, collected along their first axis, at these training steps."""
+        """Return the history with more rows, collected along their first axis, at these training steps."""
         columns = {
             "values": {path: _joined(parts) for path, parts in rows.values.items()},
             "outer_values": rows.outer_value,
@@ -108,19 +108,19 @@ class History:
         return History(self.inner_values, np.concatenate([self.steps, steps]), **longer)
 
     def with_losses(self, inner_values: Array) -> History:
-        """The history with the losses of more training steps."""
+        """Return the history with the losses of more training steps."""
         joined = namespace(inner_values).concatenate([self.inner_values, inner_values])
         return History(**{**vars(self), "inner_values": joined})
 
     def arrays(self) -> dict[str, Any]:
-        """All columns as named arrays."""
+        """Return all columns as named arrays."""
         columns = {name: column for name, column in vars(self).items() if name not in ("values", "reports")}
         columns |= {f"value:{path}": rows for path, rows in self.values.items()}
         columns |= {f"report:{name}": rows for name, rows in self.reports.items()}
         return columns
 
     def save(self, path: str | Path) -> None:
-        """Write an ``.npz`` file. If that fails, an older file is left as it was.
+        """Write an ``.npz`` file. If that fails, an older file is unchanged.
 
         Raises:
             OSError: if the file cannot be written.
@@ -133,13 +133,13 @@ class History:
 
         Raises:
             CheckpointError: if the file is not a history. No code in it is run.
-            FileNotFoundError: if there is none.
+            FileNotFoundError: if it does not exist.
         """
         return cls.from_arrays(read_arrays(path))
 
     @classmethod
     def from_arrays(cls, columns: dict[str, Any]) -> History:
-        """Rebuild from `arrays`.
+        """Rebuild a history from the result of `arrays`.
 
         Raises:
             CheckpointError: if a column is missing.
@@ -153,7 +153,7 @@ class History:
             names = [name for name in cls.__dataclass_fields__ if name not in grouped]
             return cls(**grouped, **{name: columns[name] for name in names})
         except KeyError as error:
-            raise CheckpointError(f"this is no history: it has no column {error}") from error
+            raise CheckpointError(f"this is not a history: it has no column {error}") from error
 
     def plot(self, path: str | Path | None = None) -> Any:
         """Draw losses and hyperparameters over training; see `hypergrad.tuning.plot`."""
@@ -161,7 +161,7 @@ class History:
 
 
 def _summary(backend: Backend, leaf: Array) -> Any:
-    """A small leaf as it is; the least, the mean and the largest entry of a large one."""
+    """Return a small leaf unchanged, and the minimum, mean and maximum of a large one."""
     xp = backend.xp
     if vectors.size(backend, leaf) <= LARGEST_LEAF:
         return leaf
@@ -169,13 +169,13 @@ def _summary(backend: Backend, leaf: Array) -> Any:
 
 
 def _joined(column: Any) -> Array:
-    """The three columns of a summary as one array."""
+    """Join the three columns of a summary into one array."""
     if isinstance(column, tuple):
         return namespace(*column).stack(column, -1)
     return column
 
 
 def namespace(*columns: Array) -> Any:
-    """NumPy, or the namespace of the arrays if a compiler traces them."""
+    """Return NumPy, or the namespace of the arrays if a compiler traces them."""
     traced = [column for column in columns if not isinstance(column, np.ndarray)]
     return traced[0].__array_namespace__() if traced else np

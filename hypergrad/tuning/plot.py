@@ -1,4 +1,4 @@
-"""Pictures of a run, by matplotlib's object interface: no global state."""
+"""Figures of a run, by matplotlib's object interface: no global state."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from hypergrad.errors import MissingExtraError
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A matplotlib ``Figure``.
+    """Return an empty matplotlib ``Figure``.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
     """
     if find_spec("matplotlib") is None:
-        raise MissingExtraError("pictures need matplotlib: python -m pip install 'hypergradients[plot]'")
+        raise MissingExtraError("figures need matplotlib: python -m pip install 'hypergradients[plot]'")
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def saved(figure: Any, path: str | Path | None) -> Any:
-    """The figure, written to a file if there is a path."""
+def save_figure(figure: Any, path: str | Path | None) -> Any:
+    """Return the figure, and write it to a file if a path is given."""
     if path is not None:
         figure.savefig(path, dpi=120)
     return figure
 
 
 def plot_history(history: Any, path: str | Path | None = None) -> Any:
-    """Losses and hyperparameters of a `History` over training steps; returns a matplotlib ``Figure``.
+    """Draw losses and hyperparameters of a `History` over training steps; return a matplotlib ``Figure``.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
@@ -50,4 +50,4 @@ def plot_history(history: Any, path: str | Path | None = None) -> Any:
     values.set(xlabel="training step", ylabel="hyperparameter")
     for axes in (losses, values):
         axes.legend(fontsize=8)
-    return saved(figure, path)
+    return save_figure(figure, path)

@@ -1,7 +1,7 @@
-"""The parts of a run that are pure functions of arrays, which a backend may compile.
+"""The parts of a run that are pure functions of arrays, so that a backend can compile them.
 
-Each takes the recipe, the backend, and functions that read batches, and then arrays. As a program of its
-own it is made and cached by `Programs`; inside of a larger program it is called as it is.
+Each takes the recipe, the backend and functions that read batches, and then arrays. `Programs` compiles it as
+a separate program, and caches that; inside a larger program it is called directly.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Programs:
         self._compiled: Callable[..., Program] = lru_cache(maxsize=8)(self._compile)
 
     def __call__(self, backend: Backend, f: Callable[..., Any], *given: Any) -> Program:
-        """``f(recipe, backend, *given, …)`` as a program of its own."""
+        """Return ``f(recipe, backend, *given, …)`` as a separate program."""
         return (self._compiled if backend.compiles else self._compile)(backend, f, *given)
 
     def _compile(self, backend: Any, f: Callable[..., Any], *given: Any) -> Program:
@@ -42,17 +42,17 @@ class Programs:
         return program
 
 
-def training(
+def train_step(
     recipe: Recipe, backend: Backend, z: Inner, hparams: Tree, batch: Tree, t: Any
 ) -> tuple[Inner, Observation]:
-    """One step of plain training."""
+    """Take one plain training step."""
     return Training(backend, recipe.problem, recipe.rule).step(z, hparams, batch, t)
 
 
-def updating(
+def update_step(
     recipe: Recipe, backend: Backend, read: Read, state: TunerState, data: Tree, val: Tree
 ) -> tuple[TunerState, Step]:
-    """An estimate with its training steps, and an update of λ unless there is a fault."""
+    """Make an estimate with its training steps, and update λ unless there is a fault."""
     train: Batches = Source(data, read)
     lam, inner = recipe.hparams(backend, state.free), state.inner
     if recipe.restart:
@@ -62,7 +62,7 @@ def updating(
     observed = None
     if not recipe.trains:
         batch = train(inner.step)
-        z, observed = training(recipe, backend, inner_state(inner), lam, batch, inner.step)
+        z, observed = train_step(recipe, backend, inner_state(inner), lam, batch, inner.step)
         inner = state_after(inner, z, inner.step + 1)
         if not recipe.estimator.resamples:
             train = single(batch)
@@ -71,13 +71,12 @@ def updating(
     return new._replace(inner=out.state), step
 
 
-def tuning(
+def tune_step(
     recipe: Recipe, backend: Backend, read: Read | None, state: TunerState, data: Tree, val: Tree
 ) -> tuple[TunerState, Step]:
-    """An estimate where θ stands, and an update of λ unless there is a fault.
+    """Make an estimate at the present θ, and update λ unless there is a fault.
 
-    Without ``read``, ``data`` is a list of batches. All that changes of the inner state is what the estimator
-    remembers.
+    Without ``read``, ``data`` is a list of batches. Of the inner state only the estimator's memory changes.
     """
     train: Batches = data if read is None else Source(data, read)
     lam, inner = recipe.hparams(backend, state.free), state.inner
@@ -90,10 +89,10 @@ def tuning(
 def _updated(
     recipe: Recipe, backend: Backend, state: TunerState, out: Estimate[Any], observed: Observation | None
 ) -> tuple[TunerState, Step]:
-    """The state with λ updated, and the step without its count of training steps."""
+    """Return the state with λ updated, and the step without its count of training steps."""
     if observed is None:
         observed = Observation(out.inner_value, out.report.inner_gradient_norm)
-    moved = recipe.update_hparams(
+    updated = recipe.update_hparams(
         backend,
         state.free,
         state.hyper_state,
@@ -101,18 +100,18 @@ def _updated(
         state.updates,
         recipe.allows(backend, out, observed),
     )
-    new = state._replace(free=moved.free, hyper_state=moved.hyper_state)
-    step = Step(observed, 0, True, without_state(out), moved.clipped, moved.hparams)
+    new = state._replace(free=updated.free, hyper_state=updated.hyper_state)
+    step = Step(observed, 0, True, without_state(out), updated.clipped, updated.hparams)
     return new, step
 
 
 def without_state(out: Estimate[Any]) -> Estimate[Any]:
-    """An estimate without its state: the tuner's state holds it already, and a program returns it once."""
+    """Return an estimate without its state, which the tuner's state already holds."""
     return out._replace(state=State(None))
 
 
 def with_state(state: TunerState, step: Step) -> Step:
-    """The step with the state of its estimate put back."""
+    """Return the step with the state of its estimate restored."""
     if step.estimate is None:
         return step
     return step._replace(estimate=step.estimate._replace(state=state.inner))

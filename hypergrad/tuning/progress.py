@@ -21,7 +21,7 @@ def progress(title: str, total: int, show: bool | None = None) -> Iterator[Advan
     """Yield ``advance(count, note)``. By default the bar is shown on a terminal, if rich is installed.
 
     Raises:
-        MissingExtraError: if it is asked for and rich is not installed.
+        MissingExtraError: if ``show`` is true and rich is not installed.
     """
     installed = find_spec("rich") is not None
     if show and not installed:

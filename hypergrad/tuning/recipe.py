@@ -1,4 +1,4 @@
-"""What is tuned, by which estimator, in which coordinates and how often: all that tuners have in common."""
+"""What is tuned, by which estimator, in which coordinates and how often: what all tuners share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hypergrad.updates import Adam, UpdateRule, Updates, as_update_rule
 class Updated(NamedTuple):
     """λ after an update, in free coordinates and in its own domain.
 
-    ``clipped`` counts the entries that were moved back into their space.
+    ``clipped`` counts the entries that a projection put back into their space.
     """
 
     free: Tree
@@ -51,9 +51,9 @@ class Recipe:
         restart: begin every estimate's training steps at θ_0 again.
 
     Raises:
-        ArgumentError: if ``every`` is no positive integer, if the update rule for θ is missing or given
-            twice, if ``restart`` is asked of an estimator that does not train, if `Forward` would not see
-            every step, and for a problem whose inner level is a saddle.
+        ArgumentError: if ``every`` is not a positive integer, if the update rule for θ is missing or given
+            twice, if the estimator does not train and ``restart`` is true, if `Forward` would miss training
+            steps, or if the inner level of the problem is a saddle.
     """
 
     problem: Problem
@@ -74,19 +74,19 @@ class Recipe:
             raise ArgumentError(f"{name} does not train θ; pass update=, such as hg.Adam(1e-3)")
         if self.estimator.needs_every_step and self.plain_steps:
             raise ArgumentError(
-                f"{name} carries its tangents through every step, and of every = {self.every} steps it would "
-                f"miss {self.plain_steps}: take steps={self.every}"
+                f"{name} must propagate its tangents through every step, and would miss {self.plain_steps} "
+                f"of every = {self.every} steps: pass steps={self.every}"
             )
         if not self.problem.definite:
-            raise ArgumentError("the inner level of the problem is a saddle, to which no training leads")
+            raise ArgumentError("the inner level of the problem is a saddle, which training cannot reach")
         if not self.trains and self.restart:
-            raise ArgumentError(f"restart=True begins an unroll again, and {name} unrolls nothing")
+            raise ArgumentError(f"restart=True restarts an unroll, and {name} does not unroll")
 
-    # The rhythm.
+    # The schedule of steps.
 
     @cached_property
     def trains(self) -> bool:
-        """Does the estimator take training steps?"""
+        """Whether the estimator takes training steps."""
         return self.estimator.training_steps > 0
 
     @property
@@ -97,12 +97,12 @@ class Recipe:
 
     @cached_property
     def closing_steps(self) -> int:
-        """Training steps that come with an update of λ."""
+        """Training steps that are taken together with an update of λ."""
         return max(1, self.estimator.training_steps)
 
     @cached_property
     def plain_steps(self) -> int:
-        """Training steps before these."""
+        """Training steps between an update of λ and the next closing steps."""
         return max(self.every, self.closing_steps) - self.closing_steps
 
     @cached_property
@@ -113,10 +113,10 @@ class Recipe:
     # The state, and coordinates of λ.
 
     def init(self, backend: Backend, params: Tree, hparams: Tree, aux: Tree) -> TunerState:
-        """The state before the first step.
+        """Return the state before the first step.
 
         Raises:
-            ArgumentError: if a hyperparameter lies outside of its space, and as for any estimate.
+            ArgumentError: if a hyperparameter lies outside its space, and as for any estimate.
         """
         inner = self.estimator.init(self.problem, params, hparams, aux=aux, backend=backend)
         if not self.trains:
@@ -126,14 +126,14 @@ class Recipe:
         return TunerState(inner, free, hyper_state, 0, 0, inner if self.restart else None)
 
     def hparams(self, backend: Backend, free: Tree) -> Tree:
-        """λ for free coordinates."""
+        """Return λ for free coordinates."""
         return spaces.constrain(backend, spaces.spread(backend, self.space, free), free)
 
     def free(self, backend: Backend, hparams: Tree) -> Tree:
-        """Free coordinates for λ.
+        """Return free coordinates for λ.
 
         Raises:
-            ArgumentError: if a hyperparameter lies outside of its space, or the spaces do not fit.
+            ArgumentError: if a hyperparameter lies outside its space, or the spaces do not fit.
         """
         return spaces.unconstrain(backend, spaces.spread(backend, self.space, hparams), hparams)
 
@@ -148,16 +148,16 @@ class Recipe:
         updates: Any,
         allowed: Any,
     ) -> Updated:
-        """One update: the chain rule into free coordinates, the update rule, the projection.
+        """Update λ once: apply the chain rule into free coordinates, the update rule, and the projection.
 
-        ``updates`` counts those before. Where ``allowed``, a boolean array or True, is false, λ and the
-        state of its rule stay as they were.
+        ``updates`` counts the updates so far. If ``allowed``, a boolean array or True, is false, λ and the
+        state of its rule do not change.
         """
         tree = spaces.spread(backend, self.space, free)
-        slope = spaces.chain(backend, tree, free, hypergradient)
+        gradient = spaces.chain(backend, tree, free, hypergradient)
         rule = as_update_rule(self.hyper_update)
-        moved, new_state = rule.update(backend, slope, hyper_state, free, (), updates)
-        projected, clipped = spaces.project(backend, tree, moved)
+        new_free, new_state = rule.update(backend, gradient, hyper_state, free, (), updates)
+        projected, clipped = spaces.project(backend, tree, new_free)
         if allowed is not True:
 
             def choose(new: Any, old: Any) -> Any:
@@ -167,16 +167,16 @@ class Recipe:
         return Updated(projected, new_state, spaces.constrain(backend, tree, projected), clipped)
 
     def allows(self, backend: Backend, out: Estimate[Any], observed: Observation) -> Any:
-        """May λ be updated by this estimate? True, or a boolean array where no value can be read.
+        """Return whether this estimate may update λ: True, or a boolean array if values cannot be read.
 
-        Where values can be read the estimate has been checked, and a fault was raised.
+        If they can, the estimate has been checked already, and any fault was raised.
         """
         if backend.readable(out.outer_value):
             return True
         return self.estimator.sound(out, backend=backend) & (observed.bad_step < 0)
 
-    def check_tunes(self) -> None:
-        """Check that an estimate can be made where θ stands.
+    def check_can_tune(self) -> None:
+        """Check that an estimate can be made at the present θ.
 
         Raises:
             ArgumentError: for an estimator that needs several training steps, or all of them.
@@ -185,14 +185,14 @@ class Recipe:
         if steps > 1 or self.estimator.needs_every_step:
             needs = "every training step" if self.estimator.needs_every_step else f"{steps} training steps"
             raise ArgumentError(
-                f"tune takes no training steps, and {name} differentiates through {needs}: take hg.Greedy or "
-                "hg.Implicit, or let the tuner train, by step"
+                f"tune takes no training steps, and {name} differentiates through {needs}: use hg.Greedy or "
+                "hg.Implicit, or let the tuner train: call step"
             )
 
-    # What is said of a step.
+    # Faults and the record of a step.
 
     def check(self, backend: Backend, params: Tree, step: Step) -> None:
-        """Raise what a step has to report.
+        """Raise the faults of a step.
 
         Raises:
             As `HypergradientEstimator.check`.
@@ -205,13 +205,13 @@ class Recipe:
             self.estimator.check(step.estimate, backend=backend)
 
     def row(self, backend: Backend, step: Step, gradients: Any) -> Row:
-        """The row of history for an update, with the gradients spent on training alone since the last one."""
+        """Return an update's row; ``gradients`` were spent on training alone since the last update."""
         out = step.estimate
         assert out is not None
         return Row.of(backend, step.hparams, out, step.clipped, out.report.cost + gradients)
 
     def training_gradients(self, step: Step) -> int:
-        """Gradients of a step's own training that its estimate does not count; one that trains counts all."""
+        """Return the training gradients that the estimate of a step, if any, does not count."""
         return 0 if step.updated and self.trains else int(step.trained)
 
 
@@ -219,7 +219,7 @@ def check_count(name: str, value: Any) -> None:
     """Check a number of steps or of batches.
 
     Raises:
-        ArgumentError: if it is no positive integer.
+        ArgumentError: if it is not a positive integer.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ArgumentError(f"{name} = {value!r}; it is a positive integer")

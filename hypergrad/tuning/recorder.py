@@ -1,4 +1,4 @@
-"""A history that grows step by step, for loops that do not run as a whole."""
+"""A history that grows step by step, for loops that are not one program."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hypergrad.tuning.recipe import Recipe
 from hypergrad.tuning.state import Step
 
 LARGEST_BACKLOG = 1024
-"""So many losses or rows may lie on a device before they are read, and the device is waited for."""
+"""The number of losses or rows that may stay on a device before they are read, which waits for the device."""
 
 
 @final
 class Recorder:
-    """Takes down steps, and puts the history together when it is asked for.
+    """Records steps, and assembles the history when it is read.
 
     A value that cannot be read without waiting for a device stays there until then, or until there are
     `LARGEST_BACKLOG` of them.
@@ -26,21 +26,21 @@ class Recorder:
     def __init__(
         self, recipe: Recipe, backend: Backend, hparams: Tree, history: History | None = None
     ) -> None:
-        self._recipe, self._backend, self._known = recipe, backend, history
+        self._recipe, self._backend, self._history = recipe, backend, history
         self._losses: list[Scalar] = []
         self._rows: list[Row] = []
         self._steps: list[int] = []
         self.trained = 0 if history is None else len(history.inner_values)
-        """Training steps until now."""
+        """Training steps so far."""
         self._trained_at_row = 0 if history is None else int(history.steps[-1])
         if history is None:
             self._add_row(Row.of(backend, hparams, None, 0, 0.0))
 
     def add(self, step: Step, gradients: int | None = None) -> None:
-        """Take down a step.
+        """Record a step.
 
-        ``gradients`` counts those of its training steps that its estimate does not count, if that is not as
-        `Recipe.training_gradients` says.
+        ``gradients`` is the number of training gradients that its estimate does not count, by default
+        `Recipe.training_gradients`.
         """
         before, count, value = self.trained - self._trained_at_row, int(step.trained), step.inner_value
         if count:
@@ -55,7 +55,7 @@ class Recorder:
 
     @property
     def history(self) -> History:
-        """The history up to now, in NumPy arrays; waits for a device if it must."""
+        """The history so far, in NumPy arrays. Reading it may wait for a device."""
         return self._read()
 
     def _add_row(self, row: Row) -> None:
@@ -67,7 +67,7 @@ class Recorder:
         self._trained_at_row = self.trained
 
     def _read(self) -> History:
-        history, rows, steps = self._known, self._rows, self._steps
+        history, rows, steps = self._history, self._rows, self._steps
         if history is None:
             history, rows, steps = History.first(self._backend.collect(rows[:1])), rows[1:], steps[1:]
         if self._losses:
@@ -75,5 +75,5 @@ class Recorder:
             history = history.with_losses(losses)
         if rows:
             history = history.with_updates(self._backend.collect(rows), steps)
-        self._known, self._losses, self._rows, self._steps = history, [], [], []
+        self._history, self._losses, self._rows, self._steps = history, [], [], []
         return history

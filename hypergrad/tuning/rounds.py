@@ -1,4 +1,4 @@
-"""Rounds: plain training steps and then an update of λ, as often as there are steps."""
+"""Rounds: each is some plain training steps and then an update of λ."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hypergrad.tuning.steps import Steps
 
 
 class Part(NamedTuple):
-    """So many rounds of plain steps and an update, and plain steps after them."""
+    """``rounds`` rounds of ``plain`` plain steps and an update, and then ``tail`` plain steps."""
 
     plain: int
     rounds: int
@@ -28,13 +28,13 @@ class Part(NamedTuple):
 
 
 def plan(recipe: Recipe, since: int, steps: int) -> list[Part]:
-    """How to take so many training steps, ``since`` of a round being done already.
+    """Plan ``steps`` training steps, if ``since`` plain steps of a round have been taken already.
 
-    An unroll is finished once it is begun, even if that takes some steps more.
+    An unroll that has begun is completed, even if that takes more than ``steps``.
     """
     parts, left = [], max(recipe.plain_steps - since, 0)
     if since and steps > left:
-        # The rest of a round that was begun before.
+        # The rest of the round that has begun.
         parts.append(Part(left, 1, 0))
         steps, since = steps - left - recipe.closing_steps, 0
     if since:
@@ -46,8 +46,12 @@ def plan(recipe: Recipe, since: int, steps: int) -> list[Part]:
 
 
 class Outcome(NamedTuple):
-    """What rounds kept: for each its row, the losses of its plain steps and of its update; the losses after
-    them; and the last step. ``None`` where there were no such steps.
+    """What one part of a run recorded; ``None`` where there were no such steps.
+
+    Attributes:
+        rounds: for each round its row, the losses of its plain steps, and the loss of its update.
+        tail: the losses of the plain steps after the rounds.
+        last: the last step.
     """
 
     rounds: tuple[Row, Tree | None, Any] | None
@@ -55,7 +59,7 @@ class Outcome(NamedTuple):
     last: Step
 
     def add_to(self, backend: Backend, history: History, plain: int, closing: int) -> History:
-        """The history with these rounds, of so many plain steps and so many that came with the update."""
+        """Return the history with these rounds, of ``plain`` steps and then ``closing`` with the update."""
         if self.rounds is not None:
             rows, values, value = backend.collect(self.rounds)
             count, done = len(value), len(history.inner_values)
@@ -67,7 +71,7 @@ class Outcome(NamedTuple):
         return history if self.tail is None else history.with_losses(backend.collect(self.tail))
 
 
-def running(
+def run_part(
     recipe: Recipe,
     backend: Backend,
     part: Part,
@@ -79,10 +83,10 @@ def running(
     train_data: Tree,
     val_data: Tree,
 ) -> tuple[TunerState, Outcome]:
-    """One part of a run.
+    """Run one part of a run.
 
-    With ``programs`` it is a loop of Python's, because its batches come from an iterator, and each step is a
-    program of its own. Without, it may be compiled as a whole.
+    With ``programs`` it is a loop in Python, because its batches come from an iterator, and each step is a
+    separate program. Without, it may be compiled as a whole.
     """
     train, val = Source(train_data, read_train), Source(val_data, read_val)
     steps = Steps(recipe, backend, programs)
@@ -114,22 +118,22 @@ def running(
         assert out is not None
         show(recipe.closing_steps, step.inner_value, out.outer_value)
         row = recipe.row(backend, step, recipe.plain_steps + recipe.training_gradients(step))
-        fine = recipe.allows(backend, out, step.observed)
+        sound = recipe.allows(backend, out, step.observed)
         last = step._replace(observed=before.then(backend, step.observed), estimate=without_state(out))
-        return state, (row, values, step.inner_value), last, fine
+        return state, (row, values, step.inner_value), last, sound
 
     nothing = Observation.none(backend, state.inner.params)
-    rows, fine = None, True
+    rows, sound = None, True
     last = Step(nothing, part.tail, False, None, 0, recipe.hparams(backend, state.free))
     if part.rounds:
         state, rows, last, _ = loops.repeat(one_round, state, part.rounds)
         rows = backend.collect(rows)
         assert last.estimate is not None
-        fine = recipe.allows(backend, last.estimate, last.observed)
+        sound = recipe.allows(backend, last.estimate, last.observed)
     state, observed, values = train_for(state, part.tail)
     if part.tail:
-        # After a fault the steps of the tail mean nothing.
-        later = observed._replace(bad_step=backend.xp.where(fine, observed.bad_step, -1))
+        # After a fault the steps of the tail are meaningless: ignore their faults.
+        later = observed._replace(bad_step=backend.xp.where(sound, observed.bad_step, -1))
         last = last._replace(observed=last.observed.then(backend, later))
     return state, Outcome(rows, values, last)
 

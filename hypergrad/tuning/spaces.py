@@ -1,7 +1,7 @@
-r"""Domains of hyperparameters: free coordinates u, and the map u ↦ λ that stays inside.
+r"""Domains of hyperparameters: free coordinates u, and the map u ↦ λ into the domain.
 
 The hypergradient is chained through the map exactly, dC2/du = (∂λ/∂u)ᵀ dC2/dλ. One space serves a whole
-tree of hyperparameters. A tree of spaces gives each leaf its own; one space may stand for a whole branch::
+tree of hyperparameters. A tree of spaces gives each leaf its own; one space may apply to a whole branch::
 
     space = hg.Positive()
     space = {"log_l2": hg.Real(), "noise": hg.NonNegative()}
@@ -24,19 +24,19 @@ class Space(ABC):
 
     @abstractmethod
     def constrain(self, xp: Any, u: Array) -> Array:
-        """λ for free coordinates u."""
+        """Return λ for free coordinates u."""
 
     @abstractmethod
     def unconstrain(self, xp: Any, h: Array) -> Array:
-        """Free coordinates u for λ; the inverse of `constrain`."""
+        """Return free coordinates u for λ; the inverse of `constrain`."""
 
     @abstractmethod
     def project(self, xp: Any, u: Array) -> Array:
-        """The nearest allowed u, for a u that an update has made."""
+        """Return the nearest allowed u, for a u that an update has produced."""
 
     @abstractmethod
     def contains(self, xp: Any, h: Array) -> Array:
-        """For each entry of λ: does it lie inside, so that `unconstrain` gives it finite coordinates?"""
+        """Return for each entry of λ whether it lies inside, so that its free coordinates are finite."""
 
 
 Spaces = Space | Mapping[Any, "Spaces"] | list[Any] | tuple[Any, ...]
@@ -64,7 +64,7 @@ class Real(Space):
 @final
 @dataclass(frozen=True)
 class Positive(Space):
-    r"""λ > 0 by a smooth map, so that an update never ends at the boundary.
+    r"""λ > 0 by a smooth map, so that an update never reaches the boundary.
 
     λ = eᵘ              link="exp": equal ratios count the same; for strengths and rates
     λ = log(1 + eᵘ)     link="softplus": linear for large λ; for noise levels
@@ -93,8 +93,8 @@ class Positive(Space):
 
     def project(self, xp: Any, u: Array) -> Array:
         # Outside of this range eᵘ would be 0 or infinite in this dtype; a factor of e is left for rounding.
-        about = xp.finfo(u.dtype)
-        low, high = math.log(float(about.tiny)) + 1.0, math.log(float(about.max)) - 1.0
+        info = xp.finfo(u.dtype)
+        low, high = math.log(float(info.tiny)) + 1.0, math.log(float(info.max)) - 1.0
         bounded = xp.maximum(u, xp.zeros_like(u) + low)
         return xp.minimum(bounded, xp.zeros_like(u) + high)
 
@@ -126,7 +126,7 @@ class NonNegative(Space):
 @final
 @dataclass(frozen=True)
 class Interval(Space):
-    r"""low < λ < high by λ = low + (high − low) / (1 + e⁻ᵘ). For momenta, rates of dropout, mixing weights.
+    r"""low < λ < high by λ = low + (high − low) / (1 + e⁻ᵘ). For momenta, dropout rates, mixing weights.
 
     Raises:
         ArgumentError: unless low < high, both finite.
@@ -140,7 +140,7 @@ class Interval(Space):
             raise ArgumentError(f"Interval: [{self.low}, {self.high}] is empty or infinite")
 
     def constrain(self, xp: Any, u: Array) -> Array:
-        # The logistic function by tanh, which overflows nowhere.
+        # The logistic function, written with tanh so that it never overflows.
         return self.low + (self.high - self.low) * 0.5 * (1.0 + xp.tanh(0.5 * u))
 
     def unconstrain(self, xp: Any, h: Array) -> Array:
@@ -158,7 +158,7 @@ class Interval(Space):
 class Simplex(Space):
     r"""Positive numbers that sum to 1 along the last axis: λ = softmax(u). For weights of a mixture.
 
-    u is determined up to a constant; `unconstrain` takes the u that is log λ.
+    u is determined up to a constant; `unconstrain` returns log λ.
     """
 
     def constrain(self, xp: Any, u: Array) -> Array:
@@ -177,7 +177,7 @@ class Simplex(Space):
 
 
 def spread(backend: Backend, space: Spaces, hparams: Tree) -> Tree:
-    """One space for each leaf, from one space or from a tree of them whose leaves may stand for branches.
+    """Return one space for each leaf, from one space or from a tree of them, which may apply to branches.
 
     Raises:
         ArgumentError: if the tree of spaces does not fit the hyperparameters, or holds anything else.
@@ -196,15 +196,15 @@ def spread(backend: Backend, space: Spaces, hparams: Tree) -> Tree:
 
 
 def constrain(backend: Backend, spaces: Tree, free: Tree) -> Tree:
-    """λ for free coordinates, leaf by leaf."""
+    """Return λ for free coordinates, leaf by leaf."""
     return backend.map(lambda s, u: s.constrain(backend.xp, u), spaces, free)
 
 
 def unconstrain(backend: Backend, spaces: Tree, hparams: Tree) -> Tree:
-    """Free coordinates for λ, leaf by leaf.
+    """Return free coordinates for λ, leaf by leaf.
 
     Raises:
-        ArgumentError: if a leaf is outside of its space, where that can be read.
+        ArgumentError: if a leaf can be read and is outside its space.
     """
     paths, (leaves, unflatten) = backend.paths(hparams, "hparams"), backend.flatten(hparams)
     parts = zip(paths, backend.flatten(spaces)[0], leaves, strict=True)
@@ -212,10 +212,10 @@ def unconstrain(backend: Backend, spaces: Tree, hparams: Tree) -> Tree:
 
 
 def free_coordinates(backend: Backend, spaces: Tree, free: Tree, hparams: Tree) -> Tree:
-    """Free coordinates for λ: a leaf of ``free`` where it still gives λ, and `unconstrain` where not.
+    """Return free coordinates for λ: the leaf of ``free`` if it still gives λ, and otherwise `unconstrain`.
 
-    For loops that keep λ itself, which somebody may change between two updates. Coordinates are kept as
-    long as they can be, because the way back from λ loses some: at the ends of an `Interval`, for instance.
+    For loops that keep λ itself, which the caller may change between two updates. Coordinates are kept as
+    long as possible, because λ does not always determine them: at the ends of an `Interval`, for instance.
 
     Raises:
         ArgumentError: as `unconstrain`.
@@ -224,6 +224,8 @@ def free_coordinates(backend: Backend, spaces: Tree, free: Tree, hparams: Tree) 
     paths, (leaves, unflatten) = backend.paths(hparams, "hparams"), backend.flatten(hparams)
 
     def coordinates(path: str, space: Space, u: Array, h: Array) -> Array:
+        if isinstance(space, Real):
+            return h
         unchanged = xp.all(space.constrain(xp, u) == h)
         if not backend.readable(unchanged):
             return xp.where(unchanged, u, space.unconstrain(xp, h))
@@ -236,20 +238,22 @@ def free_coordinates(backend: Backend, spaces: Tree, free: Tree, hparams: Tree) 
 def _unconstrained(backend: Backend, path: str, space: Space, h: Array) -> Array:
     inside = space.contains(backend.xp, h)
     if backend.readable(h) and not bool(backend.xp.all(inside)):
-        raise ArgumentError(f"{path} lies outside of its space {space}: start inside, not on the boundary")
+        raise ArgumentError(f"{path} lies outside its space {space}: start inside, not on the boundary")
     return space.unconstrain(backend.xp, h)
 
 
 def chain(backend: Backend, spaces: Tree, free: Tree, hypergradient: Tree) -> Tree:
-    """dC2/du = (∂λ/∂u)ᵀ dC2/dλ."""
+    """Return dC2/du = (∂λ/∂u)ᵀ dC2/dλ."""
+    if all(isinstance(space, Real) for space in backend.flatten(spaces)[0]):
+        return hypergradient
     _, pullback = backend.pullback(lambda u: constrain(backend, spaces, u), free)
     (gradient,) = pullback(hypergradient)
     return gradient
 
 
 def project(backend: Backend, spaces: Tree, free: Tree) -> tuple[Tree, Any]:
-    """The nearest allowed coordinates, and how many entries had to be moved."""
+    """Return the nearest allowed coordinates, and how many entries had to change."""
     xp = backend.xp
     allowed = backend.map(lambda s, u: s.project(xp, u), spaces, free)
-    moved = backend.map(lambda new, old: xp.sum(xp.where(new != old, 1, 0)), allowed, free)
-    return allowed, sum(backend.flatten(moved)[0])
+    changed = backend.map(lambda new, old: xp.sum(xp.where(new != old, 1, 0)), allowed, free)
+    return allowed, sum(backend.flatten(changed)[0])

@@ -1,4 +1,4 @@
-"""What a tuner carries from step to step, and what it hands back."""
+"""The state that a tuner keeps between steps, and the results of its methods."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hypergrad.tuning.history import History
 
 
 class TunerState(NamedTuple):
-    """Where a run stands: a tree of arrays and counters.
+    """The state of a run: a tree of arrays and counters.
 
     ``free`` holds the hyperparameters in the free coordinates of their spaces; `Tuner.hparams` gives them
     in their own domain. ``since`` counts the training steps since λ was last updated, ``updates`` the
-    updates. ``start`` is the inner state to which ``restart`` goes back.
+    updates. ``start`` is the inner state from which ``restart`` starts each unroll.
     """
 
     inner: State
@@ -27,10 +27,10 @@ class TunerState(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one call of ``step`` or ``tune`` did, of `Tuner` and of ``hypergrad_torch.ModuleTuner`` alike.
+    """The result of one call of ``step`` or ``tune``, both of `Tuner` and of ``hypergrad_torch.ModuleTuner``.
 
-    In a program of yours that JAX compiles, ``updated`` is an array and ``estimate`` is always there; where
-    ``updated`` is false its numbers mean nothing.
+    Inside your own ``jax.jit``, ``updated`` is an array and there is always an ``estimate``; its numbers are
+    meaningless if ``updated`` is false.
     """
 
     observed: Observation
@@ -41,9 +41,9 @@ class Step(NamedTuple):
     updated: Any
     """Was λ updated?"""
     estimate: Estimate[Any] | None
-    """The estimate by which λ was updated, if it was."""
+    """The estimate by which λ was updated; ``None`` if it was not."""
     clipped: Any
-    """How many entries a projection moved back into their space."""
+    """How many entries a projection put back into their space."""
     hparams: Tree
     """λ after the step, in its own domain."""
 

@@ -1,4 +1,4 @@
-"""Single steps: what reads batches, runs a program and looks for faults."""
+"""Single steps: read the batches, run a program, and check for faults."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hypergrad.tuning.programs import (
     Program,
     Programs,
     Read,
-    training,
-    tuning,
-    updating,
+    train_step,
+    tune_step,
+    update_step,
     with_state,
     without_state,
 )
@@ -28,63 +28,63 @@ from hypergrad.tuning.state import Step, TunerState
 @final
 @dataclass(frozen=True)
 class Steps:
-    """The steps of a recipe, with a program for each, or without ``programs`` as parts of a larger one."""
+    """The steps of a recipe, each a separate program; without ``programs``, parts of a larger program."""
 
     recipe: Recipe
     backend: Backend
     programs: Programs | None = None
 
     def train(self, state: TunerState, train: Batches) -> tuple[TunerState, Step]:
-        """One training step; T2 is not touched."""
+        """Take one training step; T2 is not read."""
         inner, lam = state.inner, self.recipe.hparams(self.backend, state.free)
         batch = one_batch("train", train, inner.step)
-        z, observed = self._program(training)(inner_state(inner), lam, batch, inner.step)
+        z, observed = self._program(train_step)(inner_state(inner), lam, batch, inner.step)
         new = state._replace(inner=state_after(inner, z, inner.step + 1), since=state.since + 1)
         return self._checked(new, Step(observed, 1, False, None, 0, lam))
 
     def update(self, state: TunerState, train: Batches, val: Batches) -> tuple[TunerState, Step]:
-        """An estimate with its training steps, and an update of λ."""
+        """Make an estimate with its training steps, and update λ."""
         backend, estimator, count = self.backend, self.recipe.estimator, self.recipe.closing_steps
         start = (state.start if self.recipe.restart else state.inner).step
         if callable(train) and self._compiles:
-            # A program is known by the functions in it, and this one may be new in every step: call it here.
+            # Programs are cached by their functions, and this one may be new in every step: call it here.
             train = [train(start + k) for k in range(count)]
         if estimator.resamples:
-            # The estimate takes batches beyond its own.
+            # The estimate also reads batches other than those of its own steps.
             data, read = stream(backend, "train", train)
         elif count == 1:
             data, read = single(one_batch("train", train, start))
         else:
             data, read = window(backend, "train", train, start, count)
         batch = one_batch("val", val, state.updates)
-        new, step = self._program(updating, read)(state._replace(since=0), data, batch)
+        new, step = self._program(update_step, read)(state._replace(since=0), data, batch)
         # The counters are known without waiting for the program.
         new = new._replace(inner=new.inner._replace(step=start + count), since=0, updates=state.updates + 1)
         return self._checked(new, step._replace(trained=count, updated=True))
 
     def tune(self, state: TunerState, train: Batches, val: Batches) -> tuple[TunerState, Step]:
-        """An estimate where θ stands, and an update of λ; no training."""
-        self.recipe.check_tunes()
-        backend, at = self.backend, state.inner.step
+        """Make an estimate at the present θ, and update λ; do not train."""
+        self.recipe.check_can_tune()
+        backend, t = self.backend, state.inner.step
         read: Read | None = None
         if isinstance(train, list) and train:
             data = train
         elif self.recipe.estimator.resamples and not (callable(train) and self._compiles):
             data, read = stream(backend, "train", train)
         else:
-            data, read = single(one_batch("train", train, at))
+            data, read = single(one_batch("train", train, t))
         batch = one_batch("val", val, state.updates)
-        new, step = self._program(tuning, read)(state._replace(since=0), data, batch)
+        new, step = self._program(tune_step, read)(state._replace(since=0), data, batch)
         inner = state.inner._replace(memory=new.inner.memory)
         new = new._replace(inner=inner, since=0, updates=state.updates + 1)
         return self._checked(new, step._replace(trained=0, updated=True))
 
-    def either(self, state: TunerState, train: Batches, val: Batches) -> tuple[TunerState, Step]:
-        """A training step or an update, where only the running program knows whose turn it is."""
+    def train_or_update(self, state: TunerState, train: Batches, val: Batches) -> tuple[TunerState, Step]:
+        """Take a training step or update λ, where only the running program can tell which is due."""
         if isinstance(train, Iterator) or isinstance(val, Iterator):
             raise ArgumentError(
-                "Tuner.step: a program that is compiled once cannot take batch after batch from an iterator: "
-                "take them outside of it, and pass each as an argument"
+                "Tuner.step: a compiled program cannot draw a new batch from an iterator at each call: "
+                "draw it outside, and pass it as an argument"
             )
 
         def update() -> tuple[TunerState, Step]:
@@ -106,10 +106,10 @@ class Steps:
         return self.programs(self.backend, f, *given)
 
     def _checked(self, state: TunerState, step: Step) -> tuple[TunerState, Step]:
-        """Raise those of a step's faults that can be read."""
+        """Raise the faults of a step, as far as they can be read."""
         step = with_state(state, step)
         if self.backend.readable(step.inner_value):
-            # Where nothing compiles the estimate was checked when it was made, warnings included.
+            # Without a compiler the estimate was already checked when it was made, warnings included.
             unchecked = step if self.backend.compiles else step._replace(updated=False)
             self.recipe.check(self.backend, state.inner.params, unchecked)
         return state, step

@@ -24,7 +24,7 @@ from hypergrad.tuning.programs import Programs, with_state
 from hypergrad.tuning.progress import progress as show_progress
 from hypergrad.tuning.recipe import Recipe
 from hypergrad.tuning.recorder import Recorder
-from hypergrad.tuning.rounds import plan, running
+from hypergrad.tuning.rounds import plan, run_part
 from hypergrad.tuning.spaces import Real, Spaces
 from hypergrad.tuning.state import Run, Step, TunerState
 from hypergrad.tuning.steps import Steps
@@ -40,13 +40,13 @@ class Tuner:
         u ← u − hyper_update(dC2/du)     once in every ``every`` steps, dC2/du = (∂λ/∂u)ᵀ dC2/dλ
 
     The estimator's own training steps are among the ``every``: `Greedy` takes the last of them,
-    `Unrolled(steps=T)` the last T, or T for each update if T is larger. The next step goes on from where the
-    estimate ended. `Implicit` takes none, so ``update`` does.
+    `Unrolled(steps=T)` the last T, or T for each update if T is larger. The next step continues from where
+    the estimate ended. `Implicit` takes none, so ``update`` takes them all.
 
-    A tuner is a value and changes nothing: it takes a `TunerState` and returns the next one. To tune an
-    ``nn.Module`` of PyTorch in place, in a loop with its own optimiser, see ``hypergrad_torch.ModuleTuner``.
-    What that one has beside these arguments is here a part of others: ``max_norm`` is `ClipNorm` around the
-    update rule, and a loss may take the mean over micro-batches itself.
+    A tuner is immutable: it takes a `TunerState` and returns the next one. To tune an ``nn.Module`` of
+    PyTorch in place, in a loop with its own optimiser, see ``hypergrad_torch.ModuleTuner``. Its additional
+    arguments have equivalents here: for ``max_norm``, put `ClipNorm` around the update rule; for
+    micro-batches, let the loss take the mean over them.
 
     Args:
         problem: the two losses.
@@ -58,8 +58,8 @@ class Tuner:
         restart: begin every unroll at θ_0 again, so that λ is tuned for a training run of that length.
 
     Raises:
-        ArgumentError: if ``every`` is no positive integer, if an update rule for θ is missing or given
-            twice, or if ``restart`` is asked of an estimator that does not train.
+        ArgumentError: if ``every`` is not a positive integer, if an update rule for θ is missing or given
+            twice, or if the estimator does not train and ``restart`` is true.
     """
 
     problem: Problem
@@ -71,10 +71,10 @@ class Tuner:
     restart: bool = False
 
     def __post_init__(self) -> None:
-        _ = self.recipe  # which checks them
+        _ = self.recipe  # checks the fields
 
     def __getstate__(self) -> dict[str, Any]:
-        """The fields alone, without the programs made of them."""
+        """Return the fields alone, without the programs compiled from them."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @cached_property
@@ -89,10 +89,10 @@ class Tuner:
     def init(
         self, params: Tree, hparams: Tree, *, aux: Tree = None, backend: Backend | str | None = None
     ) -> TunerState:
-        """The state before the first step; ``aux`` is the auxiliary state of losses that have one.
+        """Return the state before the first step; ``aux`` is the auxiliary state of losses that have one.
 
         Raises:
-            ArgumentError: if a hyperparameter lies outside of its space, and as for any estimate.
+            ArgumentError: if a hyperparameter lies outside its space, and as for any estimate.
         """
         backend = find_backend(params, hparams, backend=backend)
         check_variables(backend, params=params, hparams=hparams)
@@ -100,17 +100,17 @@ class Tuner:
         return self.recipe.init(backend, params, hparams, aux)
 
     def hparams(self, state: TunerState, *, backend: Backend | str | None = None) -> Tree:
-        """The hyperparameters of a state, in their own domain."""
+        """Return the hyperparameters of a state, in their own domain."""
         return self.recipe.hparams(find_backend(state.free, backend=backend), state.free)
 
     def step(
         self, state: TunerState, train: Batches, val: Batches, *, backend: Backend | str | None = None
     ) -> tuple[TunerState, Step]:
-        """One training step, or an estimate with all of its training steps and an update of λ.
+        """Take one training step, or make an estimate with all of its training steps and update λ.
 
-        In JAX a step is compiled, once for training alone and once for an update. It may also be part of a
-        program of yours, ``jax.jit(tuner.step)``, which then holds both. A fault cannot be raised there: λ
-        is not updated, and `check` raises the fault outside.
+        In JAX a step is compiled, once for training alone and once for an update. It may also be part of your
+        own program, ``jax.jit(tuner.step)``, which then contains both. A fault cannot be raised there: λ is
+        not updated, and `check` raises the fault outside.
 
         Args:
             state: from `init` or the last step.
@@ -120,13 +120,13 @@ class Tuner:
             backend: found from the arrays if it is not given.
 
         Raises:
-            As `HypergradientEstimator.estimate`; the state given is then still good.
+            As `HypergradientEstimator.estimate`; the given state then remains valid.
         """
         backend = find_backend(state.inner.params, state.free, backend=backend)
         with backend.random.undone_on_failure():
             state = backend.constants(state)
             if not backend.readable(state.since):
-                return Steps(self.recipe, backend).either(state, train, val)
+                return Steps(self.recipe, backend).train_or_update(state, train, val)
             steps = Steps(self.recipe, backend, self._programs)
             if int(state.since) >= self.recipe.plain_steps:
                 return steps.update(state, train, val)
@@ -135,18 +135,18 @@ class Tuner:
     def tune(
         self, state: TunerState, train: Batches, val: Batches, *, backend: Backend | str | None = None
     ) -> tuple[TunerState, Step]:
-        """Estimate dC2/dλ where θ stands and update λ, without training: for a training loop of your own.
+        """Estimate dC2/dλ at the present θ and update λ, without training: for your own training loop.
 
-        θ, the optimiser's state, the auxiliary state, the clock and random generators stay as they are; the
+        θ, the optimiser's state, the auxiliary state, the step count and random generators do not change; the
         hypergradient is that of `hypergrad.hypergradient`. For `Greedy` that means a training step that is
-        evaluated and not taken. Put your own θ and optimiser state into ``state.inner`` first. `Implicit`
+        evaluated but not taken. Put your own θ and optimiser state into ``state.inner`` first. `Implicit`
         averages over the batches of a list.
 
-        Cost: that of the estimate. Arguments as for `step`, and so with ``jax.jit``.
+        Cost: that of the estimate. The arguments are those of `step`, and ``jax.jit`` works as it does there.
 
         Raises:
             ArgumentError: for an estimator that needs several training steps, or all of them.
-            As `HypergradientEstimator.estimate`; the state given is then still good.
+            As `HypergradientEstimator.estimate`; the given state then remains valid.
         """
         backend = find_backend(state.inner.params, state.free, backend=backend)
         with backend.random.undone_on_failure():
@@ -155,7 +155,7 @@ class Tuner:
             return Steps(self.recipe, backend, programs).tune(state, train, val)
 
     def check(self, state: TunerState, step: Step, *, backend: Backend | str | None = None) -> None:
-        """Raise what a step has to report, or the last one of a run: ``check(run.state, run.last)``.
+        """Raise the faults of a step, or of the last one of a run: ``check(run.state, run.last)``.
 
         Raises:
             As `HypergradientEstimator.check`.
@@ -180,8 +180,8 @@ class Tuner:
         """Train until ``steps`` training steps are done, and keep a history.
 
         In JAX the whole run is one compiled program, which stops at its first fault; batches are then
-        functions of a traced step, or lists. From iterators it goes step by step, with both kinds of steps
-        compiled. Under ``jax.vmap`` over starts each has its own history and its own ``last``.
+        functions of a traced step, or lists. With iterators it runs step by step, with both kinds of steps
+        compiled. Under ``jax.vmap`` over starts, each start has its own history and its own ``last``.
 
         Args:
             params: θ_0.
@@ -189,14 +189,14 @@ class Tuner:
             train: batches of T1. A list starts again at its end; a function is called with the step.
             val: batches of T2, in turn, one for each update of λ.
             steps: training steps in all, those of a resumed run included.
-            seed: makes the framework's own generator start from here, and puts it back afterwards.
+            seed: seeds the framework's own generator for this run; its state is restored afterwards.
             progress: show a bar; by default on a terminal.
             resume: state and history of an earlier run, as `load` returns them.
-            aux: the auxiliary state with which losses that have one begin.
+            aux: the initial auxiliary state of losses that have one.
             backend: found from the arrays if it is not given.
 
         Raises:
-            As `HypergradientEstimator.estimate`; ArgumentError if T1 or T2 runs out, and says which.
+            As `HypergradientEstimator.estimate`; ArgumentError if T1 or T2, as it says, runs out of batches.
         """
         backend = find_backend(params, hparams, backend=backend)
         if resume is None:
@@ -220,11 +220,11 @@ class Tuner:
             advance(done, "")
             for part in plan(self.recipe, int(state.since), steps - done):
                 since = 0 if part.rounds else int(state.since)
-                given = (advance, read_train, read_val)
+                functions = (advance, read_train, read_val)
                 program = (
-                    partial(running, self.recipe, backend, part, self._programs, *given)
+                    partial(run_part, self.recipe, backend, part, self._programs, *functions)
                     if in_python
-                    else self._programs(backend, running, part, None, *given)
+                    else self._programs(backend, run_part, part, None, *functions)
                 )
                 state, outcome = program(state._replace(since=0), train_data, val_data)
                 state = state._replace(since=since + part.tail)
@@ -235,9 +235,9 @@ class Tuner:
         return Run(state.inner.params, last.hparams, state, history, last)
 
     def record(self, history: History, step: Step, *, backend: Backend | str | None = None) -> History:
-        """The history with one more step, which `step` or `tune` took; it begins with `History.start`.
+        """Return the history with one more step, the result of `step` or `tune`; begin with `History.start`.
 
-        For loops of your own: `run` does this itself, and goes on from such a history, too.
+        For your own loops: `run` does this itself, and can also resume from such a history.
         """
         recorder = Recorder(self.recipe, find_backend(step.hparams, backend=backend), step.hparams, history)
         recorder.add(step)
@@ -246,9 +246,9 @@ class Tuner:
     def save(
         self, path: str | Path, run: Run | tuple[TunerState, History], *, backend: Backend | str | None = None
     ) -> None:
-        """Write state and history to one ``.npz`` file. If that fails, an older file is left as it was.
+        """Write state and history to one ``.npz`` file. If that fails, an older file is unchanged.
 
-        The framework's generator is not part of it: a run resumes bit for bit where its noise comes with
+        The state of the framework's generator is not saved: a run resumes bit for bit if its noise comes with
         the batches, as functions of the step.
 
         Raises:
@@ -256,9 +256,9 @@ class Tuner:
         """
         state, history = (run.state, run.history) if isinstance(run, Run) else run
         backend = find_backend(state.free, backend=backend)
-        about = {"backend": np.array(backend.name), "tuner": np.array(repr(self.estimator))}
+        metadata = {"backend": np.array(backend.name), "tuner": np.array(repr(self.estimator))}
         columns = {f"history:{name}": column for name, column in history.arrays().items()}
-        write_arrays(path, tree_arrays(backend, "state", state) | about | columns)
+        write_arrays(path, tree_arrays(backend, "state", state) | metadata | columns)
 
     def load(
         self,
@@ -273,13 +273,13 @@ class Tuner:
 
         Raises:
             CheckpointError: if the file is damaged, or was written for another backend or structure.
-            FileNotFoundError: if there is none.
+            FileNotFoundError: if it does not exist.
         """
         backend = find_backend(params, hparams, backend=backend)
         model = self.init(params, hparams, aux=aux, backend=backend)
         stored = read_arrays(path)
         if (name := str(stored.get("backend", "?"))) != backend.name:
-            raise CheckpointError(f"{path} was written by backend {name!r}, and this is {backend.name!r}")
+            raise CheckpointError(f"{path} was written by backend {name!r}, but this is {backend.name!r}")
         state = restore_tree(backend, "state", model, stored, path)
         history = {key[8:]: value for key, value in stored.items() if key.startswith("history:")}
         return state, History.from_arrays(history)

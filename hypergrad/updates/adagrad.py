@@ -29,7 +29,7 @@ class Adagrad(UpdateRule):
     of the hyperparameters, or a `Schedule`.
 
     Raises:
-        ArgumentError: for a number outside of its range.
+        ArgumentError: for a number outside its range.
     """
 
     leafwise: ClassVar[bool] = True

@@ -11,7 +11,7 @@ from hypergrad.updates.base import Hyper, UpdateRule, check_range, clock, is_off
 
 
 class Moments(NamedTuple):
-    """Running means of the gradient and of its square; the largest of the latter if AMSGrad keeps it."""
+    """Running means of the gradient and of its square; with AMSGrad also the largest mean of the square."""
 
     mean: Tree
     square: Tree
@@ -28,13 +28,13 @@ class Adam(UpdateRule):
         s ← β2 s + (1 − β2) g²
         θ ← θ − η m̂ / (√ŝ + ε)                m̂ = m / (1 − β1ᵗ),  ŝ = s / (1 − β2ᵗ),  t = step + 1
 
-    With ``amsgrad`` (Reddi et al. 2018) the largest s so far stands in its place. Two copies of θ as state,
+    With ``amsgrad`` (Reddi et al. 2018) the largest s so far is used instead. Two copies of θ as state,
     three with AMSGrad. The derivative of √s at 0 is taken as 0, which is exact here:
     see `hypergrad.updates.base.safe_sqrt`. Each of ``lr, beta1, beta2, eps, weight_decay`` is a number,
     a function of the hyperparameters, or a `Schedule`.
 
     Raises:
-        ArgumentError: for a number outside of its range.
+        ArgumentError: for a number outside its range.
     """
 
     leafwise: ClassVar[bool] = True
@@ -134,7 +134,7 @@ def _adam(
 
 
 def _correction(backend: Backend, beta: Scalar, t: Any) -> Scalar:
-    """1 − βᵗ; for a traced t without the cancellation, which would cost half of float32's digits."""
+    """Return 1 − βᵗ; for a traced t without cancellation, which would cost half of float32's digits."""
     if isinstance(beta, float) and beta > 0 and not isinstance(t, int):
         return -backend.xp.expm1(t * math.log(beta))
     return 1 - beta**t

@@ -1,4 +1,4 @@
-"""What an update rule is, and how it reads its own hyperparameters."""
+"""The interface of update rules, and how they read their own hyperparameters."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class UpdateRule(ABC):
     """
 
     leafwise: ClassVar[bool] = False
-    """Is each leaf moved by its own gradient alone, so that one that is not finite shows in that leaf?"""
+    """Is each leaf updated by its own gradient alone, so that a non-finite gradient shows in that leaf?"""
 
     @property
     def formula(self) -> UpdateRule:
-        """The rule itself, or that of this library which an optimiser of a framework stands for."""
+        """The rule itself; for a framework's optimiser, the rule of this library with the same formula."""
         return self
 
     @abstractmethod
     def init(self, backend: Backend, params: Tree) -> Tree:
-        """The optimiser's state before the first step."""
+        """Return the optimiser state before the first step."""
 
     @abstractmethod
     def update(
@@ -56,10 +56,10 @@ class UpdateRule(ABC):
 @final
 @dataclass(frozen=True)
 class CustomUpdate(UpdateRule):
-    """An ``(init, update)`` pair of the user's.
+    """A user's ``(init, update)`` pair.
 
     ``init(params) -> opt_state`` and ``update(gradient, opt_state, params, hparams) -> (params,
-    opt_state)``, in operations that the backend differentiates.
+    opt_state)``, written in operations that the backend differentiates.
     """
 
     init_fn: Callable[[Tree], Tree]
@@ -75,7 +75,7 @@ class CustomUpdate(UpdateRule):
 
 
 class TorchOptimizer(Protocol):
-    """What this library takes for a ``torch.optim`` optimiser, for type checkers."""
+    """The type of a ``torch.optim`` optimiser, for type checkers."""
 
     param_groups: list[dict[str, Any]]
 
@@ -89,11 +89,11 @@ _OPTIMISERS: dict[str, Callable[[Any], UpdateRule]] = {}
 
 
 def register_optimiser(name: str, make: Callable[[Any], UpdateRule]) -> None:
-    """Let `as_update_rule` take the optimisers of a framework.
+    """Let `as_update_rule` accept the optimisers of a framework.
 
     Args:
-        name: of their class, by the package that it comes from: ``"torch.Optimizer"``. A name, so that the
-            package need not be imported.
+        name: the name of their class after that of its package, as in ``"torch.Optimizer"``. It is a string,
+            so that the package need not be imported.
         make: an optimiser -> the update rule of its step.
     """
     _OPTIMISERS[name] = make
@@ -104,23 +104,25 @@ def _name(kind: type) -> str:
 
 
 def as_update_rule(update: Updates) -> UpdateRule:
-    """Take an update rule as it is, an optimiser of a framework as its backend registered it, and an
-    ``(init, update)`` pair of functions as a `CustomUpdate`.
+    """Return an update rule: the given one, that of a framework's optimiser, or that of a pair of functions.
+
+    Optimisers are converted by the function that their backend registered, an ``(init, update)`` pair
+    becomes a `CustomUpdate`.
 
     Raises:
         ArgumentError: if it is none of these.
     """
     if isinstance(update, UpdateRule):
         return update
-    loaded()  # a framework that is imported has its backend imported now, which registers its optimisers
+    loaded()  # imports the backends of the imported frameworks, which register their optimisers
     for kind in type(update).__mro__:
         if (make := _OPTIMISERS.get(_name(kind))) is not None:
             return make(update)
     if isinstance(update, tuple) and len(update) == 2 and all(callable(part) for part in update):
         return CustomUpdate(*update)
     raise ArgumentError(
-        f"{update!r} is no update rule: give hg.SGD, hg.Adam, hg.AdamW, hg.RMSprop, hg.Adagrad, an optimiser "
-        "of the framework, or a pair (init, update)"
+        f"{update!r} is not an update rule: pass hg.SGD, hg.Adam, hg.AdamW, hg.RMSprop, hg.Adagrad, an "
+        "optimiser of the framework, or a pair (init, update)"
     )
 
 
@@ -128,8 +130,8 @@ def resolve(backend: Backend, name: str, hyper: Hyper, hparams: Tree, step: Any)
     """Read a hyperparameter of an update rule at one step.
 
     Raises:
-        ArgumentError: if a function returned something that is not a scalar, which would otherwise
-            broadcast against the parameters.
+        ArgumentError: if a function did not return a scalar: another shape would broadcast against the
+            parameters.
     """
     if isinstance(hyper, Schedule):
         value = hyper.f(hparams, step)
@@ -139,13 +141,13 @@ def resolve(backend: Backend, name: str, hyper: Hyper, hparams: Tree, step: Any)
         return hyper
     if backend.owns(value) and backend.describe(value).shape != ():
         raise ArgumentError(
-            f"{name} is a function that returned shape {backend.describe(value).shape}, not ()"
+            f"{name} is a function and returned shape {backend.describe(value).shape}, not ()"
         )
     return value
 
 
 def is_off(hyper: Hyper) -> bool:
-    """Is a term switched off for good? A function of the hyperparameters never is."""
+    """Return whether a term is permanently off: the number 0, and never a function or a `Schedule`."""
     return isinstance(hyper, int | float) and hyper == 0
 
 
@@ -153,21 +155,21 @@ def check_range(rule: str, name: str, hyper: Hyper, low: float, high: float) -> 
     """Check a hyperparameter that is given as a number: low ≤ value < high.
 
     Raises:
-        ArgumentError: if it is outside, or neither a number, a function nor a `Schedule`.
+        ArgumentError: if it is out of range, or neither a number, a function nor a `Schedule`.
     """
     if isinstance(hyper, Schedule) or callable(hyper):
         return
     if isinstance(hyper, bool) or not isinstance(hyper, int | float) or not low <= hyper < high:
         raise ArgumentError(
-            f"{rule}: {name} = {hyper!r}; it is a number in [{low:g}, {high:g}), a function of the "
+            f"{rule}: {name} = {hyper!r}; it must be a number in [{low:g}, {high:g}), a function of the "
             "hyperparameters, or a Schedule"
         )
 
 
 def clock(backend: Backend, step: Any, params: Tree) -> Any:
-    """The step as a number to compute with: a traced integer in the dtype of the parameters.
+    """Return the step as a number to compute with: a traced integer in the dtype of the parameters.
 
-    Frameworks turn an integer times a number into their default dtype, which may be too narrow.
+    Frameworks give an integer times a Python number their default dtype, which may be too narrow.
     """
     if isinstance(step, int):
         return step
@@ -175,14 +177,14 @@ def clock(backend: Backend, step: Any, params: Tree) -> Any:
 
 
 def safe_sqrt(backend: Backend, x: Array) -> Array:
-    r"""Square root whose derivative at 0 is taken as 0, where √x has none.
+    r"""Return √x with a derivative of 0 at x = 0, where √x has none.
 
     Adam and RMSprop divide m by √s + ε with s = Σ w_i g_i² and m = Σ u_i g_i over past gradients. Where
     s = 0 all of them were 0, so m = 0 too, and
 
         d[m / (√s + ε)] = dm / ε − m d√s / ε² = dm / ε
 
-    whatever bounded slope √s is given: the derivative that comes out is exact, and not NaN.
+    whatever bounded slope is assumed for √s: the result is exact, where it would otherwise be NaN.
     """
     xp = backend.xp
     positive = x > 0

@@ -20,7 +20,7 @@ class ClipNorm(UpdateRule):
     As ``torch.nn.utils.clip_grad_norm_``. The clipping is differentiated like everything else.
 
     Raises:
-        ArgumentError: if ``max_norm`` is not positive, or ``rule`` is no update rule.
+        ArgumentError: if ``max_norm`` is not positive, or ``rule`` is not an update rule.
     """
 
     rule: Updates
@@ -29,7 +29,7 @@ class ClipNorm(UpdateRule):
     def __post_init__(self) -> None:
         as_update_rule(self.rule)
         if isinstance(self.max_norm, bool) or not self.max_norm > 0:
-            raise ArgumentError(f"ClipNorm: max_norm = {self.max_norm!r}; it is a positive number")
+            raise ArgumentError(f"ClipNorm: max_norm = {self.max_norm!r}; it must be a positive number")
 
     def init(self, backend: Backend, params: Tree) -> Tree:
         return as_update_rule(self.rule).init(backend, params)

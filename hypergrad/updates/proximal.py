@@ -1,4 +1,4 @@
-"""Proximal steps: update maps with a part that has no gradient."""
+"""Proximal steps: update maps for penalties without a gradient."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Proximal(UpdateRule):
         lasso = hg.Proximal(hg.SGD(eta), lambda p, h: hg.soft_threshold(p, eta * h["l1"]))
         problem = hg.FixedPoint.of_update(problem, lasso)  # for hg.Implicit(hg.GMRES())
 
-    The rate of the rule and the scale of ``prox`` belong together. Differentiated like any other step: what
-    lies within the threshold has no derivative, so only the support responds.
+    The scale of ``prox`` must match the learning rate of the rule. The step is differentiated like any other:
+    the derivative of a parameter within the threshold is 0, so only the support contributes.
 
     Args:
         rule: an update rule.
         prox: (params, hparams) -> params.
 
     Raises:
-        ArgumentError: if ``prox`` is no function, or ``rule`` no update rule.
+        ArgumentError: if ``prox`` is not a function, or ``rule`` not an update rule.
     """
 
     rule: Updates
@@ -41,7 +41,7 @@ class Proximal(UpdateRule):
         as_update_rule(self.rule)
         if not callable(self.prox):
             raise ArgumentError(
-                f"Proximal: prox = {self.prox!r}; it is a function (params, hparams) -> params"
+                f"Proximal: prox = {self.prox!r}; it must be a function (params, hparams) -> params"
             )
 
     def init(self, backend: Backend, params: Tree) -> Tree:
@@ -50,14 +50,13 @@ class Proximal(UpdateRule):
     def update(
         self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
     ) -> tuple[Tree, Tree]:
-        moved, opt_state = as_update_rule(self.rule).update(
-            backend, gradient, opt_state, params, hparams, step
-        )
-        return self.prox(moved, hparams), opt_state
+        rule = as_update_rule(self.rule)
+        params, opt_state = rule.update(backend, gradient, opt_state, params, hparams, step)
+        return self.prox(params, hparams), opt_state
 
 
 def soft_threshold(params: Tree, thresholds: Tree) -> Tree:
-    """The proximal operator of t‖θ‖₁: sign(θ) max(|θ| − t, 0), in any framework.
+    """Apply the proximal operator of t‖θ‖₁: sign(θ) max(|θ| − t, 0), in any framework.
 
     Args:
         params: a tree of arrays.
@@ -65,11 +64,12 @@ def soft_threshold(params: Tree, thresholds: Tree) -> Tree:
     """
     backend = find_backend(params)
     xp, (leaves, unflatten) = backend.xp, backend.flatten(params)
-    given = backend.flatten(thresholds)[0]
-    spread = given if len(given) == len(leaves) and len(leaves) > 1 else given * len(leaves)
+    each = backend.flatten(thresholds)[0]
+    if len(each) != len(leaves):
+        each = each * len(leaves)
 
     def leaf(x: Array, t: Any) -> Array:
-        # Two kinks instead of a sign: the derivative is 1 outside of the threshold and 0 within it.
+        # Two kinks instead of a sign: the derivative is 1 outside the threshold and 0 within it.
         return xp.where(x > t, x - t, xp.where(x < -t, x + t, xp.zeros_like(x)))
 
-    return unflatten([leaf(x, t) for x, t in zip(leaves, spread, strict=True)])
+    return unflatten([leaf(x, t) for x, t in zip(leaves, each, strict=True)])

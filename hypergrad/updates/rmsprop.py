@@ -10,7 +10,7 @@ from hypergrad.updates.base import Hyper, UpdateRule, check_range, is_off, resol
 
 
 class Square(NamedTuple):
-    """Running mean of the squared gradient, the velocity if there is momentum, the mean if centred."""
+    """Running mean of the squared gradient, velocity if there is momentum, mean gradient if centred."""
 
     square: Tree
     velocity: Tree
@@ -32,7 +32,7 @@ class RMSprop(UpdateRule):
     momentum, weight_decay`` is a number, a function of the hyperparameters, or a `Schedule`.
 
     Raises:
-        ArgumentError: for a number outside of its range.
+        ArgumentError: for a number outside its range.
     """
 
     leafwise: ClassVar[bool] = True

@@ -66,22 +66,22 @@ class SGD(UpdateRule):
         return backend.axpy(-lr, direction, params), Momentum(velocity)
 
     def decayed(self, backend: Backend, gradient: Tree, params: Tree, hparams: Tree, step: Any) -> Tree:
-        """G + w θ."""
+        """Return g + w θ."""
         if is_off(self.weight_decay):
             return gradient
         decay = resolve(backend, "weight_decay", self.weight_decay, hparams, step)
         return backend.axpy(decay, params, gradient)
 
     def damped(self, backend: Backend, gradient: Tree, hparams: Tree, step: Any) -> Tree:
-        """(1 − δ) g, what is added to the running sum."""
+        """Return (1 − δ) g, which is added to the running sum."""
         if is_off(self.dampening):
             return gradient
         dampening = resolve(backend, "dampening", self.dampening, hparams, step)
-        return backend.axpy(_once_begun(backend, step, gradient) * -dampening, gradient, gradient)
+        return backend.axpy(_after_first(backend, step, gradient) * -dampening, gradient, gradient)
 
 
-def _once_begun(backend: Backend, step: Any, params: Tree) -> Any:
-    """0 in the first step, 1 in the others."""
+def _after_first(backend: Backend, step: Any, params: Tree) -> Any:
+    """Return 0 in the first step and 1 in the others."""
     if isinstance(step, int):
         return float(step > 0)
     one = backend.asarray(1.0, like=backend.flatten(params)[0][0])

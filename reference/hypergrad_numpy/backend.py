@@ -64,29 +64,28 @@ class NumpyBackend(Backend):
         return is_float(leaf)
 
     def cast(self, array: Array, dtype: str) -> Array:
-        with np.errstate(invalid="ignore"):  # what an integer cannot hold has no meaning in any framework
+        with np.errstate(invalid="ignore"):  # numbers that do not fit are undefined in every framework
             return array.astype(dtype) if isbox(array) else np.asarray(array).astype(dtype)
 
     def axpy(self, a: Scalar, x: Tree, y: Tree) -> Tree:
         ys, structure = optree.tree_flatten(y)
-        pairs = list(zip(optree.tree_leaves(x), ys, strict=True))
-        if all(
-            [
-                isinstance(u, np.ndarray) and isinstance(v, np.ndarray) and v.dtype.char in "fd"
-                for u, v in pairs
-            ]
-        ):
-            moved = [a * u + v for u, v in pairs]
-            if not any(map(isbox, moved)):
-                return structure.unflatten([np.asarray(u, v.dtype) for u, v in zip(moved, ys, strict=True)])
-        return structure.unflatten([cast(a * u + v, v) if is_float(v) else v for u, v in pairs])
+        sums = []
+        for u, v in zip(optree.tree_leaves(x), ys, strict=True):
+            if type(v) is np.ndarray:  # the common case, inlined
+                total = a * u + v if v.dtype.kind == "f" else v
+                sums.append(total if type(total) is np.ndarray and total.dtype == v.dtype else cast(total, v))
+            else:
+                sums.append(cast(a * u + v, v) if is_float(v) else v)
+        return structure.unflatten(sums)
 
     def inner(self, x: Tree, y: Tree) -> Scalar:
-        xs, ys = optree.tree_leaves(x), optree.tree_leaves(y)
-        if not xs or not all([isinstance(u, np.ndarray) and u.dtype.char in "fd" for u in xs + ys]):
-            return super().inner(x, y)
-        products = [np.sum(u * v) for u, v in zip(xs, ys, strict=True)]
-        return sum(products[1:], products[0])
+        total = None
+        for u, v in zip(optree.tree_leaves(x), optree.tree_leaves(y), strict=True):
+            if not (type(u) is type(v) is np.ndarray and u.dtype.char in "fd"):
+                return super().inner(x, y)
+            product = np.sum(u * v)
+            total = product if total is None else total + product
+        return super().inner(x, y) if total is None else total
 
     def zeros(self, tree: Tree) -> Tree:
         return optree.tree_map(zeros_like, tree)

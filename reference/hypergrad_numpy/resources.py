@@ -13,7 +13,7 @@ from hypergrad.backend.random import Random
 
 
 class GlobalGenerator(Random):
-    """The global generator behind ``numpy.random.normal`` and its kin."""
+    """NumPy's global generator, which ``numpy.random.normal`` and similar functions use."""
 
     def state(self, seed: int | None = None) -> Any:
         return np.random.get_state() if seed is None else np.random.RandomState(seed).get_state()
@@ -23,7 +23,7 @@ class GlobalGenerator(Random):
 
 
 class WritableMemory(Memory):
-    """NumPy's arrays can be written to."""
+    """Work in blocks for NumPy's arrays, which can be written to."""
 
     def in_blocks(
         self, f: Callable[..., Any], used: Sequence[Array], given: Sequence[Array]

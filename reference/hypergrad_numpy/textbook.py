@@ -1,7 +1,7 @@
-"""Hypergradients on a blackboard: every formula of the subject, with its matrices written out.
+"""Hypergradients on a blackboard: every formula of the subject, with all matrices written out.
 
-Training moves parameters θ along one cost, which hyperparameters λ shape. We judge the result by
-another cost, on data that training never saw:
+Training minimises one cost over parameters θ, and hyperparameters λ shape that cost. We evaluate the
+result by another cost, on data that is not used in training:
 
     C̃1(θ, λ)   the regularised training cost, on the training set T1       `inner`
     C2(θ, λ)    the validation cost, on the validation set T2               `outer`
@@ -11,9 +11,9 @@ The hypergradient is the derivative of the second through the first,
     dC2/dλ = ∂_λ C2 + (dθ/dλ)ᵀ ∇_θ C2.
 
 The direct term ∂_λ C2 is one call of autodiff (and mostly zero). The whole subject is dθ/dλ, a
-matrix that no real network could hold. Each method below is a way to do without it, or a decision
-which part of it to keep. Here θ has a handful of entries, so we do what one does on a blackboard:
-write the Jacobians down and multiply.
+matrix that is too large to store for any real network. Each method below is a way to do without it,
+or a decision about which part of it to keep. Here θ has a handful of entries, so we do what one does
+on a blackboard: write the Jacobians down and multiply.
 
 Everything is a flat vector: theta (n,), lam (m,). A cost is a function (theta, lam, batch) -> scalar
 written with `autograd.numpy`. Every estimator returns dC2/dλ, shape (m,).
@@ -21,7 +21,8 @@ written with `autograd.numpy`. Every estimator returns dC2/dλ, shape (m,).
 Equations are numbered as in Luketina, Berglund, Greff and Raiko, "Scalable Gradient-Based Tuning of
 Continuous Regularization Hyperparameters" (ICML 2016), called T1−T2. A word on its signs: eq. 2
 is printed with a plus, but training descends, so here θ_{t+1} = θ_t − η ∇_θ C̃1. And the paper writes
-the step λ − η₂ dC2/dλ where we write dC2/dλ; so the minus of our response is its plus in eqs. 3, 4, 7.
+the step λ − η₂ dC2/dλ where we write dC2/dλ; so the minus sign of our response term is a plus in its
+eqs. 3, 4, 7.
 
 Run this file to see the methods side by side.
 """
@@ -46,12 +47,12 @@ Hyper: TypeAlias = float | Callable[[Vector], float]  # a number, or a function 
 
 
 # ── Notation ────────────────────────────────────────────────────────────────────────────────────────
-# Why these five: all that follows is made of two gradients and three Jacobians, so let each have the
-# name it has in the equations. A cost that ignores λ has derivative zero; autograd would warn of it.
+# Why these five: everything below is made of two gradients and three Jacobians, so let each have the
+# name it has in the equations. A cost that ignores λ has derivative zero; autograd would warn about it.
 
 
 def derivative(operator: Any, f: Callable[..., Any], argument: int, *at: Any) -> Matrix:
-    """Apply `grad` or `jacobian` to one argument of f; quietly zero where f does not depend on it."""
+    """Apply `grad` or `jacobian` to one argument of f; zero without a warning if f does not depend on it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Output seems independent of input")
         D: Matrix = operator(f, argument)(*at)
@@ -64,7 +65,7 @@ def nabla_theta(C: Cost, theta: Vector, lam: Vector, batch: Batch) -> Vector:
 
 
 def nabla_lam(C: Cost, theta: Vector, lam: Vector, batch: Batch) -> Vector:
-    """∂_λ C, shape (m,): the direct derivative, with θ held where it is."""
+    """∂_λ C, shape (m,): the direct derivative, with θ held fixed."""
     return derivative(grad, C, 1, theta, lam, batch)
 
 
@@ -74,12 +75,12 @@ def hessian(C: Cost, theta: Vector, lam: Vector, batch: Batch) -> Matrix:
 
 
 def mixed(C: Cost, theta: Vector, lam: Vector, batch: Batch) -> Matrix:
-    """M = ∂²_λθ C = ∇_λ∇_θ C, shape (n, m): how the gradient moves when λ does."""
+    """M = ∂²_λθ C = ∇_λ∇_θ C, shape (n, m): how the gradient changes with λ."""
     return derivative(jacobian, lambda lam: nabla_theta(C, theta, lam, batch), 0, lam)
 
 
 # ── Training: eq. 1 and 2 ───────────────────────────────────────────────────────────────────────────
-# Why: λ acts on θ through training and through nothing else, so training comes first.
+# Why: λ acts on θ through training and through nothing else, so we start with training.
 
 
 def regularised_cost(cost: Cost, penalty: Callable[[Vector, Vector], float]) -> Cost:
@@ -93,7 +94,7 @@ def sgd_step(inner: Cost, theta: Vector, lam: Vector, batch: Batch, eta: float) 
 
 
 # ── The greedy hypergradient: eq. 3 ─────────────────────────────────────────────────────────────────
-# Why: the cheapest dθ/dλ. Pretend θ_t came from nowhere and differentiate the last update alone:
+# Why: the cheapest dθ/dλ. Pretend that θ_t does not depend on λ, and differentiate the last update alone:
 # dθ_{t+1}/dλ = −η ∇_λ∇_θ C̃1. One mixed product a step, no Hessian, no history: T1−T2.
 
 
@@ -128,15 +129,15 @@ def greedy_literal(
     lookahead: bool = False,
     eta: float | None = None,
 ) -> Vector:
-    """∂_λ C2 − (∇_θ C2)(∇_λ∇_θ C̃1): eq. 3 to the letter, its η₁ left to the step size of λ.
+    """∂_λ C2 − (∇_θ C2)(∇_λ∇_θ C̃1): eq. 3 exactly as printed, with η₁ absorbed into the step size of λ.
 
-    As the authors' code computed it, with ∇_θ C2 at θ_t. With `lookahead` it is at θ_{t+1}, as their text
-    has it; `eta` says where that is, and nothing else.
+    The authors' code evaluates ∇_θ C2 at θ_t. With `lookahead` it is evaluated at θ_{t+1}, as in their text;
+    `eta` is used only to compute θ_{t+1}.
     """
     after = theta
     if lookahead:
         if eta is None:
-            raise ValueError("greedy_literal: lookahead=True needs eta, to know where θ_{t+1} is")
+            raise ValueError("greedy_literal: lookahead=True needs eta, to compute θ_{t+1}")
         after = sgd_step(inner, theta, lam, train, eta)
     v = nabla_theta(outer, after, lam, val)
     return nabla_lam(outer, after, lam, val) - mixed(inner, theta, lam, train).T @ v
@@ -162,7 +163,7 @@ def implicit(
 
 # Why a series: H⁻¹ costs n³, a product Hx costs two gradients. H⁻¹ = η Σ_k (I − ηH)^k if 0 < ηH < 2, and
 # each term looks one step of training further back: K terms at a fixed point are the last K steps of SGD,
-# unrolled. With K = 1, H⁻¹ ≈ ηI: the greedy hypergradient once more.
+# unrolled. With K = 1, H⁻¹ ≈ ηI, which gives the greedy hypergradient again.
 
 
 def neumann(
@@ -190,7 +191,7 @@ def conjugate_gradients(H: Matrix, v: Vector, steps: int) -> list[Vector]:
     r = p = v
     iterates = []
     for _ in range(steps):
-        if r @ r > 0.0:  # solved to the last bit otherwise: stay
+        if r @ r > 0.0:  # otherwise x is already exact: keep it
             alpha = (r @ r) / (p @ H @ p)
             x = x + alpha * p
             r_next = r - alpha * H @ p
@@ -210,7 +211,7 @@ def conjugate_gradients(H: Matrix, v: Vector, steps: int) -> list[Vector]:
 #
 #     dC2/dλ = ∂_λ C2 + Σ_k B_kᵀ (A_{k+1}ᵀ ⋯ A_{T−1}ᵀ) v,     v = ∇_z C2 = (∇_θ C2, 0).
 #
-# Greedy keeps its last term. Implicit has all of it, to T = ∞, at a fixed point of SGD, where every A is
+# Greedy keeps its last term. Implicit has all terms, to T = ∞, at a fixed point of SGD, where every A is
 # I − ηH and every B is −ηM: a geometric series, with the sum −Mᵀ H⁻¹ v.
 
 
@@ -254,8 +255,8 @@ def unrolled(
     return total
 
 
-# Why forwards: the same sum can be carried along with training, with no state remembered and a
-# hypergradient to be had at every step. The price is a matrix Z = dz/dλ with a column for each λ.
+# Why forwards: the same sum can be accumulated during training, with no state remembered and a
+# hypergradient available at every step. The price is a matrix Z = dz/dλ with a column for each λ.
 
 
 def forward(
@@ -272,7 +273,7 @@ def forward(
 
 
 # ── The simplest case, as printed: eq. 7 ────────────────────────────────────────────────────────────
-# Why: eq. 7 adds up what λ did to each update. It leaves out what each update did to those after it,
+# Why: eq. 7 adds up the effect of λ on each update. It leaves out the effect of each update on later ones,
 # A_t = I − ηH_t, and so it is eq. 6 only where the cost has no curvature: A_t = I.
 
 
@@ -288,10 +289,10 @@ def unrolled_sgd_ignoring_curvature(
 
 
 # ── Training run backwards: Maclaurin, Duvenaud and Adams 2015 ──────────────────────────────────────
-# Why: eq. 6 backwards must remember every state. But SGD with momentum is a motion with friction, and
-# reads backwards: from (θ_{t+1}, v_{t+1}) one computes (θ_t, v_t). Only the end has to be kept. In exact
-# arithmetic, that is: to undo friction is to divide by γ < 1, which magnifies rounding by 1/γ a step.
-# (The paper stores the bits that are lost.) At γ = 0 the past is gone, and there is no way back.
+# Why: eq. 6 backwards must remember every state. But SGD with momentum is like motion with friction, and can
+# be reversed: (θ_t, v_t) follows from (θ_{t+1}, v_{t+1}), so only the last state has to be kept. That holds
+# in exact arithmetic: to undo friction is to divide by γ < 1, which magnifies rounding by 1/γ a step. (The
+# paper stores the bits that are lost.) At γ = 0 the old velocity is lost, and the step cannot be reversed.
 
 
 class MaclaurinGradients(NamedTuple):
@@ -344,7 +345,7 @@ def maclaurin(
 
 
 # ── The update maps of practice ─────────────────────────────────────────────────────────────────────
-# Why: λ may be anything in Φ, the learning rate as well. So each constant of an optimiser is a number or
+# Why: λ may be anything in Φ, such as the learning rate. So each constant of an optimiser is a number or
 # a function of λ, and `unrolled` differentiates it like the rest. The rules are those of torch.optim.
 
 
@@ -367,8 +368,8 @@ def root(s: Vector) -> Vector:
 
         d[m / (√s + ε)] = dm / (√s + ε) − m d√s / (√s + ε)²
 
-    the last term vanishes with m, whatever the slope d√s, as long as it is bounded. It is: if λ moves by δ,
-    each g_k moves by O(δ), and √s ≤ max_k |g_k|. What is left is dm/ε, which the slope 0 yields as well as
+    the last term vanishes with m, whatever the slope d√s, as long as it is bounded. It is: if λ changes by δ,
+    each g_k changes by O(δ), and √s ≤ max_k |g_k|. What remains is dm/ε, which the slope 0 yields as well as
     any other. RMSprop is the same with the present gradient g in place of m.
     """
     positive = s > 0.0
@@ -458,8 +459,8 @@ def rmsprop_map(
     return Phi
 
 
-# ── The judge ───────────────────────────────────────────────────────────────────────────────────────
-# Why: the one witness that knows no calculus. Train twice, with λ a little larger and a little smaller.
+# ── The check ───────────────────────────────────────────────────────────────────────────────────────
+# Why: a check that needs no derivative. Train twice, with λ a little larger and a little smaller.
 
 
 def finite_difference(F: Callable[[Vector], float], lam: Vector, h: float) -> Vector:

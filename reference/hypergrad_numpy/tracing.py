@@ -1,9 +1,9 @@
 """Derivatives of functions of trees, on the tracer of HIPS autograd.
 
-``autograd.make_vjp`` differentiates by one argument and warns when it finds no path. Hypergradients
-need more: several trees at one linearisation, a pullback that can be called many times, the knowledge
-of which leaves the graph reaches, and what the graph holds in memory. The nodes, the rules for each
-operation and the order of the backward pass are autograd's own.
+``autograd.make_vjp`` differentiates with respect to one argument and warns when it finds no path.
+Hypergradients need more: several trees at one linearisation, a pullback that can be called many times, which
+leaves the graph reaches, and how much memory it holds. The nodes, the rules for each operation and the order
+of the backward pass are autograd's own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _lock = threading.Lock()
 
 
 def _new_level() -> int:
-    """A level above all traces so far, so that nested and concurrent traces never meet."""
+    """Return a level above all traces so far, so that nested and concurrent traces are never confused."""
     with _lock:
         trace_stack.top += 1
         level: int = trace_stack.top
@@ -37,7 +37,7 @@ def _new_level() -> int:
 
 @final
 class _Sink:
-    """The end of a graph with several outputs."""
+    """A node whose parents are all outputs of a graph."""
 
     def __init__(self, parents: list[VJPNode]) -> None:
         self.parents = parents
@@ -85,7 +85,7 @@ class TapedPullback(Pullback):
 
 
 def _nbytes(rules: list[Any]) -> int:
-    """Bytes of the arrays that are bound in the closures of the nodes' rules."""
+    """Return the bytes of the arrays that are bound in the closures of the nodes' rules."""
     todo, visited, owners = rules, set[int](), dict[int, int]()
     while todo:
         x = todo.pop()
@@ -105,7 +105,7 @@ def _nbytes(rules: list[Any]) -> int:
 
 
 def is_float(leaf: Any) -> bool:
-    """Is this leaf one to differentiate by?"""
+    """Return whether a leaf is floating point, so that derivatives can be taken with respect to it."""
     return leaf.dtype.kind == "f" if hasattr(leaf, "dtype") else isinstance(leaf, float)
 
 
@@ -131,15 +131,15 @@ def trace(f: Callable[..., tuple[Tree, Tree]], primals: Tree) -> tuple[Tree, Tap
 
 
 def depth(x: Any) -> int:
-    """How many derivatives pass through this value?"""
+    """Return how many derivatives are being taken through a value."""
     return len(_levels(x))
 
 
 def zeros_with_pullback(y: Any, pull: Callable[[Any], Any]) -> Any:
-    """Zeros like y, whose cotangent ``pull`` takes to one of y.
+    """Return zeros like y, whose pullback is ``pull``: it maps a cotangent of the zeros to one of y.
 
-    ``pull`` may use values from the place where y was made. These may still be traced at the level that is
-    being pulled back, and at levels above it that have ended; such traces are cut off the result.
+    ``pull`` may use values from the scope in which y was made. These may still be traced at the level that is
+    being pulled back, and at levels above it that have ended; such traces are removed from the result.
     """
     levels = _levels(y)
 
@@ -156,7 +156,7 @@ def zeros_with_pullback(y: Any, pull: Callable[[Any], Any]) -> Any:
                 cotangent = cotangent._value
             if any(trace >= level and trace not in live for trace in _levels(cotangent)):
                 raise UnsupportedOpError(
-                    "forward mode through a linear solve has no formula in NumPy: take reverse mode, or JAX"
+                    "forward mode through a linear solve is not available in NumPy: use reverse mode, or JAX"
                 )
             return cotangent
 
@@ -167,12 +167,12 @@ def zeros_with_pullback(y: Any, pull: Callable[[Any], Any]) -> Any:
 
 
 def _levels(x: Any) -> list[int]:
-    """The levels at which a value is traced, from the highest down."""
+    """Return the levels at which a value is traced, from the highest down."""
     return [x._trace, *_levels(x._value)] if isbox(x) else []
 
 
 def zeros_like(x: Any) -> Any:
-    """Zeros of the shape and dtype of a leaf, a traced one too."""
+    """Return zeros of the shape and dtype of a leaf, which may be traced."""
     return vspace(x).zeros() if isbox(x) else np.zeros(np.shape(x), np.asarray(x).dtype)
 
 

@@ -8,6 +8,7 @@ from hypergrad_numpy import textbook
 from hypothesis import strategies as st
 from support.frameworks import each_backend
 from support.random_problems import (
+    RULES,
     Drawn,
     T,
     agree,
@@ -18,6 +19,7 @@ from support.random_problems import (
     flat,
     hundred,
     hypergradient,
+    once,
     problems,
     seeds,
     skeletons,
@@ -27,37 +29,56 @@ import hypergrad as hg
 from hypergrad.solvers import System
 
 
+@once
+def greedy(p, ahead):
+    letter = textbook.greedy_literal(*p.vectors, lookahead=ahead, eta=0.1)
+    return letter, textbook.greedy(*p.vectors, eta=0.1, lookahead=ahead)
+
+
+@once
+def unrolled(p, rule, truncate):
+    n, (Phi, z) = p.theta.size, RULES[rule].on(p)
+    trained = textbook.trajectory(Phi, z, p.lam, p.train)[T][:n]
+    return trained, textbook.unrolled(Phi, p.costs[1], z, p.lam, p.train, p.val, n, truncate)
+
+
+@once
+def implicit(p, damping=0.0):
+    return textbook.implicit(p.mean, p.costs[1], p.theta, p.lam, p.train, p.val, damping)
+
+
+@once
+def lowest_curvature(p):
+    return float(np.linalg.eigvalsh(textbook.hessian(p.mean, p.theta, p.lam, p.train))[0])
+
+
 @each_backend
 class TestTextbook:  # the dense formulas, to 1e-10
     @hundred(problems(), st.booleans())
     def test_greedy(self, backend, p, ahead):
-        greedy = partial(hg.Greedy, hg.SGD(0.1), lookahead=ahead)
-        letter = textbook.greedy_literal(*p.vectors, lookahead=ahead, eta=0.1)
-        expected = textbook.greedy(*p.vectors, eta=0.1, lookahead=ahead)
-        agree(hypergradient(backend, p, greedy()), expected, 1e-10)
-        agree(hypergradient(backend, p, greedy(response="gradient")), letter, 1e-10)
+        one_step = partial(hg.Greedy, hg.SGD(0.1), lookahead=ahead)
+        letter, expected = greedy(p, ahead)
+        agree(hypergradient(backend, p, one_step()), expected, 1e-10)
+        agree(hypergradient(backend, p, one_step(response="gradient")), letter, 1e-10)
 
     @every_rule
     @hundred(p=problems(), truncate=st.sampled_from([None, 1, 2]))
     def test_unrolled(self, backend, rule, p, truncate):
-        n, (Phi, z) = p.theta.size, rule.on(p)
         out = estimate(backend, p, hg.Unrolled(rule.update, T, truncate=truncate))
-        trained = textbook.trajectory(Phi, z, p.lam, p.train)[T][:n]
-        expected = textbook.unrolled(Phi, p.costs[1], z, p.lam, p.train, p.val, n, truncate)
+        name = next(name for name, known in RULES.items() if known is rule)
+        trained, expected = unrolled(p, name, truncate)
         agree(flat(out.state.params, backend), trained, 1e-10)
         agree(flat(out.hypergradient, backend), expected, 1e-10)
 
     @hundred(problems("quadratic"))
     def test_implicit(self, backend, p):
-        expected = textbook.implicit(p.mean, p.costs[1], p.theta, p.lam, p.train, p.val)
-        agree(hypergradient(backend, p, anywhere(hg.Direct())), expected, 1e-10)
+        agree(hypergradient(backend, p, anywhere(hg.Direct())), implicit(p), 1e-10)
 
     @hundred(problems(), st.floats(0.1, 10.0))
     def test_implicit_with_damping(self, backend, p, margin):
-        lowest = np.linalg.eigvalsh(textbook.hessian(p.mean, p.theta, p.lam, p.train))[0]
-        damping = margin + max(0.0, -float(lowest))
-        expected = textbook.implicit(p.mean, p.costs[1], p.theta, p.lam, p.train, p.val, damping)
-        agree(hypergradient(backend, p, anywhere(hg.Damped(hg.Direct(), damping))), expected, 1e-10)
+        damping = margin + max(0.0, -lowest_curvature(p))
+        estimator = anywhere(hg.Damped(hg.Direct(), damping))
+        agree(hypergradient(backend, p, estimator), implicit(p, damping), 1e-10)
 
     @hundred(problems())
     def test_the_iterates_of_conjugate_gradients(self, backend, p):

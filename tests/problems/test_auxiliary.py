@@ -316,7 +316,7 @@ class TestWhatDoesNotFit:
             net.attempt(undeclared, GREEDY)
 
     def test_a_state_that_is_not_given(self, net):
-        with pytest.raises(ArgumentError, match="pass the one to begin with as aux="):
+        with pytest.raises(ArgumentError, match="pass its initial value as aux="):
             net.attempt(hg.Bilevel(net.inner, net.outer, has_aux=True), GREEDY, aux=None)
 
 

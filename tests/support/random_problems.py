@@ -6,7 +6,7 @@ them as costs of random trees, on each backend. Everything random is in the batc
 """
 
 from collections import namedtuple
-from functools import partial
+from functools import partial, wraps
 
 import autograd.numpy
 import numpy as np
@@ -161,6 +161,20 @@ def hypergradient(backend, *args, **changes):
 def agree(x, y, tolerance):
     assert x.shape == y.shape
     assert np.linalg.norm(x - y) <= tolerance * (1 + np.linalg.norm(y))
+
+
+def once(formula):
+    """Compute the value of a dense formula once for all frameworks, which are tried on the same examples."""
+    values = {}
+
+    @wraps(formula)
+    def remembered(p, *rest):
+        key = (p.inner, p.theta.tobytes(), p.lam.tobytes(), *rest)
+        if key not in values:
+            values[key] = formula(p, *rest)
+        return values[key]
+
+    return remembered
 
 
 # Update rules, as the library and as the textbook have them; some of their constants depend on λ.

@@ -11,7 +11,7 @@ from support.tapes import HEAVY, TAPES, VERIFIED, T, ending, full, net, same, st
 import hypergrad as hg
 from hypergrad.errors import ArgumentError
 from hypergrad.problems.step import Inner, Training
-from hypergrad.tapes import Shelf, Trajectory
+from hypergrad.tapes import Storage, Trajectory
 
 parametrize = pytest.mark.parametrize
 SOURCES = {
@@ -112,7 +112,7 @@ def test_an_open_end_holds_no_more_states_than_it_says(backend):
             self.z = z
             alive.add(self)
 
-    class Watched(Shelf):
+    class Watched(Storage):
         most = 0
 
         def put(self, z, place):

@@ -202,5 +202,5 @@ class TestResuming:
         with pytest.raises(CheckpointError):
             hg.History.load(path)
         np.savez(path, a=np.ones(1))
-        with pytest.raises(CheckpointError, match="no history"):
+        with pytest.raises(CheckpointError, match="not a history"):
             hg.History.load(path)

@@ -206,7 +206,7 @@ class ModuleTuner:
             ArgumentError: for an estimator that needs several training steps.
             As `HypergradientEstimator.estimate`, and whatever the losses raise.
         """
-        self.recipe.check_tunes()
+        self.recipe.check_can_tune()
         self._refresh()
         training, estimator = self._training, self.recipe.estimator
         if isinstance(estimator, Unrolled):  # of one step, which is the same

@@ -106,7 +106,7 @@ class Tuned(Method):
         """The start of a run; the solution of a linear system is carried on, as λ is."""
         if isinstance(self.tuner.estimator, hg.Implicit):
             return fresh._replace(memory=last.memory)
-        return self.tuner.estimator.again(fresh, last)
+        return self.tuner.estimator.restarted(fresh, last)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Momentum descent that runs backwards, bit for bit."""
+"""Momentum descent that can be run backwards, bit for bit."""
 
 from hypergrad.tapes.reversible.tape import Reversible
 

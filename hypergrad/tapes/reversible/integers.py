@@ -1,4 +1,4 @@
-"""A step of momentum SGD in integers, there and back, one leaf after the other."""
+"""Steps of momentum SGD in integers, forwards and backwards, leaf by leaf."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hypergrad.updates.sgd import SGD
 Leaves = list[Array]
 
 MULTIPLIERS = 1597334677, 1103515245
-"""Odd numbers, one for each of two ways to scramble integers."""
+"""Odd multipliers, one for each of two hashes of integers."""
 
 
 class Integers(NamedTuple):
-    """θ, b and the pool in integers, leaf by leaf, and the most that the pool may hold.
+    """θ, b and the pool as integers, leaf by leaf, and ``top``, the largest value that the pool may have.
 
-    On the way θ is in two parts: the floats at which the loss is taken, and ``rest``, the few bits by which
-    they are not it. So there are no integers beside the floats.
+    During a run θ is in two parts: the floats at which the loss is evaluated, and ``rest``, the small
+    integers by which θ differs from them. So θ is not stored twice, as integers and as floats.
     """
 
     params: Leaves
@@ -32,7 +32,7 @@ class Integers(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """The numbers of a step: b ← μ b + s (g + w θ), θ ← θ − η b, with s = 1 − δ."""
+    """The rates of a step: b ← μ b + s (g + w θ), θ ← θ − η b, with s = 1 − δ."""
 
     lr: Scalar
     momentum: Scalar
@@ -41,7 +41,7 @@ class Rates(NamedTuple):
 
     @classmethod
     def of(cls, rule: SGD, backend: Backend, hparams: Tree, t: Any, like: Array) -> Rates:
-        """Those of a rule at step t."""
+        """Return the rates of a rule at step t."""
         share: Any = 1.0
         if not is_off(rule.dampening):
             share = rule.damped(backend, backend.asarray(1.0, like=like), hparams, t)
@@ -51,10 +51,10 @@ class Rates(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """The steps in these integers; ``kinds`` are the floats in which each leaf is counted.
+    """Steps on `Integers`; ``kinds`` are the float dtypes in which the leaves are computed.
 
-    Lists that are given are written to, and gradients let go of, leaf by leaf: no more than one leaf is ever
-    held twice. The parameters alone are not written to where they lie: the loss may have kept them.
+    The methods overwrite the lists passed to them and release gradients leaf by leaf, so that at most one
+    leaf is held twice. Only parameters are copied before they are overwritten: the loss may have kept them.
     """
 
     backend: Backend
@@ -62,102 +62,104 @@ class Steps(NamedTuple):
     kinds: Sequence[str]
 
     def begin(self, params: Sequence[Array], velocity: Sequence[Array]) -> tuple[Integers, Any]:
-        """The integers of a state, and the first leaf that does not fit."""
+        """Return the integers of a state, and the first leaf that does not fit."""
         backend, form = self.backend, self.form
-        none = backend.cast(backend.asarray(0), form.dtype) if backend.compiles else 0
+        zero = backend.cast(backend.asarray(0), form.dtype) if backend.compiles else 0
         pairs = zip(params, velocity, strict=True)
         fault = self.first([form.misfits(x) + form.misfits(b) for x, b in pairs])
         integers, pool = [form.fixed(b) for b in velocity], [form.empty(b) for b in velocity]
-        return self.split(Integers([form.fixed(x) for x in params], [], integers, pool, none)), fault
+        return self.split(Integers([form.fixed(x) for x in params], [], integers, pool, zero)), fault
 
     def split(self, at: Integers) -> Integers:
-        """With θ in two parts."""
+        """Split θ into its two parts, in the lists of ``at``."""
         for k, kind in enumerate(self.kinds):
             at.params[k], rest = self.form.split(at.params[k], kind)
             at.rest.append(rest)
         return at
 
     def joined(self, at: Integers) -> Integers:
-        """With θ in one, in lists of its own."""
+        """Join the two parts of θ, in new lists."""
         params = [self.form.joined(x, rest) for x, rest in zip(at.params, at.rest, strict=True)]
         return at._replace(params=params, rest=[])
 
     def is_at(self, at: Integers, params: Sequence[Array], velocity: Sequence[Array]) -> Any:
-        """Are these the integers of a state, bit for bit?"""
+        """Return whether these are the integers of a state, bit for bit."""
         given = [at.params, at.rest, at.velocity, params, velocity]
-        differ = self._over(_Leaf.differ, Rates(0.0, 0.0), None, [], given)
+        differ = self._each_leaf(_Leaf.differ, Rates(0.0, 0.0), None, [], given)
         return sum(count for (count,) in differ) == 0
 
     def digest(self, at: Integers) -> list[tuple[Any, ...]]:
-        """Two sums of scrambled integers for each array, which are others where a single bit is another.
+        """Return two sums of hashed integers for each array, which change if a single bit changes.
 
-        That holds but for one case in 2^60, and nobody has to keep what is compared.
+        A change goes unnoticed in one case in 2^60. Comparing digests spares a copy of the state.
         """
         given = [at.params, at.rest, at.velocity]
-        return self._over(_Leaf.scrambled, Rates(0.0, 0.0), None, [], given)
+        return self._each_leaf(_Leaf.hashes, Rates(0.0, 0.0), None, [], given)
 
     def agree(self, x: list[tuple[Any, ...]], y: list[tuple[Any, ...]]) -> Any:
-        """Are two digests the same?"""
-        found: Any = True
+        """Return whether two digests are equal."""
+        equal: Any = True
         for one, other in zip(x, y, strict=True):
             for a, b in zip(one, other, strict=True):
-                found = (a == b) & found
-        return found
+                equal = (a == b) & equal
+        return equal
 
     def advance(self, at: Integers, g: Leaves, rates: Rates, ratio: Ratio) -> tuple[Integers, Any]:
-        """One step, and the first leaf in which it does not fit."""
+        """Take one step, and return the first leaf in which it does not fit."""
         at = self._unshared(at)
-        used = [at.params, at.rest, at.velocity, at.pool]
-        misfits = self._over(_Leaf.advance, rates, ratio, used, [g], last=g)
+        overwritten = [at.params, at.rest, at.velocity, at.pool]
+        misfits = self._each_leaf(_Leaf.advance, rates, ratio, overwritten, [g], released=g)
         return at._replace(top=pooled(at.top, ratio)), self.first([count for (count,) in misfits])
 
-    def before(
-        self, at: Integers, v: Leaves, c: Leaves, after: Scalar, rates: Rates, wanted: bool
+    def undo_params(
+        self, at: Integers, v: Leaves, c: Leaves, next_momentum: Scalar, rates: Rates, slopes: bool
     ) -> tuple[Integers, Scalar]:
-        r"""The parameters before the step, θ ← θ + η b, and what comes back to b_{t+1}:
+        r"""Undo the update of the parameters, θ ← θ + η b, and update c, the cotangent of b_{t+1}:
 
             c ← μ' c − η v,    ∂η = −⟨v, b_{t+1}⟩
 
-        μ' is the momentum of the step after, ``after``. The slope in η is found if it is wanted.
+        μ' is the momentum of the next step, ``next_momentum``. With ``slopes`` ∂η is returned, otherwise 0.
         """
         at = self._unshared(at)
-        method = partial(_Leaf.before, after=after, wanted=wanted)
-        sums = self._over(method, rates, None, [at.params, at.rest, c], [at.velocity, v])
+        method = partial(_Leaf.undo_params, next_momentum=next_momentum, slopes=slopes)
+        sums = self._each_leaf(method, rates, None, [at.params, at.rest, c], [at.velocity, v])
         return at, sum(slope for (slope,) in sums)
 
-    def withdraw(
-        self, at: Integers, c: Leaves, g: Leaves, rates: Rates, ratio: Ratio, wanted: bool
+    def undo_velocity(
+        self, at: Integers, c: Leaves, g: Leaves, rates: Rates, ratio: Ratio, slopes: bool
     ) -> tuple[Scalar, Scalar, Scalar]:
-        r"""The velocity before the step, b ← (b − s (g + w θ)) / μ, and the other slopes, if they are wanted:
+        r"""Undo the update of the velocity, b ← (b − s (g + w θ)) / μ, and return the other slopes:
 
-        ∂μ = ⟨c, b_t⟩,    ∂w = s ⟨c, θ⟩,    ∂s = ⟨c, g + w θ⟩
+            ∂μ = ⟨c, b_t⟩,    ∂w = s ⟨c, θ⟩,    ∂s = ⟨c, g + w θ⟩
+
+        Without ``slopes`` they are returned as 0.
         """
-        method = partial(_Leaf.withdraw, wanted=wanted)
-        sums = self._over(method, rates, ratio, [at.velocity, at.pool], [c, g, at.params], last=g)
+        method = partial(_Leaf.undo_velocity, slopes=slopes)
+        sums = self._each_leaf(method, rates, ratio, [at.velocity, at.pool], [c, g, at.params], released=g)
         momentum, decay, share = map(sum, zip(*sums, strict=True))
         return momentum, decay, share
 
-    def pull(self, v: Leaves, c: Leaves, more: Leaves, rates: Rates) -> None:
-        """Let v ← v + s w c + (∂g/∂θ)ᵀ s c, of which the last is given."""
-        self._over(_Leaf.pull, rates, None, [v], [c, more], last=more)
+    def pull(self, v: Leaves, c: Leaves, through_g: Leaves, rates: Rates) -> None:
+        """Update v ← v + s w c + (∂g/∂θ)ᵀ s c, where the last term is given as ``through_g``."""
+        self._each_leaf(_Leaf.pull, rates, None, [v], [c, through_g], released=through_g)
 
     def scaled(self, a: Scalar, c: Leaves) -> Leaves:
-        """A c."""
+        """Return a c."""
         return [self._leaf(kind, Rates(a, a), None).scaled(x) for kind, x in zip(self.kinds, c, strict=True)]
 
     def shared(self, c: Leaves, rates: Rates) -> Leaves:
-        """Return s c, what comes back to the gradient."""
-        return c if _is(rates.share, 1.0) else self.scaled(rates.share, c)
+        """Return s c, the cotangent of the gradient."""
+        return c if _is_constant(rates.share, 1.0) else self.scaled(rates.share, c)
 
     def first(self, misfits: Sequence[Any]) -> Any:
-        """The first leaf in which something does not fit; −1 says that all is well."""
-        found: Any = -1
+        """Return the first leaf in which something does not fit; −1 if all fits."""
+        first: Any = -1
         for k, count in reversed(list(enumerate(misfits))):
-            found = self.backend.xp.where(count == 0, found, k)
-        return found
+            first = self.backend.xp.where(count == 0, first, k)
+        return first
 
     def _unshared(self, at: Integers) -> Integers:
-        """With parameters that nobody else holds."""
+        """Copy the parameters, in case something else refers to them."""
         for k, x in enumerate(at.params):
             at.params[k] = self.backend.copy(x)
         return at
@@ -166,30 +168,30 @@ class Steps(NamedTuple):
         leaf = _Leaf(self.backend, self.form, kind, rates, ratio)
         return leaf._replace(rates=Rates(*map(leaf._number, rates)))
 
-    def _over(
+    def _each_leaf(
         self,
         method: Callable[..., Any],
         rates: Rates,
         ratio: Any,
-        used: Sequence[Leaves],
-        given: Sequence[Sequence[Array]],
-        last: Leaves | None = None,
+        overwritten: Sequence[Leaves],
+        inputs: Sequence[Sequence[Array]],
+        released: Leaves | None = None,
     ) -> list[tuple[Any, ...]]:
-        """Do it to each leaf, let go of those in ``last``, and return the sums of each."""
+        """Apply a method to each leaf, empty the list ``released``, and return the sums of each leaf."""
         rows = []
         for k, kind in enumerate(self.kinds):
             f = partial(method, self._leaf(kind, rates, ratio))
-            new, sums = self.backend.memory.in_blocks(f, [x[k] for x in used], [x[k] for x in given])
-            for leaves, leaf in zip(used, new, strict=True):
+            new, sums = self.backend.memory.in_blocks(f, [x[k] for x in overwritten], [x[k] for x in inputs])
+            for leaves, leaf in zip(overwritten, new, strict=True):
                 leaves[k] = leaf
-            if last is not None:
-                last[k] = None
+            if released is not None:
+                released[k] = None
             rows.append(sums)
         return rows
 
 
 class _Leaf(NamedTuple):
-    """What happens to a leaf, element by element: new values, and sums."""
+    """The operations on a leaf, element by element; each returns new values, and sums."""
 
     backend: Backend
     form: FixedPoint
@@ -199,61 +201,62 @@ class _Leaf(NamedTuple):
 
     def differ(self, near: Array, rest: Array, b: Array, x: Array, y: Array) -> Any:
         xp, form = self.backend.xp, self.form
-        moved = (form.joined(near, rest) != form.fixed(x)) | (b != form.fixed(y))
-        return (), (xp.sum(xp.where(moved, 1, 0)),)
+        differs = (form.joined(near, rest) != form.fixed(x)) | (b != form.fixed(y))
+        return (), (xp.sum(xp.where(differs, 1, 0)),)
 
-    def scrambled(self, near: Array, rest: Array, b: Array) -> Any:
+    def hashes(self, near: Array, rest: Array, b: Array) -> Any:
         integers = self.form.joined(near, rest), b
-        return (), tuple(self.backend.xp.sum(_scrambled(x, k)) for x in integers for k in MULTIPLIERS)
+        return (), tuple(self.backend.xp.sum(_hashed(x, k)) for x in integers for k in MULTIPLIERS)
 
     def advance(self, near: Array, rest: Array, b: Array, pool: Array, g: Array) -> Any:
         form, kind = self.form, self.kind
         b, pool = form.shrink(b, pool, self.ratio)
-        kept, fresh = form.number(b, kind), self._fresh(g, near)
+        old, fresh = form.number(b, kind), self._fresh(g, near)
         b = b + form.fixed(fresh)
         change = self._change(b)
-        misfits = form.misfits(kept, fresh) + form.misfits(near, change)
+        misfits = form.misfits(old, fresh) + form.misfits(near, change)
         return (*form.split(form.joined(near, rest) - form.fixed(change), kind), b, pool), (misfits,)
 
-    def before(
-        self, near: Array, rest: Array, c: Array, b: Array, v: Array, after: Scalar, wanted: bool
+    def undo_params(
+        self, near: Array, rest: Array, c: Array, b: Array, v: Array, next_momentum: Scalar, slopes: bool
     ) -> Any:
         form, wide = self.form, self._wide(v)
-        slope = -self.backend.inner(wide, form.number(b, self.kind)) if wanted else 0.0
+        slope = -self.backend.inner(wide, form.number(b, self.kind)) if slopes else 0.0
         near, rest = form.split(form.joined(near, rest) + form.fixed(self._change(b)), self.kind)
-        return (near, rest, self._like(c, self._number(after) * self._wide(c) - self.rates.lr * wide)), (
-            slope,
-        )
+        c = self._like(c, self._number(next_momentum) * self._wide(c) - self.rates.lr * wide)
+        return (near, rest, c), (slope,)
 
-    def withdraw(self, b: Array, pool: Array, c: Array, g: Array, near: Array, wanted: bool) -> Any:
+    def undo_velocity(self, b: Array, pool: Array, c: Array, g: Array, near: Array, slopes: bool) -> Any:
         form, inner, wide = self.form, self.backend.inner, self._wide(c)
         b, pool = form.grow(b - form.fixed(self._fresh(g, near)), pool, self.ratio)
-        if not wanted:
+        if not slopes:
             return (b, pool), (0.0, 0.0, 0.0)
         momentum, decay = inner(wide, form.number(b, self.kind)), self.rates.share * inner(wide, near)
         return (b, pool), (momentum, decay, inner(wide, self._decayed(g, near)))
 
-    def pull(self, v: Array, c: Array, more: Array) -> Any:
-        found = self._wide(v) + self._wide(more)
-        if not _is(self.rates.decay, 0.0):
-            found = found + self.rates.share * self.rates.decay * self._wide(c)
-        return (self._like(v, found),), ()
+    def pull(self, v: Array, c: Array, through_g: Array) -> Any:
+        total = self._wide(v) + self._wide(through_g)
+        if not _is_constant(self.rates.decay, 0.0):
+            total = total + self.rates.share * self.rates.decay * self._wide(c)
+        return (self._like(v, total),), ()
 
     def scaled(self, c: Array) -> Array:
         return self._like(c, self.rates.lr * self._wide(c))
 
     def _change(self, b: Array) -> Array:
-        """η b."""
+        """Return η b."""
         return self.rates.lr * self.form.number(b, self.kind)
 
     def _fresh(self, g: Array, near: Array) -> Array:
-        """S (g + w θ)."""
+        """Return s (g + w θ)."""
         decayed = self._decayed(g, near)
-        return decayed if _is(self.rates.share, 1.0) else self.rates.share * decayed
+        return decayed if _is_constant(self.rates.share, 1.0) else self.rates.share * decayed
 
     def _decayed(self, g: Array, near: Array) -> Array:
-        """G + w θ."""
-        return self._wide(g) if _is(self.rates.decay, 0.0) else self._wide(g) + self.rates.decay * near
+        """Return g + w θ."""
+        return (
+            self._wide(g) if _is_constant(self.rates.decay, 0.0) else self._wide(g) + self.rates.decay * near
+        )
 
     def _number(self, rate: Scalar) -> Scalar:
         return rate if type(rate) in (int, float) else self._wide(rate)
@@ -265,14 +268,14 @@ class _Leaf(NamedTuple):
         return self.backend.cast(value, self.backend.describe(x).dtype)
 
 
-def _scrambled(x: Array, k: int) -> Array:
-    """A permutation of the integers, in arithmetic that wraps around, that leaves no pattern."""
+def _hashed(x: Array, k: int) -> Array:
+    """Hash integers by a permutation, in arithmetic that wraps around."""
     for multiplier, shift in ((k, 15), (739982445, 12), (695872825, 15)):
         x = x * multiplier
         x = x ^ (x >> shift)
     return x
 
 
-def _is(rate: Scalar, value: float) -> bool:
-    """Is it this number for good?"""
+def _is_constant(rate: Scalar, value: float) -> bool:
+    """Return whether a rate is this number, and not traced or learned."""
     return isinstance(rate, float | int) and rate == value

@@ -1,4 +1,4 @@
-"""What the pools of a reversible run gave away: digits, two to a byte, for all parameters at once."""
+"""The log of a reversible run: the digits from its pools, two to a byte, for all parameters together."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ EACH = WORD // DIGIT
 
 @final
 class Log(NamedTuple):
-    """Words, in each of which the first digit is the lower one, and how many digits there are."""
+    """Words of digits, the first digit in the low bits, and the number of digits."""
 
     words: Any
     count: Any
 
     @classmethod
     def begin(cls, backend: Backend, at: Integers, words: int) -> Log:
-        """An empty one, with room for so many words."""
+        """Return an empty log with room for so many words."""
         like = [backend.cast(pool, f"uint{WORD}") for pool in at.pool]
         return cls(backend.empty_rows(like, words), at.top)
 
     @property
     def length(self) -> Any:
-        """The number of words."""
+        """The number of words in use."""
         return (self.count + EACH - 1) // EACH
 
     def take_in(self, backend: Backend, form: FixedPoint, at: Integers, ratio: Ratio) -> tuple[Integers, Log]:
-        """Make room in the pools for one more step."""
+        """Move digits from the pools to the log, so that the pools have room for one more step."""
 
         def spill(carry: tuple[Integers, Log]) -> tuple[Integers, Log]:
             at, log = carry
             digits = [form.digit(pool) for pool in at.pool]
             for k, pool in enumerate(at.pool):
                 at.pool[k] = form.spill(pool)
-            return at._replace(top=at.top >> DIGIT), log._with(backend, digits)
+            return at._replace(top=at.top >> DIGIT), log._appended(backend, digits)
 
-        made: tuple[Integers, Log] = backend.while_loop(
+        result: tuple[Integers, Log] = backend.while_loop(
             lambda carry: is_full(carry[0].top, ratio), spill, (at, self), SPILLS
         )
-        return made
+        return result
 
     def give_back(
         self, backend: Backend, form: FixedPoint, at: Integers, spilled: Any
     ) -> tuple[Integers, Log]:
-        """Put so many digits back into the pools."""
+        """Move the last ``spilled`` digits back to the pools."""
 
         def refill(carry: tuple[Integers, Log, Any]) -> tuple[Integers, Log, Any]:
             at, log, left = carry
@@ -61,10 +61,10 @@ class Log(NamedTuple):
         at, log, _ = backend.while_loop(lambda carry: carry[2] > 0, refill, (at, self, spilled), SPILLS)
         return at, log
 
-    def _with(self, backend: Backend, digits: list[Array]) -> Log:
+    def _appended(self, backend: Backend, digits: list[Array]) -> Log:
         place, second = divmod(self.count, EACH)
         if backend.compiles or second:
-            # A first digit takes the place of whatever there is; a second one is put beside it.
+            # The first digit of a word overwrites the word; the second is added in its high bits.
             old = backend.take(self.words, place)
             pairs = zip(old, digits, strict=True)
             digits = [backend.cast(a * second + (b << DIGIT * second), f"uint{WORD}") for a, b in pairs]

@@ -1,4 +1,4 @@
-"""The tape that keeps no states: training runs backwards."""
+"""The tape that keeps no states, and runs training backwards instead."""
 
 from __future__ import annotations
 
@@ -18,39 +18,40 @@ from hypergrad.tapes.trajectory import Pulled, Trajectory
 from hypergrad.updates.base import is_off
 from hypergrad.updates.sgd import SGD, Momentum
 
-DID_NOT_COME_BACK, LOG_IS_FULL = -2, -3
-"""Faults beside the number of a leaf that did not fit."""
+NOT_RECOVERED, LOG_IS_FULL = -2, -3
+"""Fault codes: −1 is no fault, and a number from 0 on is the leaf that did not fit."""
 
 
 @final
 @dataclass(frozen=True)
 class Reversible(Tape):
-    r"""Keep the last state alone, and take every step of momentum SGD back exactly (Maclaurin et al. 2015).
+    r"""Keep only the last state, and undo every step of momentum SGD exactly (Maclaurin et al. 2015).
 
         b_{t+1} = μ b_t + (1 − δ) (g_t + w θ_t),    θ_{t+1} = θ_t − η b_{t+1}
         θ_t = θ_{t+1} + η b_{t+1},    b_t = (b_{t+1} − (1 − δ) (g_t + w θ_t)) / μ
 
-    in integers, so that θ_0 and b_0 come back bit for bit: see `hypergrad.tapes.fixedpoint`. The run is that
-    of `hypergrad.SGD` to the rounding of fixed point, 2^−F, and so is the hypergradient. Rates, momentum and
-    their schedules may be hyperparameters.
+    in integers, so that θ_0 and b_0 are recovered bit for bit: see `hypergrad.tapes.reversible.fixedpoint`.
+    The run agrees with that of `hypergrad.SGD` up to the rounding of fixed point, 2^−F, and so does the
+    hypergradient. Rates, momentum and their schedules may be hyperparameters.
 
     Cost: 4 T gradients. Memory: parameters and velocity, a pool of 16 bits for each parameter, and log2(1/μ)
-    bits for each parameter and step, 0.15 for μ = 0.9; the auxiliary state and the generator's are kept for
-    each step, if there are such. What comes back is compared with what was given; in a compiled program by a
-    digest, so that one may hand over the state, as in ``jax.jit(…, donate_argnums=…)``, and hold two copies
-    less. The momentum is read, if it lies on a device.
+    bits for each parameter and step, 0.15 for μ = 0.9; the auxiliary state and the generator's are stored for
+    each step, if there are any. The recovered state is compared with the initial one; in a compiled program
+    only their digests are, so that the state may be donated, as in ``jax.jit(…, donate_argnums=…)``, which
+    saves two copies. A momentum on a device is read.
 
     Args:
         fraction: F, the bits after the point; 48 of 64 for float64 and 24 of 32 for narrower parameters, in
             which numbers below 2^15 and 2^7 fit.
-        log_bits: bits for each parameter that are set aside for what is remembered. Only a compiled program
-            with a momentum that it does not know has to be told; by default one a step, enough for μ ≥ ½.
+        log_bits: bits that a compiled program reserves for the log of each parameter, if the momentum is
+            traced; by default one a step, which is enough for μ ≥ ½. Otherwise the needed size is known.
 
     Raises:
-        ArgumentError: for another update rule than SGD with momentum: without one a step forgets, Adam
-            divides by what it forgets, and Nesterov's needs the gradient to find where it was taken.
-        UnsupportedOpError: for a derivative of the hypergradient, which integers do not have.
-        FixedPointError: when used, if a number does not fit, or does not come back.
+        ArgumentError: for an update rule other than SGD with heavy-ball momentum: a step without momentum
+            cannot be undone, Adam divides by what it loses, and recovering the parameters before a Nesterov
+            step needs their gradient.
+        UnsupportedOpError: if the hypergradient is differentiated, because integers have no derivative.
+        FixedPointError: when used, if a number does not fit, or the initial state is not recovered.
     """
 
     fraction: int | None = None
@@ -60,14 +61,14 @@ class Reversible(Tape):
         for name in ("fraction", "log_bits"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ArgumentError(f"Reversible: {name} = {value!r}; it is a positive integer")
+                raise ArgumentError(f"Reversible: {name} = {value!r}; it must be a positive integer")
 
     def numbers(self, backend: Backend, params: Tree) -> FixedPoint:
-        """The fixed-point form of these parameters."""
+        """Return the fixed-point form of these parameters."""
         bits = 64 if backend.describe(backend.flatten(params)[0][0]).itemsize > 4 else 32
         fraction = (48 if bits == 64 else 24) if self.fraction is None else self.fraction
         if fraction > bits - 4:
-            raise ArgumentError(f"Reversible: fraction = {fraction}; of {bits} bits {bits - 4} are the most")
+            raise ArgumentError(f"Reversible: fraction = {fraction}; at most {bits - 4} of {bits} bits fit")
         return FixedPoint(backend, bits, fraction)
 
     def record(self, path: Trajectory, z: Inner, hparams: Tree) -> Recording:
@@ -77,20 +78,19 @@ class Reversible(Tape):
 
 
 def _momentum_sgd(rule: Any) -> SGD:
-    """The rule, if its steps can be taken back."""
-    instead = "take hg.Binomial or hg.States"
+    """Return the SGD rule, if its steps can be undone."""
+    instead = "use hg.Binomial or hg.States"
     rule = rule.formula
     if not isinstance(rule, SGD):
         raise ArgumentError(
-            f"Reversible takes back steps of hg.SGD with momentum, and {type(rule).__name__} forgets what it "
-            f"would need for that: {instead}"
+            f"Reversible undoes steps of hg.SGD with momentum, and those of {type(rule).__name__} cannot be "
+            f"undone exactly: {instead}"
         )
     if is_off(rule.momentum):
-        raise ArgumentError(f"Reversible: without momentum a step cannot be taken back exactly: {instead}")
+        raise ArgumentError(f"Reversible: a step without momentum cannot be undone exactly: {instead}")
     if rule.nesterov:
         raise ArgumentError(
-            "Reversible: a Nesterov step needs the gradient to find the parameters at which it was taken: "
-            + instead
+            "Reversible: recovering the parameters before a Nesterov step needs their gradient: " + instead
         )
     return rule
 
@@ -106,7 +106,7 @@ class _Run(NamedTuple):
         generator, like = Generator(backend), z.params
         steps = self._steps(like)
         at, fault = steps.begin(*_leaves(backend, z))
-        # Who keeps nothing but the digest lets a program put its results where it was given the state.
+        # Keeping only the digest lets a compiled program reuse the memory of the initial state.
         digest = steps.digest(at) if backend.compiles else None
         capacity = self._capacity(log_bits)
         log = Log.begin(backend, at, capacity)
@@ -125,9 +125,9 @@ class _Run(NamedTuple):
             rates, before = self._rates(self.hparams, t, like), log.count
             ratio = Ratio.of(backend, rates.momentum, self.form.dtype)
             at, log = log.take_in(backend, self.form, at, ratio)
-            at, over = steps.advance(at, list(backend.flatten(g)[0]), rates, ratio)
+            at, misfit = steps.advance(at, list(backend.flatten(g)[0]), rates, ratio)
             observed = observed.then(backend, observe(backend, value, g, self._params(at, like), t))
-            return (at, log, later, observed, self._first(fault, over)), (aux, draws, log.count - before)
+            return (at, log, later, observed, self._first(fault, misfit)), (aux, draws, log.count - before)
 
         begin = at, log, z.aux, Observation.none(backend, z.params), fault
         (at, log, aux, observed, fault), kept = backend.scan(forward, begin, path.length)
@@ -147,26 +147,26 @@ class _Run(NamedTuple):
         held = held + words * vectors.size(backend, at.pool)
 
         def pull(v: Inner) -> Pulled:
-            handed = [v]
+            cotangent = [v]  # a list, so that `_pull_back` can release it
             del v
-            return self._back(at, log, kept, handed, z, digest, fault)
+            return self._pull_back(at, log, kept, cotangent, z, digest, fault)
 
         return Recording(end, observed, length, pull, held, 2 * length, length)
 
-    def _back(
-        self, at: Integers, log: Log, kept: Any, handed: list[Inner], z: Inner, digest: Any, fault: Any
+    def _pull_back(
+        self, at: Integers, log: Log, kept: Any, cotangent: list[Inner], z: Inner, digest: Any, fault: Any
     ) -> Pulled:
-        """Take the steps back from where the run ended, and pull back through each."""
+        """Undo the steps from the last to the first, and pull back through each."""
         backend, path, like = self.path.backend, self.path, z.params
         steps, sweep = self._steps(like), Sweep(path, self.hparams)
         unflatten = backend.flatten(like)[1]
 
         def backward(carry: Any, k: Any, kept: Any) -> tuple[Any, None]:
-            at, log, (v, c, after), total = carry
+            at, log, (v, c, next_momentum), total = carry
             (aux, draws, spilled), t = kept, path.start + k
             rates, pull_rates = self._rates(self.hparams, t, like), self._learned(t, like)
-            wanted = pull_rates is not None
-            at, slope_in_lr = steps.before(at, v, c, after, rates, wanted)
+            learned = pull_rates is not None
+            at, slope_in_lr = steps.undo_params(at, v, c, next_momentum, rates, learned)
             params = self._params(at, like)
 
             def slope(params: Tree, hparams: Tree) -> Tree:
@@ -179,16 +179,16 @@ class _Run(NamedTuple):
             ratio = Ratio.of(backend, rates.momentum, self.form.dtype)
             leaves = backend.flatten(g)[0]
             del g
-            slopes = Rates(slope_in_lr, *steps.withdraw(at, c, leaves, rates, ratio, wanted))
+            slopes = Rates(slope_in_lr, *steps.undo_velocity(at, c, leaves, rates, ratio, learned))
             at, log = log.give_back(backend, self.form, at, spilled)
-            more, term = pull_slope.last(unflatten(steps.shared(c, rates)))
+            through_g, term = pull_slope.last(unflatten(steps.shared(c, rates)))
             del pull_slope
             if pull_rates is not None:
-                by_rates, found = pull_rates(slopes)
+                by_rates, reached_by_rates = pull_rates(slopes)
                 term = vectors.add(backend, term, by_rates)
-                reached = backend.map(or_, reached, found)
-            leaves = backend.flatten(more)[0]
-            del more
+                reached = backend.map(or_, reached, reached_by_rates)
+            leaves = backend.flatten(through_g)[0]
+            del through_g
             steps.pull(v, c, leaves, rates)
             _, total = sweep.add(total, Pulled(term, reached, z))
             return (at, log, (v, c, number(rates.momentum)), total), None
@@ -196,14 +196,16 @@ class _Run(NamedTuple):
         def number(rate: Any) -> Any:
             return backend.cast(rate, steps.kinds[0]) if backend.compiles else rate
 
-        v, c = (backend.flatten(x)[0] for x in _parts(handed.pop()))
+        v, c = (backend.flatten(x)[0] for x in _parts(cotangent.pop()))
         for k in range(len(v)):
             v[k], c[k] = backend.copy(v[k]), backend.copy(c[k])
         begin = steps.split(at), log, (v, c, number(1.0)), sweep.begin(z)[1]
-        (at, log, (v, c, after), total), _ = backend.scan(backward, begin, path.length, xs=kept, reverse=True)
-        back = steps.agree(steps.digest(at), digest) if digest else steps.is_at(at, *_leaves(backend, z))
-        lost = backend.xp.where(back, -1, DID_NOT_COME_BACK)
-        start = Inner(unflatten(v), Momentum(unflatten(steps.scaled(after, c))), backend.zeros(z.aux))
+        (at, log, (v, c, momentum), total), _ = backend.scan(
+            backward, begin, path.length, xs=kept, reverse=True
+        )
+        same = steps.agree(steps.digest(at), digest) if digest else steps.is_at(at, *_leaves(backend, z))
+        lost = backend.xp.where(same, -1, NOT_RECOVERED)
+        start = Inner(unflatten(v), Momentum(unflatten(steps.scaled(momentum, c))), backend.zeros(z.aux))
         return sweep.end((start, total))._replace(fault=self._first(fault, lost))
 
     def _steps(self, like: Tree) -> Steps:
@@ -211,7 +213,7 @@ class _Run(NamedTuple):
         return Steps(self.path.backend, self.form, tuple(map(self.form.wide, leaves)))
 
     def _params(self, at: Integers, like: Tree) -> Tree:
-        """The parameters at which the loss is taken."""
+        """Return the parameters at which the loss is evaluated."""
         backend = self.path.backend
         leaves, unflatten = backend.flatten(like)
         pairs = zip(at.params, leaves, strict=True)
@@ -222,29 +224,32 @@ class _Run(NamedTuple):
         return Rates.of(self.rule, backend, hparams, t, backend.flatten(like)[0][0])
 
     def _learned(self, t: Any, like: Tree) -> Callable[[Rates], tuple[Tree, Tree]] | None:
-        """What takes slopes in the rates to hyperparameters, and says to which; or nothing does."""
+        """Return a function that pulls slopes in the rates back to λ, and says which leaves they reach.
+
+        Return ``None`` if no rate depends on a hyperparameter.
+        """
         backend, rule = self.path.backend, self.rule
-        given = rule.lr, rule.momentum, rule.weight_decay, rule.dampening
-        learned = [not isinstance(rate, float | int) for rate in given]
+        hypers = rule.lr, rule.momentum, rule.weight_decay, rule.dampening
+        learned = [not isinstance(hyper, float | int) for hyper in hypers]
         if not any(learned):
             return None
 
-        def those(rates: Rates) -> list[Any]:
+        def pick(rates: Rates) -> list[Any]:
             return [rate for rate, on in zip(rates, learned, strict=True) if on]
 
-        values, pull = backend.pullback(lambda hparams: those(self._rates(hparams, t, like)), self.hparams)
+        values, pull = backend.pullback(lambda hparams: pick(self._rates(hparams, t, like)), self.hparams)
         reached = pull.reached[0]
         if not any(backend.flatten(reached)[0]):
             return None
 
-        def back(slopes: Rates) -> tuple[Tree, Tree]:
-            pairs = zip(those(slopes), values, strict=True)
+        def pull_rates(slopes: Rates) -> tuple[Tree, Tree]:
+            pairs = zip(pick(slopes), values, strict=True)
             return pull([backend.cast(x, backend.describe(value).dtype) for x, value in pairs])[0], reached
 
-        return back
+        return pull_rates
 
     def _capacity(self, log_bits: int | None) -> int:
-        """Words of log: one a step is more than enough, and costs nothing where lists grow as they must."""
+        """Return the capacity of the log in words: a generous bound where it is a list that can grow."""
         length, momentum, backend = int(self.path.length), self.rule.momentum, self.path.backend
         if not backend.compiles:
             return SPILLS * length
@@ -254,7 +259,7 @@ class _Run(NamedTuple):
         return max(1, -(-(log_bits or length) // WORD))
 
     def _first(self, fault: Any, other: Any) -> Any:
-        """The first of two that is none: −1 says that all is well."""
+        """Return the first of two faults, or −1 if there is none."""
         return self.path.backend.xp.where(fault == -1, other, fault)
 
 
@@ -263,6 +268,6 @@ def _parts(z: Inner) -> tuple[Tree, Tree]:
 
 
 def _leaves(backend: Backend, z: Inner) -> tuple[Leaves, Leaves]:
-    """Those of parameters and velocity, in lists of their own."""
+    """Return the leaves of parameters and velocity, in new lists."""
     params, velocity = _parts(z)
     return list(backend.flatten(params)[0]), list(backend.flatten(velocity)[0])

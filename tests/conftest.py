@@ -2,7 +2,6 @@
 
 import os
 from importlib.util import find_spec
-from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -26,16 +25,6 @@ def pytest_pycollect_makeitem():
     return list(filter(is_affordable, found)) if isinstance(found, list) else found
 
 
-# Thousands of examples go along the same lines here. Untraced they take two thirds of the time.
-UNTRACED = {"estimators", "problems", "solvers", "tapes"}
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.parent.name in UNTRACED:
-            item.add_marker(pytest.mark.no_cover)
-
-
 if find_spec("torch"):
     import torch
 
@@ -50,11 +39,6 @@ if find_spec("jax"):
     quick += " --xla_backend_optimization_level=0"
     os.environ["XLA_FLAGS"] = f"{quick} {os.environ.get('XLA_FLAGS', '')}"
     jax.config.update("jax_enable_x64", True)  # for these tests; the library never touches it
-    # Programs that were traced anew are often old ones to the compiler.
-    cache = TemporaryDirectory(prefix="compiled-")
-    jax.config.update("jax_compilation_cache_dir", cache.name)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(params=[row.name for row in available() if row.installed])

@@ -47,7 +47,7 @@ def _moments(o: Options, kept: Callable[[str], list[Tensor]]) -> Moments:
 
 
 def _number(x: Any) -> Any:
-    """A number as it is, a tensor as a constant function: reading it could mean waiting for a device."""
+    """Return a number unchanged, and a tensor as a constant function: reading it could wait for a device."""
     if not isinstance(x, Tensor):
         return x
     held = x.detach().clone()

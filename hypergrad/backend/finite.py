@@ -13,12 +13,14 @@ from hypergrad.backend.types import Tree
 def first_nonfinite(backend: Backend, tree: Tree) -> Any:
     """Return the index of the first leaf that holds a NaN or an infinity, or −1 if all leaves are finite.
 
-    If the sum of a leaf is finite, so is the leaf; this costs one pass over it. A sum that is not finite may
-    have overflowed, so then `search_nonfinite` decides.
+    If ‖tree‖² is finite, so are all leaves; this costs one pass and one read. If it is not, it may have
+    overflowed, so then `search_nonfinite` decides.
     """
     leaves = backend.flatten(tree)[0]
     if leaves and backend.readable(*leaves):
-        if np.isfinite(sum(map(float, map(backend.to_numpy, map(backend.xp.sum, leaves))))):
+        with np.errstate(over="ignore"):
+            square = backend.to_numpy(backend.inner(tree, tree))
+        if np.isfinite(square):
             return -1
     return search_nonfinite(backend, tree)
 

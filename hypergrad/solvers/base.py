@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from hypergrad.backend import Backend, Scalar, Tree, vectors
@@ -124,6 +125,31 @@ class Iterative(Solver):
             return failure
         where = system.backend.xp.where
         return where((failure == Failure.NONE) & missed, int(Failure.MAX_STEPS), failure)
+
+
+@dataclass(frozen=True)
+class Krylov(Iterative):
+    """A method over the Krylov space of v, which stops when its residual is small.
+
+    Args:
+        max_steps: the most products; by default 2n for n unknowns, between 100 and 1000.
+        rtol: the relative residual ‖Ax − v‖/‖v‖ to reach; ``None`` takes ``max_steps`` products and promises
+            nothing.
+        atol: the absolute residual ‖Ax − v‖ to reach; meeting ``rtol`` or ``atol`` is enough.
+
+    Raises:
+        ArgumentError: for numbers out of range.
+    """
+
+    fewest: ClassVar[int] = 100
+
+    max_steps: int | None = None
+    rtol: float | None = 1e-6
+    atol: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_count(type(self).__name__, "max_steps", self.max_steps, optional=True)
+        check_tolerance(type(self).__name__, self.rtol, self.atol)
 
 
 class Preconditioner(ABC):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, NamedTuple, final
 
 from hypergrad.backend import Scalar, Tree, vectors
 from hypergrad.errors import Failure
-from hypergrad.solvers.base import Iterative, check_count, check_tolerance, rounding
+from hypergrad.solvers.base import Krylov, rounding
 from hypergrad.solvers.numbers import on_numpy_scalars
 from hypergrad.solvers.system import Solution, System
 
@@ -28,7 +28,7 @@ class _Iterate(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class BiCGStab(Iterative):
+class BiCGStab(Krylov):
     r"""Stabilised biconjugate gradients, for any A (van der Vorst 1992).
 
         p ← r + β (p − ω Ap),   s = r − α Ap,   x ← x + α p + ω s,   r ← s − ω As,   ω = (As)ᵀs / ‖As‖²
@@ -38,21 +38,8 @@ class BiCGStab(Iterative):
     ``breakdown``.
 
     Args:
-        max_steps: the most products; by default 2n for n unknowns, between 100 and 1000.
-        rtol: the relative residual ‖Ax − v‖/‖v‖ to reach; ``None`` takes ``max_steps`` products and promises
-            nothing.
-        atol: the absolute residual to reach; meeting ``rtol`` or ``atol`` is enough.
+        max_steps, rtol, atol: see `Krylov`.
     """
-
-    fewest: ClassVar[int] = 100
-
-    max_steps: int | None = None
-    rtol: float | None = 1e-6
-    atol: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_count("BiCGStab", "max_steps", self.max_steps, optional=True)
-        check_tolerance("BiCGStab", self.rtol, self.atol)
 
     def solve(self, system: System, memory: Tree | None = None) -> Solution:
         system = system.begun()

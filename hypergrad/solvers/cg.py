@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 from hypergrad.backend import Scalar, Tree
 from hypergrad.errors import Failure
 from hypergrad.solvers.base import (
-    Iterative,
+    Krylov,
     Solver,
-    check_count,
     check_preconditioner,
-    check_tolerance,
     nan_if_infinite,
     prepare,
     rounding,
@@ -36,7 +34,7 @@ class _Iterate(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class CG(Iterative):
+class CG(Krylov):
     r"""Conjugate gradients, for a symmetric positive definite A (Hestenes and Stiefel 1952).
 
         α = rᵀz / pᵀAp,   x ← x + α p,   r ← r − α Ap,   z = M r,   p ← z + (r'ᵀz' / rᵀz) p
@@ -50,23 +48,18 @@ class CG(Iterative):
     well-posed systems nor accepts small ill-posed ones.
 
     Args:
-        max_steps: the most products, not counting those of the preconditioner; by default min(2n, 1000) for
-            n unknowns.
-        rtol: the relative residual ‖Ax − v‖/‖v‖ to reach; ``None`` takes ``max_steps`` products and promises
-            nothing (with five products: the estimator of Rajeswaran et al. 2019, iMAML).
-        atol: the absolute residual ‖Ax − v‖ to reach; meeting ``rtol`` or ``atol`` is enough.
+        max_steps, rtol, atol: see `Krylov`; by default at most min(2n, 1000) products, not counting those of
+            the preconditioner. ``CG(5, rtol=None)`` is the solver of Rajeswaran et al. 2019 (iMAML).
         preconditioner: M: `Nystrom`, `Diagonal`, or a function p -> M p of trees, symmetric and positive
             definite.
     """
 
-    max_steps: int | None = None
-    rtol: float | None = 1e-6
-    atol: float = 0.0
+    fewest: ClassVar[int] = 1
+
     preconditioner: Any = None
 
     def __post_init__(self) -> None:
-        check_count("CG", "max_steps", self.max_steps, optional=True)
-        check_tolerance("CG", self.rtol, self.atol)
+        Krylov.__post_init__(self)
         check_preconditioner("CG", self.preconditioner)
 
     @property

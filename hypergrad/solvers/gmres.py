@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
 from hypergrad.backend import Backend, Scalar, Tree, vectors
 from hypergrad.errors import Failure
-from hypergrad.solvers.base import Iterative, check_count, check_tolerance, nan_if_infinite, rounding
+from hypergrad.solvers.base import Krylov, check_count, nan_if_infinite, rounding
 from hypergrad.solvers.system import Solution, System
 
 
@@ -38,35 +38,26 @@ class _Iterate(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class GMRES(Iterative):
+class GMRES(Krylov):
     r"""Generalised minimal residuals, for any A (Saad and Schultz 1986).
 
         x = x_0 + Q_j y,    y = argmin ‖ ‖r_0‖ e_1 − H̄_j y ‖,    A Q_j = Q_{j+1} H̄_j by Arnoldi
 
     The residual never grows, at the cost of a basis of ``restart + 1`` vectors; when it is full, the method
     restarts. Use it for systems that are not symmetric, such as those of fixed points; for symmetric ones
-    `CG` and `MINRES` do the same with three vectors. If the basis cannot grow, H̄ is singular and a residual
+    `CG` and `MINRES` do the same with a few vectors. If the basis cannot grow, H̄ is singular and a residual
     is left, then A is ``singular``.
 
     Args:
-        max_steps: the most products; by default 2n for n unknowns, between 100 and 1000.
-        rtol: the relative residual ‖Ax − v‖/‖v‖ to reach; ``None`` takes ``max_steps`` products and promises
-            nothing.
-        atol: the absolute residual to reach; meeting ``rtol`` or ``atol`` is enough.
+        max_steps, rtol, atol: see `Krylov`.
         restart: the most directions to keep.
     """
 
-    fewest: ClassVar[int] = 100
-
-    max_steps: int | None = None
-    rtol: float | None = 1e-6
-    atol: float = 0.0
     restart: int = 30
 
     def __post_init__(self) -> None:
-        check_count("GMRES", "max_steps", self.max_steps, optional=True)
+        Krylov.__post_init__(self)
         check_count("GMRES", "restart", self.restart)
-        check_tolerance("GMRES", self.rtol, self.atol)
 
     def solve(self, system: System, memory: Tree | None = None) -> Solution:
         system = system.begun()

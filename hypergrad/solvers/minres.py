@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, NamedTuple, final
 
 from hypergrad.backend import Scalar, Tree, vectors
 from hypergrad.errors import Failure
-from hypergrad.solvers.base import Iterative, check_count, check_tolerance, nan_if_infinite, rounding
+from hypergrad.solvers.base import Krylov, nan_if_infinite, rounding
 from hypergrad.solvers.numbers import on_numpy_scalars
 from hypergrad.solvers.system import Solution, System
 
@@ -32,31 +32,18 @@ class _Iterate(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class MINRES(Iterative):
+class MINRES(Krylov):
     r"""Minimal residuals on a symmetric H, definite or not (Paige and Saunders 1975).
 
         x_k = argmin ‖Hx − v‖ over the Krylov space of v,     H Q_k = Q_{k+1} T_k by Lanczos
 
-    One rotation per iteration reduces T to triangular form, so that only three vectors are kept. Use it where
+    One rotation per iteration reduces T to triangular form, so seven vectors are enough. Use it where
     θ is a stationary point but not a minimum, as in a game: negative curvature is not a failure here. If only
     a least-squares solution exists, with a residual H r = 0, the solver returns it and reports ``singular``.
 
     Args:
-        max_steps: the most products; by default 2n for n unknowns, between 100 and 1000.
-        rtol: the relative residual ‖Hx − v‖/‖v‖ to reach; ``None`` takes ``max_steps`` products and promises
-            nothing.
-        atol: the absolute residual to reach; meeting ``rtol`` or ``atol`` is enough.
+        max_steps, rtol, atol: see `Krylov`.
     """
-
-    fewest: ClassVar[int] = 100
-
-    max_steps: int | None = None
-    rtol: float | None = 1e-6
-    atol: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_count("MINRES", "max_steps", self.max_steps, optional=True)
-        check_tolerance("MINRES", self.rtol, self.atol)
 
     @property
     def needs_symmetry(self) -> bool:

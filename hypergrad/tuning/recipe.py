@@ -222,4 +222,4 @@ def check_count(name: str, value: Any) -> None:
         ArgumentError: if it is not a positive integer.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArgumentError(f"{name} = {value!r}; it is a positive integer")
+        raise ArgumentError(f"{name} = {value!r}; it must be a positive integer")

@@ -79,7 +79,7 @@ class Positive(Space):
 
     def __post_init__(self) -> None:
         if self.link not in ("exp", "softplus"):
-            raise ArgumentError(f"Positive: link = {self.link!r}; it is 'exp' or 'softplus'")
+            raise ArgumentError(f"Positive: link = {self.link!r}; it must be 'exp' or 'softplus'")
 
     def constrain(self, xp: Any, u: Array) -> Array:
         if self.link == "exp":

@@ -41,7 +41,7 @@ def check_module(model: nn.Module) -> None:
         ArgumentError: if it is no module.
     """
     if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model is a {type(model).__name__}; it is a torch.nn.Module")
+        raise ArgumentError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
     for part in model.modules():
         for base in type(part).__mro__:
             if base.__name__ in _WRAPPERS and base.__module__.startswith("torch."):
@@ -66,7 +66,7 @@ def check_estimator(estimator: HypergradientEstimator, optimizer: Optimizer) -> 
         return
     if not isinstance(estimator, Greedy | Unrolled):
         raise ArgumentError(
-            f"ModuleTuner: estimator = {estimator!r}; it is a Greedy, an Unrolled or an Implicit"
+            f"ModuleTuner: estimator = {estimator!r}; it must be a Greedy, an Unrolled or an Implicit"
         )
     rule = estimator.update
     given = rule.optimizer if isinstance(rule, TorchOptimizer) else rule
@@ -110,13 +110,13 @@ def check_distinct(backend: TorchBackend, lam: Tree, params: Iterable[Tensor]) -
 
 
 def trained(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
-    """The module's parameters that the optimiser holds and moves, by name.
+    """Return the module's parameters that the optimiser updates, by name.
 
     Raises:
         ArgumentError: for tensors that are not the module's, and for hooks that would never be called.
     """
     if not isinstance(optimizer, Optimizer):
-        raise ArgumentError(f"ModuleTuner: optimizer = {optimizer!r}; it is a torch.optim optimiser")
+        raise ArgumentError(f"ModuleTuner: optimizer = {optimizer!r}; it must be a torch.optim optimiser")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     own = dict(model.named_parameters())
     if foreign := held - {id(p) for p in own.values()}:

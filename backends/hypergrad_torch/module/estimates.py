@@ -46,7 +46,7 @@ class Estimates:
         return out
 
     def of_a_step_on_copies(self, greedy: Greedy, record: Record, val: Any) -> Estimate[Any]:
-        """T1−T2 of the training step that would come next: the module and its optimiser stay as they are."""
+        """Estimate T1−T2 for the next training step; the module and its optimiser are unchanged."""
         trainer = self.training.trainer
         losses = Pass(self.objective, trainer, trains=True)
         rule, opt_state = self._formula(greedy, record)
@@ -63,7 +63,7 @@ class Estimates:
         return self._estimate(estimator, losses, state, lambda t: record, val)
 
     def of_a_window(self, estimator: HypergradientEstimator, window: Window, val: Any) -> Estimate[Any]:
-        """An unroll of training steps that are over: they are taken once more, on copies.
+        """Unroll the recorded training steps: they are replayed on copies.
 
         Raises:
             ReplayError: if that ends elsewhere than training did.
@@ -79,7 +79,7 @@ class Estimates:
         return out
 
     def _formula(self, greedy: Greedy, record: Record) -> tuple[UpdateRule | None, Tree]:
-        """The optimiser's step as an update rule and its state, if it is to be differentiated."""
+        """Return the optimiser's step as an update rule, and its state, if an estimator differentiates it."""
         if greedy.response == "gradient":
             return None, ()
         return self.training.trainer.formula(self.training.steps, [record.taken])
@@ -94,7 +94,7 @@ class Estimates:
         return out
 
     def _check_replay(self, start: Tree, end: Tree, now: Tree) -> None:
-        """Compare where the steps taken once more end with where training is, as far as that can be read."""
+        """Check that the replayed steps end where training is, if the values can be read."""
         backend = self.backend
         apart = vectors.norm(backend, vectors.subtract(backend, end, now))
         way = vectors.norm(backend, vectors.subtract(backend, now, start))
@@ -103,6 +103,6 @@ class Estimates:
         eps = torch.finfo(apart.dtype).eps
         if apart > eps**0.5 * way + 100 * eps * vectors.norm(backend, now):
             raise ReplayError(
-                f"training steps taken again ended {float(apart):.1e} away from where they ended before, "
+                f"replayed training steps ended {float(apart):.1e} away from where they ended before, "
                 f"having gone {float(way):.1e}"
             )

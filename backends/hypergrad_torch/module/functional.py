@@ -85,7 +85,7 @@ class _Call(nn.Module):
 class Functional:
     """Losses of a module in use, as functions of its parameters, hyperparameters and buffers.
 
-    The module itself stays as it is: train/eval mode is put back, and buffers change in copies.
+    The module itself is unchanged: train/eval mode is restored, and buffers change in copies.
     """
 
     def __init__(self, model: nn.Module, hparams: Hyperparameters) -> None:
@@ -93,7 +93,7 @@ class Functional:
         self._call = _Call(model, hparams.modules)
 
     def buffers(self) -> Buffers:
-        """Copies of all buffers, as they are now."""
+        """Return copies of all buffers."""
         return {name: buffer.detach().clone() for name, buffer in self._call.named_buffers()}
 
     def set_buffers(self, values: Buffers) -> None:

@@ -69,7 +69,7 @@ class Tuned:
             self._before = None
 
     def update(self, hypergradient: Tree, allowed: Any) -> Any:
-        """Update λ in its tensors, where ``allowed``. Returns how many entries were moved into their space.
+        """Update λ in its tensors, where ``allowed``. Returns how many entries were projected.
 
         Called inside of `undone_on_failure`.
 

@@ -122,7 +122,7 @@ class Pass:
         """The training gradients to the bit, and none where the loss does not depend on a parameter."""
         if self._gradients is not None:
             return self._trainer.hooked(self._gradients)
-        # Clipping works in place, on what the formula goes on to use.
+        # Clipping works in place, on tensors that the formula uses afterwards.
         clipped = self._trainer.max_norm is not None
         return {
             name: None if not self._used[name] else g.detach().clone() if clipped else g.detach()

@@ -34,14 +34,14 @@ class _Exactly(torch.autograd.Function):
 @final
 @dataclass(frozen=True, eq=False)
 class Trainer:
-    """An optimiser and the tensors that it moves, by name, with the clipping that comes before its step."""
+    """An optimiser and the tensors that it updates, by name, with the clipping before its step."""
 
     optimizer: Optimizer
     params: dict[str, nn.Parameter]
     max_norm: float | None = None
 
     def step(self, gradients: dict[str, Tensor | None]) -> None:
-        """Move the tensors as the user's own loop would; their ``.grad`` stays as it is."""
+        """Update the tensors as the user's own loop would; their ``.grad`` is unchanged."""
         held = [p for group in self.optimizer.param_groups for p in group["params"]]
         with grads_kept([*held, *self.params.values()]):
             for p in held:
@@ -98,7 +98,7 @@ class Trainer:
 
 
 def options(optimizer: Optimizer) -> list[Options]:
-    """The groups' options as they are now; tensors are copied, since schedulers fill them in place."""
+    """Return the current options of the groups; tensors are copied, since schedulers fill them in place."""
     return [
         {key: copied(value) for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
@@ -178,7 +178,7 @@ class HyperOptimizer(UpdateRule):
     trainer: Trainer
 
     def holds(self, name: str) -> bool:
-        """Is this tensor among those that the optimiser moves?"""
+        """Does the optimiser update this tensor?"""
         held = (h for group in self.trainer.optimizer.param_groups for h in group["params"])
         return any(h is self.trainer.params[name] for h in held)
 
@@ -209,5 +209,5 @@ def grads_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 def copied(value: Any) -> Any:
-    """A copy of a tensor; anything else as it is."""
+    """Return a copy of a tensor, and anything else unchanged."""
     return value.detach().clone() if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""The module in training: its steps, what is needed to take them again, and the way back."""
+"""A module in training: its steps, what is needed to replay them, and how they are undone on failure."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from hypergrad_torch.randomness import Draws, generators
 
 @final
 class Training:
-    """A module and its optimiser, and the steps of the present round.
+    """A module and its optimiser, and the training steps since the last update of λ.
 
-    ``steps`` counts all training steps, and ``since`` those since λ was last updated. ``window`` holds those
-    that an unroll is going to differentiate through, from the first of them on.
+    ``steps`` counts all training steps, and ``since`` those since λ was last updated. ``window`` records
+    those that an unroll will differentiate through.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class Training:
         self._start = start
 
     def refresh(self) -> bool:
-        """Look again at what is trained: parameters may have been frozen, freed, added or hooked.
+        """Read again which parameters are trained: some may have been frozen, freed, added or hooked.
 
-        Returns whether other parameters are trained now.
+        Returns whether they have changed.
 
         Raises:
             ArgumentError: if they have changed within a window.
@@ -75,12 +75,12 @@ class Training:
         return changed
 
     def record(self, batch: Any) -> Record:
-        """What a step on this batch begins with."""
+        """Return the state from which a step on this batch starts."""
         functional = self._objective.functional
         return Record(batch, generators.state(), functional.buffers(), functional.modes(), self.trainer.now())
 
     def step(self, record: Record) -> tuple[Tensor, Record]:
-        """The user's own step: its loss, and the record with the parameters that had a gradient.
+        """Take the user's own step. Returns its loss, and the record with the parameters that had a gradient.
 
         Raises:
             NonFiniteError: if the loss is not finite, as far as that can be read.
@@ -97,17 +97,17 @@ class Training:
         return value, replace(record, taken=record.taken._replace(used=used))
 
     def window_from_here(self) -> Window | None:
-        """The window, begun if the coming step is the first of an unroll."""
+        """Return the window, a new one if the next step is the first of an unroll."""
         begins = self.since == self._recipe.plain_steps and isinstance(self._recipe.estimator, Unrolled)
         return Window(Snapshot.take(self.trainer)) if begins else self.window
 
     @property
     def begins_again(self) -> bool:
-        """Does the coming step go back to the start?"""
+        """Does the next step restart from the initial state?"""
         return self._start is not None and self.since == self._recipe.plain_steps
 
     def begin_again(self) -> Snapshot:
-        """Put parameters, buffers and the optimiser's state back to the start, and return it."""
+        """Restore the initial parameters, buffers and optimiser state, and return their snapshot."""
         assert self._start is not None
         snapshot, buffers = self._start
         snapshot.restore()
@@ -116,11 +116,11 @@ class Training:
 
     @contextmanager
     def undone_on_failure(self, record: Record, everything: bool) -> Iterator[Snapshot | None]:
-        """Put generators and buffers back if the block fails; with ``everything`` parameters and optimiser
-        too.
+        """Restore generators and buffers if the block fails; with ``everything`` also parameters and
+        optimiser.
 
-        Yields these as they are, if they were copied. A step of training alone fails, if at all, before the
-        optimiser has moved the parameters.
+        Yields a snapshot of the latter, if one was taken. A training step alone can only fail before the
+        optimiser has updated the parameters.
         """
         snapshot = Snapshot.take(self.trainer) if everything else None
         round_ = self.steps, self.since, self.window

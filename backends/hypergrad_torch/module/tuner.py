@@ -1,4 +1,4 @@
-"""T1−T2 in the loop that one already has: a module, a ``torch.optim`` optimiser, batches of a loader."""
+"""Hyperparameter tuning in an existing training loop: a module, a ``torch.optim`` optimiser, loaders."""
 
 from __future__ import annotations
 

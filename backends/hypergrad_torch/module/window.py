@@ -1,4 +1,4 @@
-"""Training steps as they were, to take them again: in an unroll, or after a run was saved."""
+"""Records of training steps, to replay them: in an unroll, or after a run was saved."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Window(NamedTuple):
 
 
 def write(window: Window) -> dict[str, Any]:
-    """Plain containers of tensors, and the batches as they are."""
+    """Return plain containers of tensors, and the batches unchanged."""
     records = [
         {
             "batch": r.batch,

@@ -144,6 +144,18 @@ class TorchBackend(Backend):
             lambda x: torch.zeros_like(x, requires_grad=False) if isinstance(x, Tensor) else type(x)(0), tree
         )
 
+    def ravel(self, tree: Tree) -> tuple[Array, Callable[[Array], Tree]]:
+        leaves, unflatten = self.flatten(tree)
+        tensors = [x if isinstance(x, Tensor) else self.asarray(np.asarray(x)) for x in leaves]
+        kinds = [(x.shape, x.dtype) for x in tensors]
+        sizes = [shape.numel() for shape, _ in kinds]
+
+        def unravel(vector: Array) -> Tree:
+            parts = zip(torch.split(vector, sizes), kinds, strict=True)
+            return unflatten([_in(dtype, part.reshape(shape)) for part, (shape, dtype) in parts])
+
+        return torch.cat([x.reshape(-1) for x in tensors]), unravel
+
     # Derivatives.
 
     def linear_solve(

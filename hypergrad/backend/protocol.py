@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
+from itertools import accumulate
+from math import prod
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -246,20 +248,14 @@ class Backend(ABC):
         """
         leaves, unflatten = self.flatten(tree)
         infos = [self.describe(leaf) for leaf in leaves]
-        ends = np.cumsum([int(np.prod(info.shape)) for info in infos])
+        ends = list(accumulate((prod(info.shape) for info in infos), initial=0))
 
         def unravel(vector: Array) -> Tree:
-            dtype, starts = self.describe(vector).dtype, [0, *ends[:-1]]
-            parts = [
-                self.xp.reshape(vector[i:j], info.shape)
-                for i, j, info in zip(starts, ends, infos, strict=True)
-            ]
-            return unflatten(
-                [
-                    x if info.dtype == dtype else self.cast(x, info.dtype)
-                    for x, info in zip(parts, infos, strict=True)
-                ]
-            )
+            dtype, parts = self.describe(vector).dtype, []
+            for start, end, info in zip(ends, ends[1:], infos, strict=False):
+                part = self.xp.reshape(vector[start:end], info.shape)
+                parts.append(part if info.dtype == dtype else self.cast(part, info.dtype))
+            return unflatten(parts)
 
         arrays = [leaf if self.owns(leaf) else self.asarray(np.asarray(leaf)) for leaf in leaves]
         return self.xp.concatenate([self.xp.reshape(leaf, (-1,)) for leaf in arrays]), unravel

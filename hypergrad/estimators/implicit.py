@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
@@ -23,7 +23,7 @@ from hypergrad.estimators.assumptions import Checks
 from hypergrad.estimators.base import Estimate, HypergradientEstimator, State
 from hypergrad.estimators.report import SolveReport
 from hypergrad.problems import Problem
-from hypergrad.problems.batches import Batches, every_batch, one_batch, stream
+from hypergrad.problems.batches import Batches, every_batch, is_loader, one_batch, reading, stream
 from hypergrad.problems.step import Inner, Observation, observe
 from hypergrad.second_order import Exact, Products
 from hypergrad.solvers import CG, Solver, Warm
@@ -142,15 +142,16 @@ class Implicit(HypergradientEstimator):
         self, backend: Backend, problem: Problem, z: Inner, hparams: Tree, train: Batches, step: Any
     ) -> Callable[[Tree, Any], Tree]:
         """Return (p, k) -> H_k p, where H_k is the Hessian on the k-th batch from this step on."""
-        if isinstance(train, Iterator) and backend.compiles:
+        if is_loader(train) and backend.compiles:
             raise ArgumentError(
                 "Implicit: in a compiled program, a solver with fresh=True needs its batches as a list or a "
-                "function t -> batch, not as an iterator"
+                "function t -> batch, not as an iterator or a loader"
             )
-        source = stream(backend, "train", train)
+        batches = reading(*stream(backend, "train", train))
 
         def product(p: Tree, k: Any) -> Tree:
-            return self.products.of(backend, problem, z, hparams, [source(step + k)]).product(p)
+            batch = one_batch("train", batches, step + k)
+            return self.products.of(backend, problem, z, hparams, [batch]).product(p)
 
         return product
 

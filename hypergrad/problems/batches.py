@@ -1,18 +1,19 @@
 """How ``train`` and ``val`` are read.
 
-    a function      t -> batch, where t is the training step; it may be traced
-    a list          a sequence of batches
-    an iterator     yields batches, one for each step
-    anything else   one batch: an array, tuple, dict, dataclass … or ``None``, for a loss without data
+    a function                t -> batch, where t is the training step; it may be traced
+    a list                    batches
+    an iterator, a loader     batches, one for each step; a loader is any other iterable object
+    anything else             one batch for every step: an array, tuple, dict, dataclass … or ``None``, for a
+                              loss without data
 
-An estimator that needs one batch takes the first of a list, one that needs T takes the first T. A list
-is always a sequence of batches, so pass a batch that is itself a list (torch's ``DataLoader`` makes those)
-as ``tuple(batch)``.
+An estimator that needs one batch takes the first of a list, one that needs T takes the first T. A list is
+always a sequence of batches: pass a batch that is itself a list (torch's ``DataLoader`` makes those) as
+``tuple(batch)``. A list of bare arrays, which may be meant either way, is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple, final
@@ -25,40 +26,52 @@ Batches = Any
 _LABEL = {"train": "train (T1)", "val": "val (T2)"}
 
 
+Read = Callable[[Tree, Any], Tree]
+"""(data, t) -> the batch of step t."""
+
+
 class Source(NamedTuple):
     """Batches as ``read(data, t)``: the arrays that a compiled program takes, and the key of this program."""
 
     data: Tree
-    read: Callable[[Tree, Any], Tree]
+    read: Read
 
     def __call__(self, t: Any) -> Tree:
         """Return the batch of step t."""
         return self.read(self.data, t)
 
 
+def is_loader(batches: Batches) -> bool:
+    """Return whether this is an object to iterate over for batches: an iterator, or a loader."""
+    if callable(batches) or isinstance(batches, list | tuple | Mapping | str | bytes):
+        return False
+    return isinstance(batches, Iterable) and not hasattr(batches, "shape")
+
+
 def one_batch(name: str, batches: Batches, step: Any) -> Tree:
-    """Return the batch of one training step: the first of a list, the next of an iterator.
+    """Return the batch of one training step: the first of a list or a loader, the next of an iterator.
 
     Raises:
-        ArgumentError: if a list is empty or an iterator is exhausted.
+        ArgumentError: if a list is empty or ambiguous, or an iterator is exhausted.
     """
     if callable(batches):
         return batches(step)
-    if isinstance(batches, Iterator | list):
-        return _take(name, iter(batches), 1)[0]
+    if isinstance(batches, list):
+        return _listed(name, batches)[0]
+    if is_loader(batches):
+        return _take(name, batches, 1)[0]
     return batches
 
 
 def every_batch(name: str, batches: Batches, step: Any) -> list[Tree]:
-    """Return all batches of a list, or, of a function or an iterator, the one of this step.
+    """Return all batches of a list, and of anything else the one of this step.
 
     Raises:
-        ArgumentError: if there are none.
+        ArgumentError: as for `one_batch`.
     """
-    every = batches if isinstance(batches, list) else [one_batch(name, batches, step)]
-    if not every:
-        raise ArgumentError(f"{_LABEL[name]} is empty: at least one batch is needed")
-    return every
+    if isinstance(batches, list):
+        return BatchList(_listed(name, batches))
+    return BatchList([one_batch(name, batches, step)])
 
 
 def batch_series(
@@ -88,11 +101,11 @@ def until_it_ends(
             detected.
     """
     if isinstance(batches, list):
-        return batches, len(every_batch(name, batches, start))
-    if isinstance(batches, Iterator):
+        return batches, len(_listed(name, batches))
+    if is_loader(batches):
         if one_by_one and not backend.compiles:
-            return _KeptBatches(batches), None
-        return until_it_ends(backend, name, list(batches), start, one_by_one)
+            return KeptBatches(batches), None
+        return until_it_ends(backend, name, BatchList(batches), start, one_by_one)
     if not callable(batches):
         raise ArgumentError(f"{_LABEL[name]} is one batch, which does not say how many steps to take")
     if backend.compiles:
@@ -114,54 +127,99 @@ def until_it_ends(
     return batches, count
 
 
-@final
-class _KeptBatches:
-    """Batches of an iterator, kept so that replayed steps can read them again."""
-
-    def __init__(self, batches: Iterator[Tree]) -> None:
-        self._batches, self._taken = batches, list[Tree]()
-
-    def __call__(self, k: int) -> Tree:
-        if k == len(self._taken):
-            self._taken.append(next(self._batches))
-        return self._taken[k]
-
-
 def window(backend: Backend, name: str, batches: Batches, start: Any, steps: int) -> Source:
     """Return the batches of ``steps`` training steps from ``start`` on, as a function of the step t.
 
     Raises:
-        ArgumentError: if there are fewer batches than steps, or one batch for more than one step.
+        ArgumentError: if a list is ambiguous, or there are fewer batches than steps.
     """
     if callable(batches):
         return Source((), _Function(batches))
-    if batches is None:
-        return single(None)
-    if isinstance(batches, Iterator | list):
-        return Source((start, backend.stack(_take(name, iter(batches), steps))), _Window(backend))
-    if steps == 1:
-        return single(batches)
-    raise ArgumentError(
-        f"{_LABEL[name]}: {steps} steps need {steps} batches, and a {type(batches).__name__} is one batch: "
-        "pass a list of batches, or a function t -> batch (lambda t: batch, to train always on this one)"
-    )
+    if isinstance(batches, list) or is_loader(batches):
+        given = _listed(name, batches) if isinstance(batches, list) else batches
+        return Source((start, backend.stack(_take(name, given, steps))), _Window(backend))
+    return single(batches)
 
 
-def stream(backend: Backend, name: str, batches: Batches) -> Source:
-    """Return batches for any number of steps: a list is repeated, a single batch is used in every step.
+def stream(backend: Backend, name: str, batches: Batches) -> tuple[Any, Read | None]:
+    """Return batches for any number of steps, as the two arguments of `reading`.
+
+    A list is repeated, and a single batch is used in every step. Batches of an iterator or a loader cannot
+    become part of a program: they are a `Feed`, with ``None`` in place of ``read``.
 
     Raises:
-        ArgumentError: if a list is empty.
+        ArgumentError: if a list is empty or ambiguous.
     """
-    if isinstance(batches, Iterator):
-        return Source((), _Function(lambda t: one_batch(name, batches, t)))
+    if is_loader(batches):
+        return Feed(name, batches), None
     if callable(batches):
         return Source((), _Function(batches))
     if not isinstance(batches, list):
         return single(batches)
-    if not batches:
-        raise ArgumentError(f"{_LABEL[name]} is empty: at least one batch is needed")
-    return Source(backend.stack(batches), _Cycle(backend, len(batches)))
+    return Source(backend.stack(_listed(name, batches)), _Cycle(backend, len(batches)))
+
+
+def reading(data: Any, read: Read | None) -> Batches:
+    """Return the batches that ``read`` reads from the data; without it, the data are the batches."""
+    return data if read is None else Source(data, read)
+
+
+def single(batch: Tree) -> Source:
+    """Return one batch for every step."""
+    return Source(batch, _same)
+
+
+def repeatable(batches: Batches) -> Batches:
+    """Return batches that can be read several times: those of an iterator or a loader are kept."""
+    return KeptBatches(batches) if is_loader(batches) else batches
+
+
+@final
+class BatchList(list[Tree]):
+    """A list that certainly is a sequence of batches, even if each is a bare array."""
+
+
+@final
+class KeptBatches:
+    """Batches of an iterator or a loader, kept so that replayed steps can read them again."""
+
+    def __init__(self, batches: Iterable[Tree]) -> None:
+        self._batches, self._taken = iter(batches), list[Tree]()
+
+    def __call__(self, k: int) -> Tree:
+        while k >= len(self._taken):
+            self._taken.append(next(self._batches))
+        return self._taken[k]
+
+
+@final
+class Feed(Iterator[Tree]):
+    """Batch after batch, for any number of steps: lists and loaders start again at their end.
+
+    An iterator does not. A function is called with the number of batches before, and a single batch is
+    returned every time.
+    """
+
+    def __init__(self, name: str, batches: Batches, count: int = 0) -> None:
+        if isinstance(batches, list):
+            _listed(name, batches)
+        self._name, self._batches, self._count = name, batches, count
+        self._rest: Iterator[Tree] = iter(batches) if isinstance(batches, Iterator) else iter(())
+
+    def __next__(self) -> Tree:
+        """Return the next batch.
+
+        Raises:
+            ArgumentError: if there is none.
+        """
+        self._count += 1
+        if not (isinstance(self._batches, list) or is_loader(self._batches)):
+            return one_batch(self._name, self._batches, self._count - 1)
+        for batch in self._rest:
+            return batch
+        if not isinstance(self._batches, Iterator):
+            self._rest = iter(self._batches)
+        return _take(self._name, self._rest, 1)[0]
 
 
 @final
@@ -204,13 +262,20 @@ def _same(data: Tree, t: Any) -> Tree:
     return data
 
 
-def single(batch: Tree) -> Source:
-    """Return one batch for every step."""
-    return Source(batch, _same)
+def _listed(name: str, batches: list[Tree]) -> list[Tree]:
+    """Check that a list holds batches, and is not itself one batch, and return it."""
+    if not batches:
+        raise ArgumentError(f"{_LABEL[name]} is empty: at least one batch is needed")
+    if type(batches) is list and all(hasattr(x, "shape") and hasattr(x, "dtype") for x in batches):
+        raise ArgumentError(
+            f"{_LABEL[name]} is a list of {len(batches)} arrays, which may be one batch, as loaders make it, "
+            "or a batch for each step: pass tuple(batch) for one batch, or lambda t: batches[t] for several"
+        )
+    return batches
 
 
-def _take(name: str, batches: Iterator[Tree], count: int) -> list[Tree]:
-    taken = list(islice(batches, count))
+def _take(name: str, batches: Iterable[Tree], count: int) -> list[Tree]:
+    taken = list(islice(iter(batches), count))
     if len(taken) < count:
         raise ArgumentError(
             f"{_LABEL[name]} is empty or exhausted: batches needed: {count}, left: {len(taken)}"

@@ -13,16 +13,13 @@ from typing import Any, final
 from hypergrad.backend import Backend, Tree
 from hypergrad.estimators import Estimate, State
 from hypergrad.estimators.assembly import inner_state, state_after
-from hypergrad.problems.batches import Batches, Source, single
+from hypergrad.problems.batches import Batches, Read, one_batch, reading, single
 from hypergrad.problems.step import Inner, Observation, Training
 from hypergrad.tuning.recipe import Recipe
 from hypergrad.tuning.state import Step, TunerState
 
 Program = Callable[..., Any]
 """A pure function of arrays."""
-
-Read = Callable[[Tree, Any], Tree]
-"""(data, t) -> the batch of step t."""
 
 
 @final
@@ -50,10 +47,10 @@ def train_step(
 
 
 def update_step(
-    recipe: Recipe, backend: Backend, read: Read, state: TunerState, data: Tree, val: Tree
+    recipe: Recipe, backend: Backend, read: Read | None, state: TunerState, data: Tree, val: Tree
 ) -> tuple[TunerState, Step]:
     """Make an estimate with its training steps, and update λ unless there is a fault."""
-    train: Batches = Source(data, read)
+    train: Batches = reading(data, read)
     lam, inner = recipe.hparams(backend, state.free), state.inner
     if recipe.restart:
         start = state.start
@@ -61,7 +58,7 @@ def update_step(
         inner = recipe.estimator.restarted(fresh, inner)
     observed = None
     if not recipe.trains:
-        batch = train(inner.step)
+        batch = one_batch("train", train, inner.step)
         z, observed = train_step(recipe, backend, inner_state(inner), lam, batch, inner.step)
         inner = state_after(inner, z, inner.step + 1)
         if not recipe.estimator.resamples:
@@ -78,7 +75,7 @@ def tune_step(
 
     Without ``read``, ``data`` is a list of batches. Of the inner state only the estimator's memory changes.
     """
-    train: Batches = data if read is None else Source(data, read)
+    train: Batches = reading(data, read)
     lam, inner = recipe.hparams(backend, state.free), state.inner
     with backend.random.replay(backend.random.state()):
         out = recipe.estimator.estimate(recipe.problem, inner, lam, train, lambda _: val, backend=backend)

@@ -9,10 +9,10 @@ import numpy as np
 
 from hypergrad.backend import Backend, Scalar, Tree
 from hypergrad.backend.loops import Loops
-from hypergrad.problems.batches import Source
+from hypergrad.problems.batches import Read, reading
 from hypergrad.problems.step import Observation
 from hypergrad.tuning.history import History, Row, namespace
-from hypergrad.tuning.programs import Programs, Read, without_state
+from hypergrad.tuning.programs import Programs, without_state
 from hypergrad.tuning.progress import Advance, silent
 from hypergrad.tuning.recipe import Recipe
 from hypergrad.tuning.state import Step, TunerState
@@ -77,8 +77,8 @@ def run_part(
     part: Part,
     programs: Programs | None,
     advance: Advance,
-    read_train: Read,
-    read_val: Read,
+    read_train: Read | None,
+    read_val: Read | None,
     state: TunerState,
     train_data: Tree,
     val_data: Tree,
@@ -88,7 +88,7 @@ def run_part(
     With ``programs`` it is a loop in Python, because its batches come from an iterator, and each step is a
     separate program. Without, it may be compiled as a whole.
     """
-    train, val = Source(train_data, read_train), Source(val_data, read_val)
+    train, val = reading(train_data, read_train), reading(val_data, read_val)
     steps = Steps(recipe, backend, programs)
     loops: Loops = backend.loops if programs is None else Loops(backend)
 

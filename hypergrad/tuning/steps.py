@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
@@ -10,11 +10,10 @@ from typing import Any, final
 from hypergrad.backend import Backend
 from hypergrad.errors import ArgumentError
 from hypergrad.estimators.assembly import inner_state, state_after
-from hypergrad.problems.batches import Batches, one_batch, single, stream, window
+from hypergrad.problems.batches import Batches, BatchList, Read, is_loader, one_batch, single, stream, window
 from hypergrad.tuning.programs import (
     Program,
     Programs,
-    Read,
     train_step,
     tune_step,
     update_step,
@@ -48,7 +47,9 @@ class Steps:
         start = (state.start if self.recipe.restart else state.inner).step
         if callable(train) and self._compiles:
             # Programs are cached by their functions, and this one may be new in every step: call it here.
-            train = [train(start + k) for k in range(count)]
+            train = BatchList(train(start + k) for k in range(count))
+        data: Any
+        read: Read | None
         if estimator.resamples:
             # The estimate also reads batches other than those of its own steps.
             data, read = stream(backend, "train", train)
@@ -66,6 +67,7 @@ class Steps:
         """Make an estimate at the present θ, and update λ; do not train."""
         self.recipe.check_can_tune()
         backend, t = self.backend, state.inner.step
+        data: Any = None
         read: Read | None = None
         if isinstance(train, list) and train:
             data = train
@@ -81,10 +83,10 @@ class Steps:
 
     def train_or_update(self, state: TunerState, train: Batches, val: Batches) -> tuple[TunerState, Step]:
         """Take a training step or update λ, where only the running program can tell which is due."""
-        if isinstance(train, Iterator) or isinstance(val, Iterator):
+        if is_loader(train) or is_loader(val):
             raise ArgumentError(
-                "Tuner.step: a compiled program cannot draw a new batch from an iterator at each call: "
-                "draw it outside, and pass it as an argument"
+                "Tuner.step: a compiled program cannot draw a new batch from an iterator or a loader at each "
+                "call: draw it outside, and pass it as an argument"
             )
 
         def update() -> tuple[TunerState, Step]:

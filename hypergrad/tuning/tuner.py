@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
@@ -16,7 +15,7 @@ from hypergrad.backend.arguments import check_variables
 from hypergrad.errors import CheckpointError
 from hypergrad.estimators import HypergradientEstimator
 from hypergrad.problems.base import Problem
-from hypergrad.problems.batches import Batches, stream
+from hypergrad.problems.batches import Batches, is_loader, stream
 from hypergrad.problems.step import Observation
 from hypergrad.tuning.checkpoint import read_arrays, restore_tree, tree_arrays, write_arrays
 from hypergrad.tuning.history import History
@@ -205,7 +204,7 @@ class Tuner:
         else:
             state, history = resume
         # Batches of an iterator cannot become part of a program.
-        in_python = isinstance(train, Iterator) or isinstance(val, Iterator)
+        in_python = is_loader(train) or is_loader(val)
         train_data, read_train = stream(backend, "train", train)
         val_data, read_val = stream(backend, "val", val)
         seeded = nullcontext() if seed is None else backend.random.replay(backend.random.state(seed))

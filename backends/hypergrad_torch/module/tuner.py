@@ -14,6 +14,7 @@ from hypergrad.backend import Tree
 from hypergrad.backend.arguments import check_variables
 from hypergrad.errors import CheckpointError, NonFiniteError
 from hypergrad.estimators import Estimate, Greedy, HypergradientEstimator, State, Unrolled
+from hypergrad.problems.batches import Feed
 from hypergrad.problems.bilevel import Bilevel
 from hypergrad.problems.step import Observation
 from hypergrad.tuning import History, Real, Recipe, Step
@@ -29,7 +30,6 @@ from hypergrad_torch.module.checks import check_distinct, check_estimator, check
 from hypergrad_torch.module.estimates import Estimates
 from hypergrad_torch.module.functional import Functional, Hyperparameters, Loss
 from hypergrad_torch.module.hyper import Tuned
-from hypergrad_torch.module.loader import Feed
 from hypergrad_torch.module.losses import Objective
 from hypergrad_torch.module.optimizer_step import HyperOptimizer, Trainer
 from hypergrad_torch.module.training import Training
@@ -238,13 +238,13 @@ class ModuleTuner:
         Raises:
             As `step`; ArgumentError if T1 or T2 runs out, and says which.
         """
-        train_feed, val_feed = Feed("train", train), Feed("val", val)
+        train_feed, val_feed = Feed("train", train, self.steps), Feed("val", val, self.updates)
         seeded = nullcontext() if seed is None else generators.replay(generators.state(seed))
         with seeded, show_progress("training", steps, progress) as advance:
             advance(self.steps, "")
             while self.steps < steps:
                 due = self._training.since + 1 == self.recipe.period
-                step = self.step(train_feed(self.steps), val_feed(self.updates) if due else None)
+                step = self.step(next(train_feed), next(val_feed) if due else None)
                 advance(1, "" if advance is silent else f"T1 {float(step.inner_value):.3f}")
         return self.history
 

@@ -117,6 +117,7 @@ class Forward(HypergradientEstimator):
             memory = self._memory(backend, state, hparams)  # of another estimator: start from zero tangents
         axes = self._axes(backend, hparams, memory.count)
         begin, tangents, reached = self._begin(backend, state, hparams, memory, axes)
+        first = 0 if self.start is not None else state.step  # for the optimiser, which a start renews
         all_reached = [reached]  # one tree, joined with what each step reaches
 
         def body(
@@ -126,7 +127,7 @@ class Forward(HypergradientEstimator):
 
             def step(params: Tree, opt_state: Tree, hparams: Tree) -> tuple[Any, tuple[Tree, Observation]]:
                 before = Inner(params, opt_state, z.aux)
-                after, observed = training.step(before, hparams, batch(k), state.step + k)
+                after, observed = training.step(before, hparams, batch(k), first + k)
                 return after[:2], (after.aux, observed)
 
             (params, opt_state), push, (aux, later) = backend.linearize(step, z.params, z.opt_state, hparams)
@@ -136,6 +137,8 @@ class Forward(HypergradientEstimator):
 
         unobserved = Observation.none(backend, begin.params)
         (final, tangents, observed), _ = backend.scan(body, (begin, tangents, unobserved), self.steps)
+        if self.start is not None:
+            observed = observed.numbered_from(backend, state.step)
         end = state.step + self.steps
         validation = problem.validation(backend, final.params, hparams, one_batch("val", val, end), final.aux)
         count = self._count(backend, hparams)

@@ -53,7 +53,8 @@ class Unrolled(HypergradientEstimator):
             t -> batch raises `StopIteration`.
         truncate: K, or ``None`` for all terms.
         tape: how the run is recorded for the backward pass.
-        start: a function λ ↦ θ_0. Every estimate then starts there, with a fresh optimiser state.
+        start: a function λ ↦ θ_0. Every estimate then starts there, with a fresh optimiser: its state, and the
+            step that bias corrections and schedules count, begin again. Functions t -> batch do not.
     """
 
     update: Updates
@@ -112,6 +113,8 @@ class Unrolled(HypergradientEstimator):
         # A hyperparameter of the start counts as used, even if truncation drops its term.
         used = first if pull_start is None else lambda: backend.map(or_, first(), pull_start.reached[0])
         observed = before.then(backend, recording.observed)
+        if self.start is not None:
+            observed = observed.numbered_from(backend, state.step)
         return assemble(
             backend,
             validation,
@@ -144,14 +147,15 @@ class Unrolled(HypergradientEstimator):
     def _path(self, training: Training, state: State, train: Batches) -> Trajectory:
         """Return the steps to take: as many as there are batches if ``steps`` is ``None``."""
         backend, steps, to_start = training.backend, self.steps, self.start is not None
+        first = 0 if to_start else state.step  # for the optimiser, which a start renews
         if steps is None:
             train, steps = until_it_ends(
                 backend, "train", train, state.step, self.tape.open_ended and self.truncate is None
             )
         if steps is None:
-            return Trajectory(training, train, state.step, None, to_start)
+            return Trajectory(training, train, first, None, to_start)
         batch = batch_series(backend, "train", train, state.step, steps)
-        return Trajectory(training, batch, state.step, steps, to_start)
+        return Trajectory(training, batch, first, steps, to_start)
 
 
 def _tape(out: Estimate[Any]) -> TapeReport:

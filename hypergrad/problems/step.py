@@ -45,6 +45,11 @@ class Observation(NamedTuple):
         wide = backend.inner(nan, nan)
         return cls(wide, wide)
 
+    def numbered_from(self, backend: Backend, start: Any) -> Observation:
+        """Return the observation of steps that were counted from 0, as steps that are counted from a start."""
+        bad = backend.xp.where(self.bad_step < 0, self.bad_step, self.bad_step + start)
+        return self._replace(bad_step=bad)
+
     def then(self, backend: Backend, later: Observation) -> Observation:
         """Combine with a later observation: take its values, and the first fault of the two."""
         where, fine = backend.xp.where, self.bad_step < 0

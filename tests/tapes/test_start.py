@@ -25,6 +25,7 @@ import hypergrad as hg
 from hypergrad.errors import ArgumentError
 
 parametrize = pytest.mark.parametrize
+DECAYED = hg.SGD(hg.Schedule(lambda h, t: 0.1 * 0.5**t))
 
 
 @each_backend
@@ -55,6 +56,21 @@ class TestStart:
         again = run(first.state)
         assert int(first.state.step) == 4 and int(again.state.step) == 8
         same(backend, again._replace(state=again.state._replace(step=4)), first, tape)
+
+    @parametrize(
+        "rule", [hg.Adam(0.1), hg.SGD(hg.Schedule(lambda h, t: 0.1 * 0.5**t))], ids=["adam", "decayed"]
+    )
+    @parametrize("make", [hg.Unrolled, hg.Forward])
+    def test_renews_the_clock_of_the_optimiser(self, backend, rule, make):
+        """Bias corrections and schedules count from the start, and batches go on."""
+        p, counts = net(backend), []
+        estimator = make(rule, 4, start=start, allow_unused=True)
+        train = lambda t: (counts.append(t), p.train(t % 4))[1]  # noqa: E731
+        first = estimator.estimate(p.problem, estimator.init(*p.arguments), p.hparams, train, p.val)
+        again = estimator.estimate(p.problem, first.state, p.hparams, train, p.val)
+        same(backend, again._replace(state=again.state._replace(step=4)), first, None)
+        if not backend.compiles:
+            assert set(counts) == set(range(8))
 
     @parametrize("tape", [dear(hg.Full()), *(t if t in AFFORDABLE else dear(t) for t in TAPES.values())])
     def test_is_cut_off_by_truncation(self, backend, tape):

@@ -7,6 +7,8 @@ anything half done: estimates are pure, and the state of the random generator is
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Literal
@@ -244,6 +246,25 @@ class InnerNotConvergedWarning(HypergradWarning):
 
 class SolveWarning(HypergradWarning):
     """A linear solve failed and its bias was accepted with ``Checks(unsolved="warn")``."""
+
+
+class ZeroResponseWarning(HypergradWarning):
+    """The training loss depends on a hyperparameter and its gradient does not: the response is exactly 0."""
+
+
+_INSIDE = {
+    *("hypergrad", "hypergrad_numpy", "hypergrad_torch", "hypergrad_jax"),
+    *("autograd", "contextlib", "functools", "jax", "optree", "torch"),
+}
+"""Packages between the user's line and a warning."""
+
+
+def warn(message: str, category: type[HypergradWarning]) -> None:
+    """Give a warning that points at the user's line: the last one outside of this library."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def explain(fact: str, consequence: str, causes: Sequence[str]) -> str:

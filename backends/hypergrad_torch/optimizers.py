@@ -129,6 +129,8 @@ class Replay(UpdateRule):
     ``None`` stands where a parameter has no gradient: torch then changes neither it nor its state.
     """
 
+    connected = True
+
     steps: tuple[tuple[Move | None, ...], ...]
     first: int
 
@@ -225,6 +227,8 @@ class TorchOptimizer(UpdateRule):
         UnsupportedOpError: when it is used, for an optimiser not in `DIALECTS`.
         ArgumentError: when it is used, for an optimiser with several groups.
     """
+
+    connected = True
 
     optimizer: Optimizer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypergrad.backend import Backend, Scalar, Tree, vectors
 from hypergrad.backend.arguments import check_same
-from hypergrad.errors import ArgumentError, DisconnectedError, explain
+from hypergrad.errors import ArgumentError, DisconnectedError, ZeroResponseWarning, explain, warn
 from hypergrad.estimators.base import Estimate, State
 from hypergrad.estimators.report import Faults, Report, SolveReport, TapeReport
 from hypergrad.problems.base import Problem, Validation
@@ -38,6 +38,9 @@ def assemble(
 
     Raises:
         DisconnectedError: for a hyperparameter that neither loss uses.
+
+    Warns:
+        ZeroResponseWarning: for a hyperparameter that C̃1 uses and ∇C̃1 does not.
     """
     if inner_used is not None:
         _check_connected(backend, validation.reached, reached, inner_used)
@@ -88,7 +91,21 @@ def _check_connected(backend: Backend, direct: Tree, response: Tree, inner_used:
     used = backend.flatten(inner_used())[0]
     paths = backend.paths(direct, "hparams")
     for i in unreached:
-        if not used[i]:
+        if used[i]:
+            warn(
+                explain(
+                    f"the T1 loss depends on {paths[i]}, and its gradient by the parameters does not",
+                    "Its hypergradient is exactly zero.",
+                    (
+                        "it multiplies parameters that were detached inside the loss: leave them attached",
+                        "it passes through operations without a slope, such as a rounding or a comparison: "
+                        "relax them",
+                        "it is merely added to the loss: remove it, or pass allow_unused=True",
+                    ),
+                ),
+                ZeroResponseWarning,
+            )
+        else:
             raise DisconnectedError(
                 explain(
                     f"neither the T1 nor the T2 loss depends on {paths[i]}",

@@ -73,7 +73,8 @@ class HypergradientEstimator(ABC):
     at_saddles: ClassVar[bool] = False
     """Does it work where the inner problem is a saddle, which training does not reach?"""
     allow_unused: bool = False
-    """Return zeros for a hyperparameter that neither loss uses, instead of raising `DisconnectedError`."""
+    """Return zeros for a hyperparameter that neither loss uses, instead of raising `DisconnectedError`, and
+    for one without effect on ∇C̃1, instead of giving a `ZeroResponseWarning`."""
 
     @property
     @abstractmethod
@@ -143,7 +144,8 @@ class HypergradientEstimator(ABC):
             SolveError, InnerNotConvergedError: `Implicit` only.
 
         Where values cannot be read (in a compiled program, or on a device that would have to be waited for),
-        `NonFiniteError`, `SolveError` and `InnerNotConvergedError` are not raised here: call `check` later.
+        `NonFiniteError`, `SolveError` and `InnerNotConvergedError` are not raised here. The hypergradient is
+        then NaN, and the report has the reason: call `check` later.
         """
         backend = find_backend(state.params, hparams, backend=backend)
         check_variables(backend, params=state.params, hparams=hparams)
@@ -152,9 +154,18 @@ class HypergradientEstimator(ABC):
         with backend.random.undone_on_failure():
             out = self._estimate(backend, problem, state, hparams, train, val)
             check_same(backend, type(self).__name__, out.hypergradient, "hparams", hparams)
-            if backend.readable(out.outer_value, *backend.flatten(out.hypergradient)[0]):
-                self.check(out, backend=backend)
-        return out
+            if backend.readable(*backend.flatten((out.hypergradient, out.outer_value, out.report))[0]):
+                return self.check(out, backend=backend)
+            return out._replace(hypergradient=self.withheld(backend, out, out.hypergradient))
+
+    def withheld(self, backend: Backend, out: Estimate[Any], result: Tree) -> Tree:
+        """Return a result of the estimate, or NaN in its place if the estimate is not `sound`.
+
+        A fault that cannot be raised now must not pass for a number. Values that can be read have been
+        checked.
+        """
+        sound, where = self.sound(out, backend=backend), backend.xp.where
+        return result if sound is True else backend.map(lambda x: where(sound, x, float("nan")), result)
 
     def check(self, out: Estimate[H], *, backend: Backend | str | None = None) -> Estimate[H]:
         """Raise an error if the estimate's report carries a fault; otherwise return the estimate.
@@ -170,8 +181,14 @@ class HypergradientEstimator(ABC):
                 f"check takes one estimate, but these are {shape[0]}, mapped over: check each of them, "
                 "jax.tree.map(lambda leaf: leaf[k], out)"
             )
-        self._check_finite(backend, out)
+        self._check_losses(backend, out)
+        # An estimate that is not sound may be NaN for that reason alone: then its terms were finite.
+        if not all(
+            np.isfinite(backend.to_numpy(x)) for x in (out.report.direct_norm, out.report.response_norm)
+        ):
+            self._check_finite(backend, out)
         self._check(backend, out)
+        self._check_finite(backend, out)
         return out
 
     def sound(self, out: Estimate[Any], *, backend: Backend | str | None = None) -> Any:
@@ -226,7 +243,8 @@ class HypergradientEstimator(ABC):
         """Return whether `_check` would pass."""
         return True
 
-    def _check_finite(self, backend: Backend, out: Estimate[Any]) -> None:
+    def _check_losses(self, backend: Backend, out: Estimate[Any]) -> None:
+        """Raise an error if a loss or its gradient by the parameters was not finite."""
         # Read one number at a time, as needed: a JAX operation outside of a program costs ten times as much.
         report, read = out.report, backend.to_numpy
         faults = report.faults
@@ -242,11 +260,16 @@ class HypergradientEstimator(ABC):
             raise NonFiniteError("T2", step())
         if (leaf := int(read(faults.outer_leaf))) >= 0:
             raise NonFiniteError("T2", step(), backend.paths(out.state.params, "params")[leaf])
+
+    def _check_finite(self, backend: Backend, out: Estimate[Any]) -> None:
+        """Raise an error if the hypergradient is not finite, though the losses were."""
+        read, report = backend.to_numpy, out.report
         if (leaf := int(read(first_nonfinite(backend, out.hypergradient)))) >= 0:
             path = backend.paths(out.hypergradient, "hparams")[leaf]
+            step = int(read(out.state.step))
             if not np.isfinite(read(report.direct_norm)):
-                raise NonFiniteError("T2", step(), path)
-            raise NonFiniteError("T1", max(step() - 1, 0), path)
+                raise NonFiniteError("T2", step, path)
+            raise NonFiniteError("T1", max(step - 1, 0), path)
 
 
 def hypergradient(
@@ -263,9 +286,11 @@ def hypergradient(
 ) -> H:
     """Return dC2/dλ at these parameters, by one call of ``estimator.init`` and one of ``estimator.estimate``.
 
-    Arguments and errors are those of both methods. Set ``differentiable`` to take derivatives of the
-    hypergradient: it keeps the result attached to the arguments in frameworks that need to be told, like
-    torch's ``create_graph``.
+    Arguments and errors are those of both methods. Where an estimate has a fault that cannot be raised, as in
+    a compiled program, the result is NaN; ``estimator.estimate`` returns the report with the reason.
+
+    Set ``differentiable`` to take derivatives of the hypergradient: it keeps the result attached to the
+    arguments in frameworks that need to be told, like torch's ``create_graph``.
     """
     backend = find_backend(params, hparams, backend=backend)
     with backend.recorded() if differentiable else nullcontext():

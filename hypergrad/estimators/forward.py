@@ -118,6 +118,7 @@ class Forward(HypergradientEstimator):
         axes = self._axes(backend, hparams, memory.count)
         begin, tangents, reached = self._begin(backend, state, hparams, memory, axes)
         first = 0 if self.start is not None else state.step  # for the optimiser, which a start renews
+        training.check_differentiable(begin, hparams, first)
         all_reached = [reached]  # one tree, joined with what each step reaches
 
         def body(

@@ -80,6 +80,8 @@ class Greedy(HypergradientEstimator):
     ) -> Estimate[Any]:
         z, t, batch = inner_state(state), state.step, one_batch("train", train, state.step)
         training = Training(backend, problem, as_update_rule(self.update))
+        if self.response == "update":
+            training.check_differentiable(z, hparams, t)
         step = self.products.step(training, z, hparams, batch, t, self.response == "update")
         point = step.z if self.lookahead else z
         validation = problem.validation(backend, point.params, hparams, one_batch("val", val, t), point.aux)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
@@ -16,6 +15,7 @@ from hypergrad.errors import (
     SolveError,
     SolveWarning,
     not_converged,
+    warn,
 )
 from hypergrad.estimators.adjoint import solve_adjoint
 from hypergrad.estimators.assembly import assemble, inner_state, used_by_inner
@@ -168,12 +168,12 @@ class Implicit(HypergradientEstimator):
             )
             if checks.unsolved == "raise":
                 raise SolveError(message, failure, iterations, residual)
-            warnings.warn(message, SolveWarning, stacklevel=4)
+            warn(message, SolveWarning)
         if checks.away != "ignore" and gradient_norm > checks.tolerance:
             if checks.away == "raise":
                 raise InnerNotConvergedError(gradient_norm, checks.tolerance)
             message = not_converged(gradient_norm, checks.tolerance)
-            warnings.warn(message, InnerNotConvergedWarning, stacklevel=4)
+            warn(message, InnerNotConvergedWarning)
 
     def _sound(self, backend: Backend, out: Estimate[Any]) -> Any:
         report, solve, checks = out.report, out.report.solve, self.checks
@@ -204,6 +204,9 @@ def adjoint(
 
     ``solver`` is `CG` with ``rtol=1e-10`` by default.
 
+    Where values cannot be read, as in a compiled program, a failed solve gives NaN: `hypergrad.solve` says
+    why.
+
     Raises:
         Any error of `Implicit`.
     """
@@ -211,4 +214,5 @@ def adjoint(
     backend = find_backend(params, hparams, backend=backend)
     params, hparams = backend.nondifferentiable((params, hparams), "hg.adjoint")
     state = implicit.init(problem, params, hparams, aux=aux, backend=backend)
-    return implicit.estimate(problem, state, hparams, train, val, backend=backend).state.memory.x
+    out = implicit.estimate(problem, state, hparams, train, val, backend=backend)
+    return implicit.withheld(backend, out, out.state.memory.x)

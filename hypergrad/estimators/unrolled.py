@@ -53,8 +53,8 @@ class Unrolled(HypergradientEstimator):
             t -> batch raises `StopIteration`.
         truncate: K, or ``None`` for all terms.
         tape: how the run is recorded for the backward pass.
-        start: a function λ ↦ θ_0. Every estimate then starts there, with a fresh optimiser: its state, and the
-            step that bias corrections and schedules count, begin again. Functions t -> batch do not.
+        start: a function λ ↦ θ_0. Every estimate then starts there, with a fresh optimiser: its state
+            and the step that bias corrections and schedules count begin again. Functions t -> batch do not.
     """
 
     update: Updates
@@ -93,6 +93,7 @@ class Unrolled(HypergradientEstimator):
     ) -> Estimate[Any]:
         path = self._path(Training(backend, problem, as_update_rule(self.update)), state, train)
         begin, pull_start = self._begin(backend, state, hparams)
+        path.training.check_differentiable(begin, hparams, path.start)
         skipped = 0 if self.truncate is None or path.length is None else max(path.length - self.truncate, 0)
         z, before = path.part(0, skipped).run(begin, hparams)
         recording = self.tape.record(

@@ -121,6 +121,7 @@ class UpdateMap:
                 f"FixedPoint.of_update: {self.rule!r} has a state, which is not a part of the fixed "
                 "point: pass the rule without momentum, which has the same fixed points"
             )
+        self.rule.check_connected(backend, state, params, hparams, 0)
         _, g, aux = self.problem.inner_gradient(backend, params, hparams, batch, aux)
         after, _ = self.rule.update(backend, g, state, params, hparams, 0)
         return (after, aux) if self.problem.has_aux else after

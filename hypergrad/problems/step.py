@@ -46,7 +46,7 @@ class Observation(NamedTuple):
         return cls(wide, wide)
 
     def numbered_from(self, backend: Backend, start: Any) -> Observation:
-        """Return the observation of steps that were counted from 0, as steps that are counted from a start."""
+        """Return the observation of steps that were counted from 0, counted from a start instead."""
         bad = backend.xp.where(self.bad_step < 0, self.bad_step, self.bad_step + start)
         return self._replace(bad_step=bad)
 
@@ -89,6 +89,14 @@ class Training:
         value, gradient, aux = inner_gradient(backend, self.problem, z, hparams, batch)
         new = self.apply(gradient, z, hparams, t)._replace(aux=aux)
         return new, observe(backend, value, gradient, new.params, t, self.update.leafwise)
+
+    def check_differentiable(self, z: Inner, hparams: Tree, t: Any) -> None:
+        """Check that a step can be differentiated by what the gradient depends on.
+
+        Raises:
+            DisconnectedError: if the update cuts the gradient off.
+        """
+        self.update.check_connected(self.backend, z.opt_state, z.params, hparams, t)
 
     def advance(self, z: Inner, hparams: Tree, batch: Tree, t: Any) -> Inner:
         """Like `step`, but without an observation: for a step that is replayed."""

@@ -33,6 +33,7 @@ class Adagrad(UpdateRule):
     """
 
     leafwise: ClassVar[bool] = True
+    connected = True
 
     lr: Hyper = 1e-2
     lr_decay: Hyper = 0.0

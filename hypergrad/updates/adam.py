@@ -38,6 +38,7 @@ class Adam(UpdateRule):
     """
 
     leafwise: ClassVar[bool] = True
+    connected = True
 
     lr: Hyper = 1e-3
     beta1: Hyper = 0.9
@@ -72,6 +73,7 @@ class AdamW(UpdateRule):
     """
 
     leafwise: ClassVar[bool] = True
+    connected = True
 
     lr: Hyper = 1e-3
     beta1: Hyper = 0.9

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, ClassVar, Protocol, final
 
 from hypergrad.backend import Array, Backend, Scalar, Tree, loaded
-from hypergrad.errors import ArgumentError
+from hypergrad.errors import ArgumentError, DisconnectedError, explain
 
 
 @final
@@ -37,6 +38,9 @@ class UpdateRule(ABC):
     leafwise: ClassVar[bool] = False
     """Is each leaf updated by its own gradient alone, so that a non-finite gradient shows in that leaf?"""
 
+    connected: bool = False
+    """Is it known that the update depends on the gradient differentiably, so that no graph need show it?"""
+
     @property
     def formula(self) -> UpdateRule:
         """The rule itself; for a framework's optimiser, the rule of this library with the same formula."""
@@ -52,11 +56,49 @@ class UpdateRule(ABC):
     ) -> tuple[Tree, Tree]:
         """Return the new parameters and the new optimiser state; ``step`` counts from 0."""
 
+    def check_connected(
+        self, backend: Backend, opt_state: Tree, params: Tree, hparams: Tree, step: Any
+    ) -> None:
+        """Check that the new parameters depend on the gradient, as the graph of an update shows.
+
+        Raises:
+            DisconnectedError: if no leaf does: every hyperparameter of the loss would have no response.
+        """
+        if self.connected:
+            return
+
+        def update(gradient: Tree) -> Tree:
+            # Of copies, in case the rule changes them in place.
+            kept, theta = backend.copy((opt_state, params))
+            return self.update(backend, gradient, kept, theta, hparams, step)[0]
+
+        with backend.random.replay(backend.random.state()):
+            _, pullback = backend.pullback(update, params)  # any gradient has this graph
+        if not any(backend.flatten(pullback.reached[0])[0]):
+            raise DisconnectedError(
+                explain(
+                    f"the parameters after the update of {self!r} do not depend on the gradient",
+                    "No hyperparameter of the training loss could have an effect, and its hypergradient "
+                    "would be zero.",
+                    (
+                        "the update runs without a graph: remove torch.no_grad, .data, detach or "
+                        "jax.lax.stop_gradient from it, and for NumPy use autograd.numpy",
+                        "it changes the parameters in place, or calls another library: write it as a "
+                        "function that returns new ones",
+                        'leave the optimiser out: hg.Greedy(…, response="gradient")',
+                    ),
+                ),
+                "params",
+            )
+
 
 @final
 @dataclass(frozen=True)
 class CustomUpdate(UpdateRule):
     """A user's ``(init, update)`` pair.
+
+    Raises:
+        ArgumentError: when used, if they do not take these arguments, or ``update`` does not return a pair.
 
     ``init(params) -> opt_state`` and ``update(gradient, opt_state, params, hparams) -> (params,
     opt_state)``, written in operations that the backend differentiates.
@@ -66,12 +108,31 @@ class CustomUpdate(UpdateRule):
     update_fn: Callable[[Tree, Tree, Tree, Tree], tuple[Tree, Tree]]
 
     def init(self, backend: Backend, params: Tree) -> Tree:
+        _check_signature("init(params)", self.init_fn, 1)
+        _check_signature("update(gradient, opt_state, params, hparams)", self.update_fn, 4)
         return self.init_fn(params)
 
     def update(
         self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
     ) -> tuple[Tree, Tree]:
-        return self.update_fn(gradient, opt_state, params, hparams)
+        pair = self.update_fn(gradient, opt_state, params, hparams)
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise ArgumentError(
+                f"update returned {type(pair).__name__}: it returns (params, opt_state), the new parameters "
+                "and the new state of the optimiser"
+            )
+        return pair
+
+
+def _check_signature(form: str, function: Callable[..., Any], count: int) -> None:
+    try:
+        parameters = signature(function)
+    except (TypeError, ValueError):
+        return  # a built-in function does not say what it takes
+    try:
+        parameters.bind(*[None] * count)
+    except TypeError as error:
+        raise ArgumentError(f"an update pair is called as {form}: {error}") from None
 
 
 class TorchOptimizer(Protocol):

@@ -31,6 +31,11 @@ class ClipNorm(UpdateRule):
         if isinstance(self.max_norm, bool) or not self.max_norm > 0:
             raise ArgumentError(f"ClipNorm: max_norm = {self.max_norm!r}; it must be a positive number")
 
+    @property
+    def connected(self) -> bool:  # type: ignore[override]
+        """Whether that of the rule inside is."""
+        return as_update_rule(self.rule).connected
+
     def init(self, backend: Backend, params: Tree) -> Tree:
         return as_update_rule(self.rule).init(backend, params)
 

@@ -36,6 +36,7 @@ class RMSprop(UpdateRule):
     """
 
     leafwise: ClassVar[bool] = True
+    connected = True
 
     lr: Hyper = 1e-2
     alpha: Hyper = 0.99

@@ -34,6 +34,7 @@ class SGD(UpdateRule):
     """
 
     leafwise: ClassVar[bool] = True
+    connected = True
 
     lr: Hyper
     momentum: Hyper = 0.0

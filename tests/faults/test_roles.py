@@ -1,6 +1,7 @@
 """Hyperparameters that nothing uses or one loss alone, and parameters in two places."""
 
 import numpy as np
+import pytest
 from numpy.testing import assert_array_equal
 from support.faults import (
     EAGER,
@@ -60,7 +61,8 @@ class TestHyperparameterOfOneRole:
         inner = lambda p, h, b: ridge(p, h, b) + (h["added"] ** 2).sum()  # noqa: E731
         problem = hg.Bilevel(inner, lambda p, h, b: fit(p, h, b) + h["direct"] ** 2)
         hparams = strengths() | {"added": np.ones(3), "direct": np.array(2.0)}
-        found, _, _, _, report = estimate(backend, estimator, problem, hparams=hparams)
+        with pytest.warns(errors.ZeroResponseWarning, match=r"hparams\['added'\]"):
+            found, _, _, _, report = estimate(backend, estimator, problem, hparams=hparams)
         assert np.all(found["x"] != 0.0) and found["direct"] == 4.0
         assert_array_equal(found["added"], np.zeros(3), strict=True)
         assert report.reached == {"x": True, "added": False, "direct": False}

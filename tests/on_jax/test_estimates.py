@@ -39,7 +39,7 @@ CASES = [
     for estimator in ESTIMATORS
     for dtype, tolerance in [("float64", 1e-10), ("float32", 1e-5)]
     # A finite difference in float32 has three digits.
-    if dtype == "float64" or getattr(estimator, "mixed", None) is None
+    if dtype == "float64" or not isinstance(getattr(estimator, "products", None), hg.FiniteDifference)
 ]
 
 

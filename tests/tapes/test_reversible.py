@@ -23,7 +23,7 @@ class TestReversible:
         "momentum 0": hg.SGD(0.1, momentum=0.0),
         "nesterov": hg.SGD(0.1, momentum=0.9, nesterov=True),
         "clipped": hg.ClipNorm(hg.SGD(0.1, momentum=0.9), 1.0),
-        "a pair": (lambda p: (), lambda g, s, p, h: (p, s)),
+        "a pair": (lambda p: (), lambda g, s, p, h: (g, s)),
     }
 
     @parametrize("update", REFUSED.values(), ids=REFUSED)

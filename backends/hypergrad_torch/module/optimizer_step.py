@@ -118,6 +118,8 @@ def _hooked(p: nn.Parameter, g: Any) -> Any:
 class Hooked(UpdateRule):
     """A rule that takes gradients as the parameters' hooks leave them: the first derivative, and no other."""
 
+    connected = True
+
     trainer: Trainer
     rule: UpdateRule
 
@@ -141,6 +143,8 @@ class RealStep(UpdateRule):
     same bits, and ``None`` for parameters that the loss does not depend on. Without ``rule`` the step has no
     derivative.
     """
+
+    connected = True
 
     trainer: Trainer
     stepped: Trainer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -14,7 +14,14 @@ from hypergrad.checks.ridders import ridders
 from hypergrad.errors import ArgumentError
 from hypergrad.estimators import Checks, HypergradientEstimator, Implicit, State, Unrolled
 from hypergrad.problems.base import Problem
-from hypergrad.problems.batches import Batches, batch_series, every_batch, one_batch
+from hypergrad.problems.batches import (
+    Batches,
+    BatchList,
+    batch_series,
+    every_batch,
+    is_loader,
+    one_batch,
+)
 from hypergrad.problems.step import Inner, Training
 from hypergrad.solvers import Direct, System
 from hypergrad.tapes import Trajectory
@@ -118,8 +125,8 @@ def check_hypergradient(
     """
     backend = find_backend(params, hparams, backend=backend)
     check_variables(backend, params=params, hparams=hparams)
-    if isinstance(train, Iterator):
-        train = list(train)
+    if is_loader(train):
+        train = BatchList(train)  # they are read several times
     val_batch = one_batch("val", val, 0)
     random_state = backend.random.state()
 

@@ -210,7 +210,8 @@ def adjoint(
     Raises:
         Any error of `Implicit`.
     """
-    implicit = Implicit(Warm(solver or CG(rtol=1e-10)), allow_unused=True)
+    solver = CG(rtol=1e-10) if solver is None else solver
+    implicit = Implicit(solver if isinstance(solver, Warm) else Warm(solver), allow_unused=True)
     backend = find_backend(params, hparams, backend=backend)
     params, hparams = backend.nondifferentiable((params, hparams), "hg.adjoint")
     state = implicit.init(problem, params, hparams, aux=aux, backend=backend)

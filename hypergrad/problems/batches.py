@@ -104,7 +104,7 @@ def until_it_ends(
         return batches, len(_listed(name, batches))
     if is_loader(batches):
         if one_by_one and not backend.compiles:
-            return KeptBatches(batches), None
+            return _KeptBatches(batches), None
         return until_it_ends(backend, name, BatchList(batches), start, one_by_one)
     if not callable(batches):
         raise ArgumentError(f"{_LABEL[name]} is one batch, which does not say how many steps to take")
@@ -169,18 +169,13 @@ def single(batch: Tree) -> Source:
     return Source(batch, _same)
 
 
-def repeatable(batches: Batches) -> Batches:
-    """Return batches that can be read several times: those of an iterator or a loader are kept."""
-    return KeptBatches(batches) if is_loader(batches) else batches
-
-
 @final
 class BatchList(list[Tree]):
     """A list that certainly is a sequence of batches, even if each is a bare array."""
 
 
 @final
-class KeptBatches:
+class _KeptBatches:
     """Batches of an iterator or a loader, kept so that replayed steps can read them again."""
 
     def __init__(self, batches: Iterable[Tree]) -> None:

@@ -124,6 +124,17 @@ def test_every_reader_refuses_a_list_of_bare_arrays(case):
             call()
 
 
+@pytest.mark.parametrize("made", [iter, Loader])
+def test_a_check_reads_an_iterator_of_bare_arrays_several_times(case, made):
+    xp = case.backend.xp
+    problem = hg.Bilevel(
+        lambda w, h, b: xp.sum((w - b) ** 2 + h * w**2), lambda w, h, b: xp.sum((w - b) ** 2)
+    )
+    rows = [x[0] for x, _ in case.data]
+    check = hg.check_hypergradient(problem, case.w, case.lam, made(rows), rows[0], hg.Unrolled(SGD, 3))
+    assert check.relative_error < 1e-8
+
+
 def test_functions_of_bare_arrays_are_no_list(case):
     xp = case.backend.xp
     problem = hg.Bilevel(

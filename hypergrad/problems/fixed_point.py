@@ -123,5 +123,5 @@ class UpdateMap:
             )
         self.rule.check_connected(backend, state, params, hparams, 0)
         _, g, aux = self.problem.inner_gradient(backend, params, hparams, batch, aux)
-        after, _ = self.rule.update(backend, g, state, params, hparams, 0)
+        after, _ = self.rule.checked(backend, g, state, params, hparams, 0)
         return (after, aux) if self.problem.has_aux else after

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 from hypergrad.backend import Backend, Scalar, Tree, vectors
-from hypergrad.backend.arguments import check_same
 from hypergrad.backend.finite import first_nonfinite, search_nonfinite
 from hypergrad.problems.base import Problem
 from hypergrad.updates import UpdateRule
@@ -105,16 +104,7 @@ class Training:
 
     def apply(self, gradient: Tree, z: Inner, hparams: Tree, t: Any) -> Inner:
         """Apply the optimiser's half of Φ: new parameters from a gradient."""
-        name = type(self.update).__name__
-        try:
-            params, opt_state = self.update.update(self.backend, gradient, z.opt_state, z.params, hparams, t)
-        except Exception:
-            # The likely cause is an optimiser state that was made for other parameters: say so.
-            fresh = self.update.init(self.backend, z.params)
-            check_same(self.backend, name, z.opt_state, "opt_state", fresh)
-            raise
-        check_same(self.backend, name, params, "params", z.params)
-        check_same(self.backend, name, opt_state, "opt_state", z.opt_state)
+        params, opt_state = self.update.checked(self.backend, gradient, z.opt_state, z.params, hparams, t)
         return Inner(params, opt_state, z.aux)
 
 

@@ -9,6 +9,7 @@ from inspect import signature
 from typing import Any, ClassVar, Protocol, final
 
 from hypergrad.backend import Array, Backend, Scalar, Tree, loaded
+from hypergrad.backend.arguments import check_same
 from hypergrad.errors import ArgumentError, DisconnectedError, explain
 
 
@@ -56,6 +57,30 @@ class UpdateRule(ABC):
     ) -> tuple[Tree, Tree]:
         """Return the new parameters and the new optimiser state; ``step`` counts from 0."""
 
+    @final
+    def checked(
+        self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
+    ) -> tuple[Tree, Tree]:
+        """Return what `update` does, and check that nothing has another structure, shape or dtype.
+
+        Raises:
+            ArgumentError: if the update changes a shape, or the state was made for other parameters.
+            LeafTypeError: if the update changes a dtype.
+        """
+        name = type(self).__name__
+        try:
+            new_params, new_state = self.update(backend, gradient, opt_state, params, hparams, step)
+        except Exception:
+            # The likely cause is an optimiser state that was made for other parameters: say so. A rule
+            # whose state begins empty cannot have failed for this reason.
+            fresh = self.init(backend, params)
+            if backend.flatten(fresh)[0]:
+                check_same(backend, name, opt_state, "opt_state", fresh)
+            raise
+        check_same(backend, name, new_params, "params", params)
+        check_same(backend, name, new_state, "opt_state", opt_state)
+        return new_params, new_state
+
     def check_connected(
         self, backend: Backend, opt_state: Tree, params: Tree, hparams: Tree, step: Any
     ) -> None:
@@ -70,7 +95,7 @@ class UpdateRule(ABC):
         def update(gradient: Tree) -> Tree:
             # Of copies, in case the rule changes them in place.
             kept, theta = backend.copy((opt_state, params))
-            return self.update(backend, gradient, kept, theta, hparams, step)[0]
+            return self.checked(backend, gradient, kept, theta, hparams, step)[0]
 
         with backend.random.replay(backend.random.state()):
             _, pullback = backend.pullback(update, params)  # any gradient has this graph

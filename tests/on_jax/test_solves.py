@@ -43,7 +43,7 @@ class TestSolves:
         same_error(found, error)
         assert (type(found), found.reason) == (errors.SolveError, reason) and found.residual > 1e-6
         lenient = hg.Implicit(solver, checks=hg.Checks(unsolved="warn"))
-        (category, message), *_ = warned(lenient.check, out)
+        (category, message), *_ = warned(lenient.check, compiled(lenient, QUADRATIC)(*args))
         assert category is errors.SolveWarning and message == str(found)
 
     def test_away_from_the_optimum(self):

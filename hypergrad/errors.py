@@ -111,13 +111,15 @@ class Failure(IntEnum):
     MAX_STEPS = 3
     DIVERGED = 4
     BREAKDOWN = 5
+    STAGNATION = 6
 
 
 class SolveError(HypergradError, ArithmeticError):
     """The inverse-Hessian solve of `Implicit` failed.
 
     Attributes:
-        reason: ``"singular"``, ``"negative_curvature"``, ``"max_steps"``, ``"diverged"`` or ``"breakdown"``.
+        reason: ``"singular"``, ``"negative_curvature"``, ``"max_steps"``, ``"diverged"``, ``"breakdown"``
+            or ``"stagnation"`` (rounding keeps the residual above the tolerance).
         step: how many products had been computed.
         residual: the true relative residual ‖Hx − v‖/‖v‖.
     """

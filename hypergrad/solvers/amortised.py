@@ -43,7 +43,8 @@ class Amortised(Solver):
 
     def solve(self, system: System, memory: Tree | None = None) -> Solution:
         backend = system.backend
-        x = self.init(backend, system.v) if memory is None else memory
+        x = self.init(backend, system.v) if memory is None else system.scaled(memory)
         image = system.image(x)
         r = backend.detach(vectors.subtract(backend, system.v, image.ax))
-        return Solution(x, 0, 0, memory=backend.axpy(self.step_size, r, x), image=image)
+        after = system.restored(backend.axpy(self.step_size, r, x))
+        return Solution(x, 0, 0, memory=after, image=image)

@@ -23,6 +23,9 @@ class Solver(ABC):
     truncation: it takes ``max_steps`` products and promises nothing.
     """
 
+    has_residual: ClassVar[bool] = False
+    """Does it know its own residual, so that only rounding can have it miss a target that it reports?"""
+
     rtol: float | None = None
     atol: float = 0.0
 
@@ -91,11 +94,13 @@ class Solver(ABC):
         size = vectors.norm(system.backend, system.v)
         if self.promises_nothing:
             return rounding(system.backend, size) * size
-        return system.backend.xp.maximum((self.rtol or 0.0) * size, self.atol + 0.0 * size)
+        return system.backend.xp.maximum((self.rtol or 0.0) * size, self.atol * system.scale + 0.0 * size)
 
 
 class Iterative(Solver):
     """A solver that iterates until its residual is small, or for a given number of products."""
+
+    has_residual: ClassVar[bool] = True
 
     max_steps: int | None
     fewest: ClassVar[int] = 1

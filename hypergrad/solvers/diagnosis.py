@@ -55,6 +55,14 @@ def diagnosis(
                     accept,
                 ),
             )
+        case Failure.STAGNATION:
+            return explain(
+                f"rounding keeps the inverse-Hessian solve at relative residual {residual:.1e} > rtol "
+                f"{solver.rtol or solver.atol:.1e}, which {name} reached by its own count after {iterations} "
+                "iterations",
+                bias,
+                ("the arithmetic is too coarse: use float64, or a larger rtol", conditioned, accept),
+            )
         case Failure.BREAKDOWN:
             return explain(
                 f"{name} broke down after {iterations} iterations, at relative residual {residual:.1e}",

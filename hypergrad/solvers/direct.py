@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -21,9 +21,10 @@ class Direct(Solver):
     r"""Form H from n products and solve by its eigenvalues, x = Q Λ⁻¹ Qᵀ v, or by its singular values.
 
     For small problems and as a reference: n products, n² numbers in memory, O(n³) time. A framework that can
-    vectorise computes up to 64 products in parallel, and needs the memory of as many. The solve fails with
-    ``singular`` if an eigenvalue or singular value is within rounding error of 0, relative to the largest,
-    and with ``negative_curvature`` if an eigenvalue of a symmetric H is negative.
+    vectorise computes up to 64 products in parallel, and needs the memory of as many. Where an eigenvalue or
+    singular value is within rounding error of 0, relative to the largest, x is the smallest solution, as
+    `CG` finds it. The solve fails with ``singular`` if there is none: if v has a part along such a vector
+    above ``rtol``. It fails with ``negative_curvature`` if an eigenvalue of a symmetric H is negative.
 
     Args:
         max_unknowns: the largest n that is accepted.
@@ -32,6 +33,8 @@ class Direct(Solver):
     Raises:
         ArgumentError: for more unknowns than ``max_unknowns``, with the size of the matrix.
     """
+
+    has_residual: ClassVar[bool] = True
 
     max_unknowns: int = 4096
     rtol: float = 1e-4
@@ -72,14 +75,17 @@ class Direct(Solver):
             u, values, right = xp.linalg.svd(matrix)
             left, right, lowest = u.T, right.T, 0.0 * values[0]
         largest = xp.max(xp.abs(values))
-        negligible = xp.abs(values) <= n * rounding(backend, flat) * largest
+        floor = n * rounding(backend, flat) * largest
+        negligible = xp.abs(values) <= floor
+        along = left @ flat
+        lost = xp.where(negligible, along, 0.0 * along)
         failure = xp.where(
-            xp.any(negligible),
+            xp.sqrt(xp.sum(lost * lost)) > self.target(system),
             int(Failure.SINGULAR),
-            xp.where((lowest < 0) & system.definite, int(Failure.NEGATIVE_CURVATURE), int(Failure.NONE)),
+            xp.where((lowest < -floor) & system.definite, int(Failure.NEGATIVE_CURVATURE), int(Failure.NONE)),
         )
         inverse = xp.where(negligible, 0.0 * values, 1.0 / xp.where(negligible, largest + 1.0, values))
-        x = vectors.add(backend, system.x, unravel(right @ (inverse * (left @ flat))))
+        x = vectors.add(backend, system.x, unravel(right @ (inverse * along)))
         return Solution(x, n, n + system.spent, failure, largest, xp.min(xp.abs(values)))
 
 

@@ -12,6 +12,8 @@ from hypergrad.errors import Failure
 from hypergrad.solvers.base import Krylov, check_count, nan_if_infinite, rounding
 from hypergrad.solvers.system import Solution, System
 
+_FEWEST_KEPT, _MOST_KEPT, _BASIS_BYTES = 30, 256, 2**28
+
 
 class _Cycle(NamedTuple):
     """Arnoldi's basis Q, the Hessenberg matrix H̄ with A Q_j = Q_{j+1} H̄_j, and ψ with ψᵀH̄ = 0, ψ_0 = 1."""
@@ -44,26 +46,27 @@ class GMRES(Krylov):
         x = x_0 + Q_j y,    y = argmin ‖ ‖r_0‖ e_1 − H̄_j y ‖,    A Q_j = Q_{j+1} H̄_j by Arnoldi
 
     The residual never grows, at the cost of a basis of ``restart + 1`` vectors; when it is full, the method
-    restarts. Use it for systems that are not symmetric, such as those of fixed points; for symmetric ones
-    `CG` and `MINRES` do the same with a few vectors. If the basis cannot grow, H̄ is singular and a residual
-    is left, then A is ``singular``.
+    restarts, and may then converge slowly or not at all. Use it for systems that are not symmetric, such as
+    those of fixed points; for symmetric ones `CG` and `MINRES` do the same with a few vectors. If the basis
+    cannot grow, H̄ is singular and a residual is left, then A is ``singular``.
 
     Args:
         max_steps, rtol, atol: see `Krylov`.
-        restart: the most directions to keep.
+        restart: the most directions to keep; by default one for each unknown, up to 256, and up to 30 where
+            more would take over 256 MiB.
     """
 
-    restart: int = 30
+    restart: int | None = None
 
     def __post_init__(self) -> None:
         Krylov.__post_init__(self)
-        check_count("GMRES", "restart", self.restart)
+        check_count("GMRES", "restart", self.restart, optional=True)
 
     def solve(self, system: System, memory: Tree | None = None) -> Solution:
         system = system.begun()
         backend, max_products = system.backend, self.limit(system)
         xp, target = backend.xp, self.target(system)
-        size, places = vectors.norm(backend, system.r), min(self.restart, max_products)
+        size, places = vectors.norm(backend, system.r), min(self._kept(system), max_products)
         limit, eye = -(-max_products // places), backend.asarray(np.eye(places + 1), like=size)
 
         def going(it: _Iterate) -> Any:
@@ -111,6 +114,14 @@ class GMRES(Krylov):
         failure = self.final_failure(system, end.failure, end.size > target)
         products, smallest = end.k + system.spent, nan_if_infinite(backend, end.smallest)
         return Solution(end.x, end.k, products, failure, end.curvature, smallest)
+
+    def _kept(self, system: System) -> int:
+        """Return the most directions to keep."""
+        if self.restart is not None:
+            return self.restart
+        backend, v = system.backend, system.v
+        fitting = _BASIS_BYTES // max(vectors.nbytes(backend, v), 1)
+        return min(vectors.size(backend, v), _MOST_KEPT, max(fitting, _FEWEST_KEPT))
 
     def _cycle(self, system: System, it: _Iterate, target: Scalar, eye: Any, max_products: int) -> _Cycle:
         """Run Arnoldi's process from the residual until that is small or the basis is full."""

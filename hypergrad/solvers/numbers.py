@@ -84,6 +84,7 @@ def on_numpy_scalars(solve: Solve) -> Solve:
                 product=product,
                 goal=goal,
                 curvature=numbers.number(system.curvature),
+                scale=system.scale if system.unscaled else numbers.number(system.scale),
             )
             # Like a framework's scalars, do not warn of overflow: it shows in the residual.
             with np.errstate(all="ignore"):

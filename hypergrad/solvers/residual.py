@@ -11,8 +11,9 @@ from hypergrad.solvers.system import Solution, System
 def with_true_residual(solver: Solver, system: System, solution: Solution, r: Tree) -> Solution:
     """Return the solution with its true residual, r = v − Ax, and the failure that r shows.
 
-    A solve that reports success but missed its target failed with ``MAX_STEPS``. If A is symmetric and maps
-    the remaining residual to zero, no x can remove it, and A is ``SINGULAR``.
+    A solve that reports success but missed its target failed with ``STAGNATION``: rounding parted its own
+    residual from the true one. A solver without a residual of its own failed with ``MAX_STEPS``. If A is
+    symmetric and maps the remaining residual to zero, no x can remove it, and A is ``SINGULAR``.
     """
     backend = system.backend
     xp, residual = backend.xp, relative_norm(backend, r, system.v)
@@ -21,10 +22,11 @@ def with_true_residual(solver: Solver, system: System, solution: Solution, r: Tr
         return solution
     size, failure = vectors.norm(backend, r), solution.failure
     missed = (failure == Failure.NONE) & ~(size <= solver.target(system))
-    failure = xp.where(missed, int(Failure.MAX_STEPS), failure)
+    reason = Failure.STAGNATION if solver.core.has_residual else Failure.MAX_STEPS
+    failure = xp.where(missed, int(reason), failure)
     if system.symmetric and (backend.compiles or backend.readable(size)):
         negligible = rounding(backend, size) ** 0.65 * solution.curvature
-        short = failure == Failure.MAX_STEPS
+        short = (failure == Failure.MAX_STEPS) | (failure == Failure.STAGNATION)
         singular = backend.cond(
             short, lambda: vectors.norm(backend, system.product(r)) <= negligible * size, lambda: size < 0
         )

@@ -22,7 +22,7 @@ def solve_system(
     iterations, and so do those of any solver with ``through_steps``. The image depends on x; all else is
     constant.
     """
-    backend = system.backend
+    backend, system = system.backend, system.balanced()
     prepared = solver.prepared(system.constant(), memory)
     shifted = replace(
         system.shifted(prepared.shift), x=prepared.x, trials=prepared.trials, spent=prepared.spent
@@ -33,11 +33,13 @@ def solve_system(
         return solution.x, _without_trees(solution)
 
     def solve_derivative(matvec: Any, v: Tree) -> tuple[Tree, Solution]:
-        derivative = replace(prepared, product=matvec, v=v, x=None, r=None, both=None, trials=None, spent=0)
+        derivative = replace(
+            prepared, product=matvec, v=v, x=None, r=None, both=None, trials=None, spent=0, scale=1.0
+        ).balanced()
         solution = solver.solve(derivative, memory)
-        r = vectors.subtract(backend, v, matvec(solution.x))
+        r = vectors.subtract(backend, derivative.v, matvec(solution.x))
         solution = nan_where_failed(backend, with_true_residual(solver, derivative, solution, r))
-        return solution.x, _without_trees(solution)
+        return derivative.restored(solution.x), _without_trees(solution)
 
     if through_steps or solver.truncates or solver.resamples:
         solution = solver.solve(shifted, memory)
@@ -51,7 +53,9 @@ def solve_system(
     r = vectors.subtract(backend, constant.v, backend.detach(image.ax))
     solution = solution._replace(x=None, image=None, direction=None)
     solution = with_true_residual(solver, constant, Solution(*backend.detach(tuple(solution))), r)
-    return solution._replace(x=x), image
+    restored = system.restored
+    mixed = None if image.mixed is None else restored(image.mixed)
+    return solution._replace(x=restored(x)), Image(restored(image.ax), mixed, image.error)
 
 
 def solve(
@@ -115,6 +119,11 @@ def _causes(failure: Failure, curvature: float) -> tuple[str, ...]:
         case Failure.DIVERGED:
             step = f"the step is too large: step_size < {2 / curvature:.1e} is stable here"
             return (step, definite)
+        case Failure.STAGNATION:
+            return (
+                "rounding keeps the residual above the tolerance: use float64, or a larger rtol",
+                conditioned,
+            )
         case Failure.BREAKDOWN:
             return ("use hg.GMRES, which does not break down", conditioned)
         case _:

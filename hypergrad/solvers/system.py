@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
 
+import numpy as np
+
 from hypergrad.backend import Backend, Scalar, Tree, vectors
 from hypergrad.errors import Failure
 
@@ -46,7 +48,8 @@ class System:
     The other fields are for a solve that resumes an earlier one: ``goal`` is the ‖A x − v‖ to reach, in place
     of the solver's own target; ``direction`` the search direction to resume with, zeros if there is none;
     ``curvature`` an estimate of ‖A‖ from below, 0 if there is none (near a solution r alone may not show how
-    large A is); ``spent`` the products taken so far; and ``trials`` the solves with other shifts.
+    large A is); ``spent`` the products taken so far; and ``trials`` the solves with other shifts. ``scale``
+    is what the given v has been multiplied by.
     """
 
     backend: Backend
@@ -65,6 +68,51 @@ class System:
     curvature: Scalar = 0.0
     spent: Any = 0
     trials: Trials | None = None
+    scale: Scalar = 1.0
+
+    def balanced(self) -> System:
+        """Return the system with v, x and c multiplied by 1/max|v_i|, if ‖v‖² or ‖r‖² could leave the range.
+
+        Solvers compute inner products, whose squares underflow or overflow long before the numbers do: in
+        float32 at 1e-19 and 1e19. x is linear in v, so that `restored` makes up for it. Costs one norm, where
+        that can be read and is in the range.
+        """
+        backend, xp, v = self.backend, self.backend.xp, self.backend.detach(self.v)
+        with np.errstate(over="ignore"):  # which is what the scale is for
+            size = vectors.norm(backend, v)
+        limits = xp.finfo(size.dtype)
+        smallest = min(float(limits.tiny) ** 0.5 / float(limits.eps), 0.25)
+        if (known := backend.number(size)) is not None and smallest <= known <= 1 / smallest:
+            return self
+        largest = 0.0 * xp.ones_like(size)
+        for leaf in backend.flatten(v)[0]:
+            if backend.describe(leaf).nbytes:
+                largest = xp.maximum(largest, xp.max(xp.abs(leaf)))
+        # Neither 1/max|v_i| nor its own reciprocal may leave the range.
+        low, high = (xp.ones_like(size) * x for x in (4 * float(limits.tiny), 0.25 / float(limits.tiny)))
+        inside = (size >= smallest) & (size <= 1 / smallest) | (largest == 0) | ~xp.isfinite(largest)
+        divisor = xp.maximum(xp.minimum(largest, high), low)
+        scale = xp.where(inside, xp.ones_like(size), 1.0 / divisor)
+
+        given = {"v": self.v, "x": self.x, "direct": self.direct}
+        return replace(
+            self,
+            scale=scale,
+            **{k: tree if tree is None else vectors.scale(backend, scale, tree) for k, tree in given.items()},
+        )
+
+    def restored(self, x: Tree) -> Tree:
+        """Return a tree that is linear in v, such as x, as it is for the given v: divided by the scale."""
+        return x if self.unscaled else vectors.scale(self.backend, 1.0 / self.scale, x)
+
+    def scaled(self, x: Tree) -> Tree:
+        """Return a tree that belongs to the given v multiplied by the scale."""
+        return x if self.unscaled else vectors.scale(self.backend, self.scale, x)
+
+    @property
+    def unscaled(self) -> bool:
+        """Is the scale the number 1?"""
+        return isinstance(self.scale, float) and self.scale == 1.0
 
     def begun(self) -> System:
         """Return the system with x and r. Costs one product if a start x was given.

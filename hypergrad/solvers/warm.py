@@ -48,9 +48,9 @@ class Warm(Wrapper):
 
     def prepared(self, system: System, memory: Tree | None) -> System:
         last: LastSolution = self.init(system.backend, system.v) if memory is None else memory
-        return self.solver.prepared(replace(system, x=last.x, r=None), last.inner)
+        return self.solver.prepared(replace(system, x=system.scaled(last.x), r=None), last.inner)
 
     def solve(self, system: System, memory: Tree | None = None) -> Solution:
         system = self.ready(system, memory)
         solution = self.solver.solve(system, None if memory is None else memory.inner)
-        return solution._replace(memory=LastSolution(solution.x, solution.memory))
+        return solution._replace(memory=LastSolution(system.restored(solution.x), solution.memory))

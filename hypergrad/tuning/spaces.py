@@ -69,7 +69,7 @@ class Positive(Space):
     λ = eᵘ              link="exp": equal ratios count the same; for strengths and rates
     λ = log(1 + eᵘ)     link="softplus": linear for large λ; for noise levels
 
-    u is kept in the range where eᵘ is a normal number of its dtype.
+    u is kept in the range where λ is a normal number of its dtype.
 
     Raises:
         ArgumentError: for any other link.
@@ -84,7 +84,8 @@ class Positive(Space):
     def constrain(self, xp: Any, u: Array) -> Array:
         if self.link == "exp":
             return xp.exp(u)
-        return xp.maximum(u, 0.0 * u) + xp.log1p(xp.exp(-xp.abs(u)))
+        large = u > 0  # neither |u| nor a maximum: frameworks disagree on their derivatives at 0
+        return xp.where(large, u, 0.0 * u) + xp.log1p(xp.exp(xp.where(large, -u, u)))
 
     def unconstrain(self, xp: Any, h: Array) -> Array:
         if self.link == "exp":
@@ -92,11 +93,10 @@ class Positive(Space):
         return h + xp.log(-xp.expm1(-h))
 
     def project(self, xp: Any, u: Array) -> Array:
-        # Outside of this range eᵘ would be 0 or infinite in this dtype; a factor of e is left for rounding.
+        # Outside of this range λ would be 0 or infinite in this dtype; a factor of e is left for rounding.
         info = xp.finfo(u.dtype)
-        low, high = math.log(float(info.tiny)) + 1.0, math.log(float(info.max)) - 1.0
-        bounded = xp.maximum(u, xp.zeros_like(u) + low)
-        return xp.minimum(bounded, xp.zeros_like(u) + high)
+        largest = float(info.max) / math.e
+        return _between(xp, u, _log_tiny(info), math.log(largest) if self.link == "exp" else largest)
 
     def contains(self, xp: Any, h: Array) -> Array:
         return xp.isfinite(h) & (h > 0)
@@ -128,6 +128,8 @@ class NonNegative(Space):
 class Interval(Space):
     r"""low < λ < high by λ = low + (high − low) / (1 + e⁻ᵘ). For momenta, dropout rates, mixing weights.
 
+    u is kept in the range where λ is inside in its dtype.
+
     Raises:
         ArgumentError: unless low < high, both finite.
     """
@@ -140,14 +142,24 @@ class Interval(Space):
             raise ArgumentError(f"Interval: [{self.low}, {self.high}] is empty or infinite")
 
     def constrain(self, xp: Any, u: Array) -> Array:
-        # The logistic function, written with tanh so that it never overflows.
-        return self.low + (self.high - self.low) * 0.5 * (1.0 + xp.tanh(0.5 * u))
+        # By the distance from the nearer end, which does not cancel; neither power overflows.
+        width, nearer_low, zero = self.high - self.low, u < 0, 0.0 * u
+        up, down = xp.exp(xp.where(nearer_low, u, zero)), xp.exp(xp.where(nearer_low, zero, -u))
+        return xp.where(
+            nearer_low, self.low + width * up / (1.0 + up), self.high - width * down / (1.0 + down)
+        )
 
     def unconstrain(self, xp: Any, h: Array) -> Array:
         return xp.log(h - self.low) - xp.log(self.high - h)
 
     def project(self, xp: Any, u: Array) -> Array:
-        return u
+        # Where λ would round to an end: 3/4 of the distance to the next number rounds to that number.
+        info, width = xp.finfo(u.dtype), self.high - self.low
+        low, high = (
+            max(math.log(0.75 * gap / width) if gap else -math.inf, _log_tiny(info))
+            for gap in (_gap(self.low, 1, float(info.eps)), _gap(self.high, -1, float(info.eps)))
+        )
+        return _between(xp, u, low, -high)
 
     def contains(self, xp: Any, h: Array) -> Array:
         return (h > self.low) & (h < self.high)
@@ -174,6 +186,21 @@ class Simplex(Space):
     def contains(self, xp: Any, h: Array) -> Array:
         total = xp.sum(h, axis=-1, keepdims=True)
         return (h > 0) & (xp.abs(total - 1.0) < 1e-3)
+
+
+def _log_tiny(info: Any) -> float:
+    return math.log(float(info.tiny)) + 1.0
+
+
+def _between(xp: Any, u: Array, low: float, high: float) -> Array:
+    return xp.minimum(xp.maximum(u, xp.zeros_like(u) + low), xp.zeros_like(u) + high)
+
+
+def _gap(end: float, side: int, eps: float) -> float:
+    """Return the distance from ``end`` to the next number above it (side 1) or below it (side −1)."""
+    mantissa, exponent = math.frexp(abs(end))
+    towards_zero = end * side < 0
+    return 0.0 if end == 0 else math.ldexp(eps, exponent - 1) * (0.5 if towards_zero and mantissa == 0.5 else 1)
 
 
 def spread(backend: Backend, space: Spaces, hparams: Tree) -> Tree:

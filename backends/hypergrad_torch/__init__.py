@@ -9,5 +9,6 @@ from hypergrad_torch.backend import TorchBackend
 from hypergrad_torch.compiled import compile
 from hypergrad_torch.module import ModuleTuner
 from hypergrad_torch.optimizers import TorchOptimizer
+from hypergrad_torch.recompute import checkpoint_context
 
-__all__ = ["ModuleTuner", "TorchBackend", "TorchOptimizer", "compile"]
+__all__ = ["ModuleTuner", "TorchBackend", "TorchOptimizer", "checkpoint_context", "compile"]

@@ -20,8 +20,10 @@ from torch import Tensor
 from hypergrad.backend import Pullback, Tree
 from hypergrad.backend.trees import Trees
 from hypergrad.errors import DisconnectedError, explain
-from hypergrad_torch.private import Node, is_checkpointed, saved_bytes
-from hypergrad_torch.unsupported import refuse_undifferentiable, translated
+from hypergrad_torch.backward import compare
+from hypergrad_torch.private import Node, hook_unwatched, saved_bytes, watch_hooks
+from hypergrad_torch.recompute import refuse_other_tensors
+from hypergrad_torch.unsupported import changing_hook, refuse_undifferentiable, same, translated
 
 trees = Trees()
 
@@ -160,8 +162,12 @@ def vjp(f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) -> tuple
     with one_deeper():
         value, aux = f(*unflatten(inputs))
     pullback = GraphPullback(inputs, trees.flatten(value)[0], unflatten)
+    if inner or (isinstance(value, Tensor) and value.numel() == 1):
+        refuse_other_tensors(pullback._nodes)
+        second = inner and any(x.requires_grad for x in leaves if is_float(x))
+        if customs := refuse_undifferentiable(pullback._nodes, inner, second):
+            compare(lambda leaves: f(*unflatten(leaves)), leaves, customs, inner)
     if inner:
-        refuse_undifferentiable(pullback._nodes, second=any(x.requires_grad for x in leaves if is_float(x)))
         return value, pullback, aux
     return detach(value), pullback, detach(aux)
 
@@ -186,7 +192,7 @@ def zeros_with_pullback(y: Tensor, pull: Callable[[Tensor], Tensor]) -> Tensor:
 
     zeros = y - y.detach()
     if zeros.requires_grad:
-        zeros.register_hook(hook)  # type: ignore[no-untyped-call]
+        hook_unwatched(zeros, hook)
     return zeros
 
 
@@ -228,6 +234,17 @@ def _or_zeros(gradient: Tensor | None, leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf, requires_grad=False) if gradient is None else gradient
 
 
-def holds_checkpoints(outputs: Sequence[Any]) -> bool:
-    """Is part of the graph to be computed again by ``torch.utils.checkpoint``?"""
-    return any(map(is_checkpointed, history(outputs)))
+def _guarded(hook: Callable[[Tensor], Any]) -> Callable[[Tensor], Any] | None:
+    """A hook that a loss registers, as one that may look at gradients and not change them."""
+    if not nested():
+        return None
+
+    def looking(g: Tensor) -> None:
+        changed = hook(g)
+        if changed is not None and changed is not g and not same(changed, g):
+            raise changing_hook("a hook of a tensor, registered inside of a loss,")
+
+    return looking
+
+
+watch_hooks(_guarded)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
-from typing import Any
+from contextlib import suppress
+from functools import cache, wraps
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.autograd import function
+from torch.nn.modules import _functions
 from torch.optim import Optimizer
 
 Node = Any
@@ -56,9 +58,32 @@ def saved_bytes(nodes: set[Node]) -> int:
     return sum(storages.values())
 
 
-def is_checkpointed(node: Node) -> bool:
-    """Does ``torch.utils.checkpoint`` hold a place for a tensor that this node saved?"""
-    return any(type(saved.data).__name__ == "_Holder" for saved in _saved(node))
+class Recomputation(NamedTuple):
+    """A block that ``torch.utils.checkpoint`` will run again: in which context, and all that it reads."""
+
+    context: Any
+    reads: tuple[Any, ...]
+
+
+def recomputation(node: Node) -> Recomputation | None:
+    """Return the block that will run again for what this node saved; ``None`` if it saved tensors itself."""
+    first = next(_saved(node), None)  # a checkpoint holds a place for every tensor that its block saves
+    if first is None or type(first.data).__name__ != "_Holder":
+        return None
+    frame = _variables_of(first.unpack_hook)["frame"]
+    held = _variables_of(frame.recompute_fn)
+    return Recomputation(
+        held.get("recompute_context"), (held.get("fn"), held.get("kwargs"), tuple(frame.saved_args))
+    )
+
+
+def _variables_of(f: Any) -> dict[str, Any]:
+    """Return the variables that a function has from the one around it, as far as they have values."""
+    found = {}
+    for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
+        with suppress(ValueError):
+            found[name] = cell.cell_contents
+    return found
 
 
 def _saved(node: Node) -> Iterator[Any]:
@@ -73,13 +98,45 @@ def _saved_names(kind: Any) -> tuple[str, ...]:
     return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
 
 
-def once_differentiable(node: Node) -> str | None:
-    """The name of a node's custom function, if its backward is marked ``once_differentiable``."""
-    custom: Any = getattr(node, "_forward_cls", None)
+HookFunction: Any = _functions.BackwardHookFunction
+"""The identity, as a custom function by which torch calls the backward hooks of a module."""
+
+_register_hook = Tensor.register_hook
+
+
+def watch_hooks(changed: Callable[[Callable[[Tensor], Any]], Callable[[Tensor], Any] | None]) -> None:
+    """From now on have hooks of tensors pass through ``changed``, which may replace them.
+
+    No graph shows these hooks. ``changed`` returns ``None`` for those that it leaves alone.
+    """
+
+    @wraps(_register_hook)
+    def register_hook(self: Tensor, hook: Callable[[Tensor], Any]) -> Any:
+        return _register_hook(self, changed(hook) or hook)  # type: ignore[no-untyped-call]
+
+    Tensor.register_hook = register_hook  # type: ignore[method-assign]
+
+
+def hook_unwatched(x: Tensor, hook: Callable[[Tensor], Any]) -> None:
+    """Register a hook that does not pass through `watch_hooks`."""
+    _register_hook(x, hook)  # type: ignore[no-untyped-call]
+
+
+def custom_function(kind: Any) -> Any:
+    """Return the user's ``autograd.Function`` of a kind of node; ``None`` for nodes of torch itself.
+
+    `HookFunction` is returned, too.
+    """
+    custom = getattr(kind, "_forward_cls", None)
+    ours = custom is not None and custom.__module__.split(".")[0] in ("torch", "hypergrad_torch")
+    return None if ours and custom is not HookFunction else custom
+
+
+def once_differentiable(custom: Any) -> bool:
+    """Is the backward of a custom function marked ``once_differentiable``?"""
     backward = getattr(custom, "backward", None)
     code = getattr(backward, "__code__", None)
-    marked = code is not None and code.co_filename == function.__file__ and hasattr(backward, "__wrapped__")
-    return custom.__name__ if marked else None
+    return code is not None and code.co_filename == function.__file__ and hasattr(backward, "__wrapped__")
 
 
 def has_step_hooks(optimizer: Optimizer) -> bool:

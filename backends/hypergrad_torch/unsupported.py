@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
+import torch
+
 from hypergrad.errors import DisconnectedError, UnsupportedOpError, explain
-from hypergrad_torch.private import once_differentiable
+from hypergrad_torch.private import HookFunction, custom_function, is_symbolic, once_differentiable
 
 _DOUBLE_BACKWARD = re.compile(
     r"derivative for '?(?:aten::)?(?P<op>[\w.]+?)'? is not implemented"
@@ -26,10 +29,6 @@ _REMEDIES = {
     "compiled": (
         "the loss holds a module compiled by torch.compile: hand in the module itself (`compiled._orig_mod`) "
         "and compile the whole estimate instead"
-    ),
-    "weight_norm": (
-        "torch's second derivative of it is wrong: write the weight as `g * v / v.norm(dim=1, keepdim=True)` "
-        "in a parametrisation of your own"
     ),
     "checkpoint": "leave `use_reentrant=True` out: that kind of checkpoint has no graph of its own",
     "custom": "write its backward in differentiable operations, without `once_differentiable`",
@@ -89,19 +88,83 @@ def translated() -> Iterator[None]:
         raise
 
 
-def refuse_undifferentiable(nodes: Iterable[Any], second: bool) -> None:
+_WRONG: dict[str, tuple[str, str, Callable[[Any], bool]]] = {
+    "WeightNormInterfaceBackward0": (
+        "weight_norm",
+        "torch's second derivative of it is wrong: write the weight as `g * v / v.norm(dim=1, keepdim=True)` "
+        "in a parametrisation of your own",
+        lambda node: True,
+    ),
+    "EmbeddingBackward0": (
+        "an embedding with scale_grad_by_freq=True",
+        "torch's second derivative of it is wrong: leave scale_grad_by_freq out",
+        lambda node: node._saved_scale_grad_by_freq,
+    ),
+}
+"""Operations whose double backward torch computes wrongly: name, remedy, and for which nodes.
+
+That of ``weight_norm`` treats its norms as constants. ``benchmarks/second_derivatives.py`` looks for them
+among all operators of torch.
+"""
+
+
+def refuse_undifferentiable(nodes: Iterable[Any], nested: bool, second: bool) -> set[Any]:
     """Refuse operations whose second derivative torch computes wrongly without an error.
 
+    Returns the custom functions among the nodes, whose backward pass may be anything. Hooks of modules may
+    look at gradients, and raise an error when they change one.
+
     ``once_differentiable`` raises only where the incoming gradient itself carries a graph. Behind a plain
-    loss it does not, and the dependence on the function's inputs would be lost. The double backward of
-    ``weight_norm`` treats its norms as constants, which is wrong if an outer derivative passes through the
-    inputs themselves (``second``).
+    loss it does not, and the dependence on the function's inputs would be lost: so it is refused if another
+    derivative is being taken (``nested``). Double backward is wrong
+    only if an outer derivative passes through the inputs themselves (``second``).
 
     Raises:
         UnsupportedOpError: naming the function.
     """
+    customs = set()
     for node in nodes:
-        if second and node.name() == "WeightNormInterfaceBackward0":
-            raise unsupported("weight_norm", _REMEDIES["weight_norm"])
-        if (name := once_differentiable(node)) is not None:
-            raise unsupported(f"the custom function {name}", _REMEDIES["custom"])
+        kind = node.__class__
+        wrong, custom = _about(kind)
+        if wrong is not None and second and wrong[2](node):
+            raise unsupported(wrong[0], wrong[1])
+        if custom is None:
+            continue
+        if custom is HookFunction:
+            node.register_hook(_refuse_change)
+        elif nested and once_differentiable(custom):
+            raise unsupported(f"the custom function {custom.__name__}", _REMEDIES["custom"])
+        else:
+            customs.add(custom)
+    return customs
+
+
+@cache
+def _about(kind: Any) -> tuple[Any, Any]:
+    """The entry of a kind of node in `_WRONG`, and its custom function."""
+    return _WRONG.get(kind.__name__), custom_function(kind)
+
+
+def _refuse_change(after: Sequence[Any], before: Sequence[Any]) -> None:
+    """A hook of a node that computes the identity, called after those of the user."""
+    if any(x is not y and not same(x, y) for x, y in zip(after, before, strict=True)):
+        raise changing_hook("a backward hook of a module")
+
+
+def changing_hook(what: str) -> UnsupportedOpError:
+    """The error for a hook that changes a gradient."""
+    return UnsupportedOpError(
+        explain(
+            f"{what} changes a gradient",
+            "It would change every derivative that passes it, of C1 and C2, first and second, and the "
+            "hypergradient would be neither that of the losses nor that of the training.",
+            ("leave the hook out, or put what it does into the loss", "a hook that returns None may stay"),
+        )
+    )
+
+
+def same(x: Any, y: Any) -> bool:
+    """Do a hook's argument and its result hold the same numbers?"""
+    if x is None or y is None:
+        return x is y
+    return x.data_ptr() == y.data_ptr() if is_symbolic(x) else bool(torch.equal(x, y))

@@ -199,8 +199,8 @@ def _between(xp: Any, u: Array, low: float, high: float) -> Array:
 def _gap(end: float, side: int, eps: float) -> float:
     """Return the distance from ``end`` to the next number above it (side 1) or below it (side −1)."""
     mantissa, exponent = math.frexp(abs(end))
-    towards_zero = end * side < 0
-    return 0.0 if end == 0 else math.ldexp(eps, exponent - 1) * (0.5 if towards_zero and mantissa == 0.5 else 1)
+    halved = mantissa == 0.5 and end * side < 0  # below a power of two numbers lie twice as close
+    return math.ldexp(eps, exponent - 1 - halved) if end else 0.0
 
 
 def spread(backend: Backend, space: Spaces, hparams: Tree) -> Tree:

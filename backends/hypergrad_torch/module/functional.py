@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hypergrad.backend import Tree
-from hypergrad.errors import UnsupportedOpError, explain
-from hypergrad_torch.graph import holds_checkpoints, trees
+from hypergrad_torch.graph import trees
 
 Loss = Callable[..., Tensor]
 """(model, hparams, batch) -> scalar"""
@@ -108,12 +107,7 @@ class Functional:
     def __call__(
         self, loss: Loss, theta: dict[str, Tensor], lam: Tree, batch: Any, buffers: Buffers, modes: list[bool]
     ) -> Tensor:
-        """The loss at these values. What it leaves in the buffers is in ``buffers`` afterwards.
-
-        Raises:
-            UnsupportedOpError: if the loss holds checkpoints, whose blocks would run again later, with
-                whatever the module holds by then.
-        """
+        """The loss at these values. What it leaves in the buffers is in ``buffers`` afterwards."""
         hparams, inside = self.hparams.filled(lam)
         slots = self._slots()
         shared = {slots[id(leaf)][0]: value for leaf, value in self.hparams.pairs(lam) if id(leaf) in slots}
@@ -124,17 +118,6 @@ class Functional:
             _set_modes(self._call, modes)
             value: Tensor = functional_call(self._call, placed, (loss, hparams, batch), tie_weights=False)
         buffers.update({name: placed[name] for name in buffers})
-        if isinstance(value, Tensor) and holds_checkpoints([value]):
-            raise UnsupportedOpError(
-                explain(
-                    "the loss holds torch.utils.checkpoint, which runs its block again in the backward pass",
-                    "By then the module holds other parameters, and the derivative would be theirs.",
-                    (
-                        "leave checkpoints out of the module for tuning",
-                        "in the functional API, hand the block all that it uses as arguments",
-                    ),
-                )
-            )
         return value
 
     def in_place(self, loss: Loss, batch: Any) -> Tensor:

@@ -1,0 +1,136 @@
+"""Custom functions, whose backward pass need not be the derivative of the forward one.
+
+No graph shows whether it is, so each kind is compared with differences once: in the first loss that holds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hypergrad.backend import Tree
+from hypergrad.errors import UnsupportedOpError, explain
+from hypergrad_torch.private import is_symbolic
+from hypergrad_torch.randomness import generators
+
+_trusted: set[Any] = set()
+"""The custom functions that agreed with a difference."""
+
+Loss = Callable[[list[Any]], tuple[Tree, Tree]]
+"""The leaves of θ and λ -> (value, aux)."""
+
+
+def compare(loss: Loss, leaves: list[Any], customs: set[Any], second: bool) -> None:
+    """Compare the derivative of a loss with a difference, if a custom function in it is new.
+
+    Without ``second`` that is its gradient ∇C, against C. With ``second`` it is the derivative of the
+    gradient that the backward pass gives, against that gradient: along one random direction d,
+
+        (∂∇C)ᵀu · d   and   u · (∇C(x + εd) − ∇C(x − εd)) / 2ε
+
+    Costs four evaluations of the loss, and as many gradients with ``second``, once for a custom function.
+    Where values cannot be read, nothing is compared.
+
+    Raises:
+        UnsupportedOpError: naming the custom functions, if the two differ by more than rounding explains.
+    """
+    new = customs - _trusted
+    variables = [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+    if not new or not variables or any(x.is_meta or (is_symbolic(x) and not x.is_cuda) for x in variables):
+        return
+    with torch.enable_grad():
+        generator = torch.Generator().manual_seed(0)
+        directions = [_random(x, generator) for x in variables]
+        analytic, difference = (_second if second else _first)(loss, leaves, directions, generator)
+        rounding = max(torch.finfo(x.dtype).eps for x in variables) ** (1 / 3)
+        fine, coarse = difference(rounding), difference(2 * rounding)
+    scale = max(abs(analytic), abs(fine))
+    if abs(analytic - fine) > 10 * (rounding * scale + abs(fine - coarse)):
+        raise _wrong(new, second, analytic, fine)
+    _trusted.update(new)
+
+
+Difference = Callable[[float], float]
+"""ε -> the difference quotient at this distance."""
+
+
+def _first(
+    loss: Loss, leaves: list[Any], directions: list[Tensor], generator: torch.Generator
+) -> tuple[float, Difference]:
+    gradients = _gradients(loss, leaves)[1]
+
+    def value(step: float) -> float:
+        with torch.no_grad():
+            return float(_evaluate(loss, _moved(leaves, directions, step)))
+
+    return _dot(gradients, directions), lambda e: (value(e) - value(-e)) / (2 * e)
+
+
+def _second(
+    loss: Loss, leaves: list[Any], directions: list[Tensor], generator: torch.Generator
+) -> tuple[float, Difference]:
+    inputs, gradients = _gradients(loss, leaves, graph=True)
+    weights = [torch.randn(g.shape, generator=generator).to(g) for g in gradients]
+    total = sum((u * g).sum() for u, g in zip(weights, gradients, strict=True))
+    pulled: Sequence[Tensor | None] = [None] * len(inputs)
+    if isinstance(total, Tensor) and total.requires_grad:
+        pulled = torch.autograd.grad(total, inputs, allow_unused=True)
+
+    def along(step: float) -> float:
+        return _dot(_gradients(loss, _moved(leaves, directions, step))[1], weights)
+
+    return _dot(pulled, directions), lambda e: (along(e) - along(-e)) / (2 * e)
+
+
+def _gradients(loss: Loss, leaves: list[Any], graph: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+    made = [x.detach().requires_grad_() if _is_variable(x) else x for x in leaves]
+    inputs = [x for x in made if _is_variable(x)]
+    found = torch.autograd.grad(_evaluate(loss, made), inputs, create_graph=graph, allow_unused=True)
+    return inputs, [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+
+
+def _evaluate(loss: Loss, leaves: list[Any]) -> Tensor:
+    with generators.replay(generators.state()):
+        value, _ = loss(leaves)
+    return value
+
+
+def _moved(leaves: list[Any], directions: list[Tensor], step: float) -> list[Any]:
+    each = iter(directions)
+    return [x.detach() + step * next(each) if _is_variable(x) else x for x in leaves]
+
+
+def _random(x: Tensor, generator: torch.Generator) -> Tensor:
+    size = x.detach().square().mean().sqrt() if x.numel() else 0.0
+    direction = torch.randn(x.shape, generator=generator).to(x)
+    return direction * size if size > 0 else direction
+
+
+def _dot(xs: Sequence[Tensor | None], ys: Sequence[Tensor]) -> float:
+    return sum(float((x.detach() * y).sum()) for x, y in zip(xs, ys, strict=True) if x is not None)
+
+
+def _is_variable(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _wrong(new: set[Any], second: bool, analytic: float, difference: float) -> UnsupportedOpError:
+    names = ", ".join(sorted(kind.__name__ for kind in new))
+    what = "second derivative" if second else "gradient"
+    return UnsupportedOpError(
+        explain(
+            f"with the custom function{'s'[: len(new) > 1]} {names} the {what} of the loss is "
+            f"{analytic:.6g} along a direction where differences give {difference:.6g}",
+            "Their backward pass is not the derivative of the forward pass, and the hypergradient would be "
+            "wrong.",
+            (
+                "save inputs and outputs alone, and write backward as the derivative of forward, in "
+                "differentiable operations: what else is saved or kept on ctx has no graph",
+                "another gradient is meant, such as straight-through or reversed: write it with detach, "
+                "z + (round(z) − z).detach() or (2 * z).detach() − z",
+            ),
+        )
+    )

@@ -88,23 +88,24 @@ def translated() -> Iterator[None]:
         raise
 
 
-_WRONG: dict[str, tuple[str, str, Callable[[Any], bool]]] = {
+_WRONG: dict[str, tuple[str, str, Callable[[Any, bool], bool]]] = {
     "WeightNormInterfaceBackward0": (
         "weight_norm",
         "torch's second derivative of it is wrong: write the weight as `g * v / v.norm(dim=1, keepdim=True)` "
         "in a parametrisation of your own",
-        lambda node: True,
+        lambda node, second: second,
     ),
     "EmbeddingBackward0": (
         "an embedding with scale_grad_by_freq=True",
         "torch's second derivative of it is wrong: leave scale_grad_by_freq out",
-        lambda node: node._saved_scale_grad_by_freq,
+        lambda node, second: node._saved_scale_grad_by_freq,
     ),
 }
-"""Operations whose double backward torch computes wrongly: name, remedy, and for which nodes.
+"""Operations whose double backward torch computes wrongly: name, remedy, and (node, second) -> is it wrong?
 
-That of ``weight_norm`` treats its norms as constants. ``benchmarks/second_derivatives.py`` looks for them
-among all operators of torch.
+That of ``weight_norm`` treats its norms as constants, which is wrong if the outer derivative passes through
+its inputs themselves (``second``). ``benchmarks/second_derivatives.py`` looks for such operations among all
+operators of torch.
 """
 
 
@@ -116,8 +117,7 @@ def refuse_undifferentiable(nodes: Iterable[Any], nested: bool, second: bool) ->
 
     ``once_differentiable`` raises only where the incoming gradient itself carries a graph. Behind a plain
     loss it does not, and the dependence on the function's inputs would be lost: so it is refused if another
-    derivative is being taken (``nested``). Double backward is wrong
-    only if an outer derivative passes through the inputs themselves (``second``).
+    derivative is being taken (``nested``); ``second`` says that this passes through the inputs of the loss.
 
     Raises:
         UnsupportedOpError: naming the function.
@@ -126,7 +126,7 @@ def refuse_undifferentiable(nodes: Iterable[Any], nested: bool, second: bool) ->
     for node in nodes:
         kind = node.__class__
         wrong, custom = _about(kind)
-        if wrong is not None and second and wrong[2](node):
+        if wrong is not None and nested and wrong[2](node, second):
             raise unsupported(wrong[0], wrong[1])
         if custom is None:
             continue

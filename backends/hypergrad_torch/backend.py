@@ -20,7 +20,16 @@ from hypergrad.backend.loops import Loops
 from hypergrad.backend.memory import Memory
 from hypergrad.backend.random import Random
 from hypergrad.errors import no_outer_derivative
-from hypergrad_torch.graph import depth, detach, is_float, nested, one_deeper, vjp, zeros_with_pullback
+from hypergrad_torch.graph import (
+    depth,
+    detach,
+    is_fixed,
+    is_float,
+    nested,
+    one_deeper,
+    vjp,
+    zeros_with_pullback,
+)
 from hypergrad_torch.loops import TorchLoops, where
 from hypergrad_torch.memory import TorchMemory
 from hypergrad_torch.private import axpy_of_all, is_symbolic
@@ -103,11 +112,16 @@ class TorchBackend(Backend):
 
     def form(self, tree: Tree) -> Hashable:
         leaves, structure = optree.tree_flatten(tree)
-        about = [(x.dtype, x.shape, x.device) if isinstance(x, Tensor) else type(x) for x in leaves]
+        about = [
+            (x.dtype, x.shape, x.device, is_fixed(x)) if isinstance(x, Tensor) else type(x) for x in leaves
+        ]
         return structure, tuple(about)
 
     def is_float(self, leaf: Any) -> bool:
         return is_float(leaf)
+
+    def is_fixed(self, leaf: Any) -> bool:
+        return is_fixed(leaf)
 
     def cast(self, array: Array, dtype: str) -> Array:
         return array.to(getattr(torch, dtype))
@@ -176,7 +190,7 @@ class TorchBackend(Backend):
         return tree if nested() else detach(tree)
 
     def copy(self, tree: Tree) -> Tree:
-        return self.map(lambda x: x.clone() if isinstance(x, Tensor) else x, tree)
+        return self.map(lambda x: x.clone() if isinstance(x, Tensor) and not is_fixed(x) else x, tree)
 
 
 def _alike(leaves: list[Any]) -> bool:

@@ -38,7 +38,7 @@ def compare(loss: Loss, leaves: list[Any], customs: set[Any], second: bool) -> N
         UnsupportedOpError: naming the custom functions, if the two differ by more than rounding explains.
     """
     new = {kind for kind in customs if (kind, second) not in _trusted}
-    variables = [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+    variables = [x for x in leaves if _is_variable(x)]
     if not new or not variables or any(x.is_meta or (is_symbolic(x) and not x.is_cuda) for x in variables):
         return
     with torch.enable_grad():

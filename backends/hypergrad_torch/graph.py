@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, NamedTuple, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hypergrad.backend import Pullback, Tree
 from hypergrad.backend.trees import Trees
@@ -58,7 +58,12 @@ def one_deeper() -> Iterator[None]:
 
 def is_float(leaf: Any) -> bool:
     """Is this leaf one to differentiate by?"""
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+    return isinstance(leaf, Tensor) and leaf.is_floating_point() and not is_fixed(leaf)
+
+
+def is_fixed(leaf: Any) -> bool:
+    """Is this a parameter of a module that its owner has frozen? A plain tensor's flag says nothing."""
+    return leaf.__class__ is nn.Parameter and not leaf.requires_grad
 
 
 class _End(NamedTuple):
@@ -173,8 +178,8 @@ def vjp(f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) -> tuple
 
 
 def detach(tree: Tree) -> Tree:
-    """The same values outside of every graph."""
-    return trees.map(lambda x: x.detach() if isinstance(x, Tensor) else x, tree)
+    """The same values outside of every graph; frozen parameters as they are."""
+    return trees.map(lambda x: x.detach() if isinstance(x, Tensor) and not is_fixed(x) else x, tree)
 
 
 def depth(leaf: Any) -> int:

@@ -37,7 +37,7 @@ def check_variables(backend: Backend, **trees: Tree) -> None:
     """Check params and hparams, with respect to which derivatives are taken; keywords name them in errors.
 
     Raises:
-        ArgumentError: if a tree has no leaves.
+        ArgumentError: if a tree has no leaves, or none that is not fixed; for a fixed leaf of hparams.
         LeafTypeError: for integers, booleans, foreign arrays, and mixed dtypes or devices.
         UnsupportedLeafError: for complex leaves.
     """
@@ -49,6 +49,12 @@ def check_variables(backend: Backend, **trees: Tree) -> None:
         leaves, paths = backend.flatten(tree)[0], backend.paths(tree, root)
         if not leaves:
             raise ArgumentError(f"{root} is an empty tree: there is nothing to take derivatives for")
+        fixed = [path for path, leaf in zip(paths, leaves, strict=True) if backend.is_fixed(leaf)]
+        if fixed and (root != "params" or len(fixed) == len(leaves)):
+            raise ArgumentError(
+                f"{fixed[0]} is a parameter with requires_grad=False, which stays fixed: pass its values, "
+                "p.detach(), to take derivatives by it"
+            )
         for path, leaf in zip(paths, leaves, strict=True):
             dtype, device = _check_float(backend, path, leaf)
             if first is None:

@@ -321,6 +321,13 @@ class Backend(ABC):
         """
         return nullcontext()
 
+    def is_fixed(self, leaf: Any) -> bool:
+        """Has the caller marked this leaf as one that training leaves as it is? By default no leaf is.
+
+        `is_float` is false for such a leaf, and `detach` returns it marked as it was.
+        """
+        return False
+
     def constants(self, tree: Tree) -> Tree:
         """Return the caller's arrays as constants, unless an outer derivative is being taken.
 

@@ -78,6 +78,10 @@ class UpdateRule(ABC):
                 check_same(backend, name, opt_state, "opt_state", fresh)
             raise
         check_same(backend, name, new_params, "params", params)
+        if any(map(backend.is_fixed, backend.flatten(params)[0])):
+            new_params = backend.map(
+                lambda new, old: old if backend.is_fixed(old) else new, new_params, params
+            )
         check_same(backend, name, new_state, "opt_state", opt_state)
         return new_params, new_state
 

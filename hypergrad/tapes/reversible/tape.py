@@ -72,7 +72,13 @@ class Reversible(Tape):
         return FixedPoint(backend, bits, fraction)
 
     def record(self, path: Trajectory, z: Inner, hparams: Tree) -> Recording:
-        z, hparams = path.backend.nondifferentiable((z, hparams), "hg.Reversible")
+        backend = path.backend
+        z, hparams = backend.nondifferentiable((z, hparams), "hg.Reversible")
+        if any(map(backend.is_fixed, backend.flatten(z.params)[0])):
+            raise ArgumentError(
+                "Reversible: some parameters have requires_grad=False, and its integers cannot leave them "
+                "out: pass the trained ones alone, or use hg.Binomial or hg.States"
+            )
         run = _Run(path, hparams, self.numbers(path.backend, z.params), _momentum_sgd(path.training.update))
         return run.record(z, self.log_bits)
 

@@ -10,7 +10,8 @@ Start with `Bilevel`, then `Greedy`, `Unrolled` and `Implicit`; `Tuner` runs the
 
     Problems      Bilevel, FixedPoint, Derivatives, Level
     Estimators    Greedy, Unrolled, Forward, Implicit; they return an Estimate with a State and a Report
-    Update rules  SGD, Adam, AdamW, RMSprop, Adagrad; around a rule: ClipNorm, Proximal; Schedule for rates
+    Update rules  SGD, Adam, AdamW, RMSprop, Adagrad; around rules: ClipNorm, Partition, Proximal;
+                  Schedule for rates
     Tapes         Full, States, Binomial, Reversible, Offload: how `Unrolled` stores a run
     Solvers       CG, MINRES, GMRES, BiCGStab, Neumann, Nystrom, Diagonal, Direct, Identity, External,
                   Amortised; around a solver: Warm, UntilAccurate, Damped, LevenbergMarquardt
@@ -71,6 +72,7 @@ from hypergrad.updates import (
     Adam,
     AdamW,
     ClipNorm,
+    Partition,
     Proximal,
     RMSprop,
     Schedule,
@@ -87,7 +89,8 @@ __all__ = [
     "HypergradientEstimator", "Greedy", "Unrolled", "Forward", "Implicit", "Checks",
     "hypergradient", "adjoint", "State", "Estimate", "Report",
     # Update rules
-    "UpdateRule", "SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "ClipNorm", "Proximal",
+    "UpdateRule", "SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "ClipNorm", "Partition",
+    "Proximal",
     "soft_threshold", "Schedule",
     # Tapes
     "Tape", "Full", "States", "Binomial", "Reversible", "Offload",

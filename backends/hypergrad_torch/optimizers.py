@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, final
 
 import torch
@@ -47,11 +47,64 @@ def _moments(o: Options, kept: Callable[[str], list[Tensor]]) -> Moments:
 
 
 def _number(x: Any) -> Any:
-    """Return a number unchanged, and a tensor as a constant function: reading it could wait for a device."""
+    """Return a number unchanged, and a tensor as a constant function: reading it could wait for a device.
+
+    Raises:
+        ArgumentError: for a tensor with a graph, whose derivative the optimiser would lose.
+    """
     if not isinstance(x, Tensor):
         return x
+    if x.requires_grad:
+        raise ArgumentError(f"an option of the optimiser is a tensor with a graph, {_SPELLING}")
     held = x.detach().clone()
     return lambda _: held
+
+
+_SPELLING = (
+    "which it takes for a constant: for a learned rate write "
+    'hypergrad_torch.TorchOptimizer(optimizer, {"lr": lambda h: h["lr"]}) in place of the optimiser'
+)
+_LEARNABLE = ("lr", "weight_decay", "momentum", "dampening", "betas", "eps", "alpha", "lr_decay")
+
+Hypers = Mapping[str, Any]
+"""Options of a group that are functions of the hyperparameters; ``betas`` is a pair of functions."""
+
+
+def refuse_captured(optimizer: Optimizer, paths: Sequence[str], leaves: Sequence[Any]) -> None:
+    """Refuse options of an optimiser that are hyperparameters themselves.
+
+    Raises:
+        ArgumentError: naming the option and the hyperparameter.
+    """
+    for group in optimizer.param_groups:
+        for name, option in group.items():
+            if isinstance(option, Tensor):
+                for path, leaf in zip(paths, leaves, strict=True):
+                    if option.device == leaf.device and option.data_ptr() == leaf.data_ptr():
+                        raise ArgumentError(f"the optimiser's {name} is {path}, {_SPELLING}")
+
+
+def by_group(optimizer: Optimizer, hypers: Hypers | Sequence[Hypers]) -> tuple[Hypers, ...]:
+    """Return the learned options of each group.
+
+    Raises:
+        ArgumentError: unless there is one dict for each group, of functions of options that can be learned.
+    """
+    groups = optimizer.param_groups
+    each = (hypers,) * len(groups) if isinstance(hypers, Mapping) else tuple(hypers)
+    if len(each) != len(groups):
+        raise ArgumentError(f"TorchOptimizer: {len(each)} dicts of options for {len(groups)} groups")
+    for group, given in zip(groups, each, strict=True):
+        for name, f in given.items():
+            if name not in _LEARNABLE or name not in group:
+                known = ", ".join(key for key in _LEARNABLE if key in group)
+                raise ArgumentError(f"TorchOptimizer: {name!r} cannot be learned; these can: {known}")
+            if not all(map(callable, f if name == "betas" and isinstance(f, tuple) else (f,))):
+                raise ArgumentError(
+                    f"TorchOptimizer: {name} = {f!r}; it must be a function of the hyperparameters, such as "
+                    'lambda h: h["lr"]' + (", in a pair of two" if name == "betas" else "")
+                )
+    return each
 
 
 DIALECTS: dict[type[Optimizer], Dialect] = {
@@ -154,12 +207,17 @@ class Replay(UpdateRule):
 
 
 def replay(
-    optimizer: Optimizer, params: Sequence[Tensor], first: int, steps: Sequence[Taken]
+    optimizer: Optimizer,
+    params: Sequence[Tensor],
+    first: int,
+    steps: Sequence[Taken],
+    hypers: Sequence[Hypers],
 ) -> tuple[Replay, Tree]:
     """Steps that the optimiser takes from where it stands, as an update rule of a list of parameters.
 
     Returns the rule and its state, whose tensors are the optimiser's own, not copies. ``first`` is the number
     that the caller gives to the first step; the optimiser counts steps for each parameter on its own.
+    ``hypers`` are the learned options of each group.
 
     Raises:
         UnsupportedOpError: as for `dialect`, and for hooks around the optimiser's step.
@@ -179,7 +237,8 @@ def replay(
     owner = {id(p): k for k, group in enumerate(optimizer.param_groups) for p in group["params"]}
     columns, states = [], []
     for i, p in enumerate(params):
-        each = [taken.options[owner[id(p)]] for taken in steps]
+        group = owner[id(p)]
+        each = [{**taken.options[group], **hypers[group]} for taken in steps]
         used = [taken.used[i] for taken in steps]
         state = optimizer.state.get(p, {})
         counts = _counts(optimizer, state, each, used)
@@ -219,40 +278,61 @@ def _counts(optimizer: Optimizer, state: Any, each: Sequence[Options], used: Seq
 class TorchOptimizer(UpdateRule):
     """A ``torch.optim`` optimiser as an update rule of its own.
 
-    The options are read when the rule is used, as they are then. `init` gives zeros however many steps the
-    optimiser has taken, and the optimiser's own state is never touched. It must have one group of parameters:
-    several groups belong to a module, which `ModuleTuner` trains.
+    The options are read when the rule is used, as they are then. Those in ``hypers`` are functions of the
+    hyperparameters instead, and have hypergradients::
+
+        TorchOptimizer(optimizer, {"lr": lambda h: h["lr"], "weight_decay": lambda h: h["l2"].exp()})
+
+    `init` gives zeros however many steps the optimiser has taken, and the optimiser's own state is never
+    touched. In functions it must have one group of parameters: groups of a module are trained by
+    `ModuleTuner`, and those of a tree by `hypergrad.Partition`.
+
+    Args:
+        optimizer: an optimiser of `DIALECTS`.
+        hypers: functions λ -> scalar by the names of options, for ``betas`` a pair of them; or a list of such
+            dicts, one for each group. `ModuleTuner` writes their values into the optimiser before each step,
+            which reads them (and so waits for a device).
 
     Raises:
         UnsupportedOpError: when it is used, for an optimiser not in `DIALECTS`.
-        ArgumentError: when it is used, for an optimiser with several groups.
+        ArgumentError: for options that cannot be learned; when it is used, for several groups, and for an
+            option that is a hyperparameter itself.
     """
 
     connected = True
 
     optimizer: Optimizer
+    hypers: Hypers | Sequence[Hypers] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        by_group(self.optimizer, self.hypers)
 
     @property
     def formula(self) -> UpdateRule:
-        group = self.optimizer.param_groups[0]
-        return self if group.get("maximize") else dialect(self.optimizer).rule(group)
+        return self if self._options.get("maximize") else dialect(self.optimizer).rule(self._options)
+
+    @property
+    def _options(self) -> Options:
+        return {**self.optimizer.param_groups[0], **by_group(self.optimizer, self.hypers)[0]}
 
     def init(self, backend: Backend, params: Tree) -> Tree:
-        speak, options = dialect(self.optimizer), self.optimizer.param_groups
-        if len(options) > 1:
+        speak = dialect(self.optimizer)
+        if len(self.optimizer.param_groups) > 1:
             raise ArgumentError(
                 "an optimiser with several groups belongs to a module: use hypergrad_torch.ModuleTuner, or "
-                "write its groups as a pair (init, update)"
+                "hg.Partition with a rule for each group"
             )
-        return speak.rule(options[0]).init(backend, params)
+        return speak.rule(self._options).init(backend, params)
 
     def update(
         self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
     ) -> tuple[Tree, Tree]:
-        group = self.optimizer.param_groups[0]
-        if group.get("maximize"):
+        options = self._options
+        if any(isinstance(option, Tensor) for option in options.values()):
+            refuse_captured(self.optimizer, backend.paths(hparams, "hparams"), backend.flatten(hparams)[0])
+        if options.get("maximize"):
             gradient = backend.map(lambda g: -g, gradient)
-        rule = dialect(self.optimizer).rule(group)
+        rule = dialect(self.optimizer).rule(options)
         return rule.update(backend, gradient, opt_state, params, hparams, step)
 
 

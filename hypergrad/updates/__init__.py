@@ -4,6 +4,7 @@ from hypergrad.updates.adagrad import Adagrad
 from hypergrad.updates.adam import Adam, AdamW
 from hypergrad.updates.base import Hyper, Schedule, UpdateRule, Updates, as_update_rule, register_optimiser
 from hypergrad.updates.clip import ClipNorm
+from hypergrad.updates.partition import Partition
 from hypergrad.updates.proximal import Proximal, soft_threshold
 from hypergrad.updates.rmsprop import RMSprop
 from hypergrad.updates.sgd import SGD
@@ -15,6 +16,7 @@ __all__ = [
     "AdamW",
     "ClipNorm",
     "Hyper",
+    "Partition",
     "Proximal",
     "RMSprop",
     "Schedule",

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hypergrad.backend import Backend, Tree
+from hypergrad.errors import ArgumentError
 from hypergrad.updates import ClipNorm, UpdateRule
 from hypergrad_torch.graph import trees
-from hypergrad_torch.optimizers import Options, Taken, replay
+from hypergrad_torch.optimizers import Hypers, Options, Taken, replay
 
 
 @final
@@ -32,6 +33,32 @@ class _Exactly(torch.autograd.Function):
 
 
 @final
+class LearnedOptions:
+    """Options of an optimiser's groups that are functions of λ: their values are written into the groups."""
+
+    def __init__(self, hypers: Sequence[Hypers], lam: Callable[[], Tree]) -> None:
+        self.hypers, self._lam = hypers, lam
+        self._written: list[dict[str, Any]] = [{} for _ in hypers]
+
+    def write(self, optimizer: Optimizer) -> None:
+        """Give the groups the values at the present λ.
+
+        Raises:
+            ArgumentError: if the optimiser no longer has the values that were written last.
+        """
+        lam = self._lam()
+        for group, functions, written in zip(optimizer.param_groups, self.hypers, self._written, strict=True):
+            for name, f in functions.items():
+                if name in written and group[name] != written[name]:
+                    raise ArgumentError(
+                        f"ModuleTuner: {name} is a function of the hyperparameters, and something else has "
+                        f"set it to {group[name]!r}: a scheduler's factor belongs into the function"
+                    )
+                value = tuple(float(part(lam)) for part in f) if isinstance(f, tuple) else float(f(lam))
+                group[name] = written[name] = value
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class Trainer:
     """An optimiser and the tensors that it updates, by name, with the clipping before its step."""
@@ -39,6 +66,7 @@ class Trainer:
     optimizer: Optimizer
     params: dict[str, nn.Parameter]
     max_norm: float | None = None
+    learned: LearnedOptions | None = None
 
     def step(self, gradients: dict[str, Tensor | None]) -> None:
         """Update the tensors as the user's own loop would; their ``.grad`` is unchanged."""
@@ -54,11 +82,18 @@ class Trainer:
 
     def formula(self, first: int, steps: Sequence[Taken]) -> tuple[UpdateRule, Tree]:
         """Steps from where the optimiser stands, as an update rule and its state; see `replay`."""
-        rule, opt_state = replay(self.optimizer, trees.flatten(self.params)[0], first, steps)
+        hypers = [{}] * len(self.optimizer.param_groups) if self.learned is None else self.learned.hypers
+        rule, opt_state = replay(self.optimizer, trees.flatten(self.params)[0], first, steps, hypers)
         return rule if self.max_norm is None else ClipNorm(rule, self.max_norm), opt_state
 
     def now(self) -> Taken:
-        """The step to come, if the loss depends on every parameter; where not, its gradient is zero."""
+        """The step to come, if the loss depends on every parameter; where not, its gradient is zero.
+
+        Raises:
+            ArgumentError: if something else has changed an option that is learned.
+        """
+        if self.learned is not None:
+            self.learned.write(self.optimizer)
         return Taken(options(self.optimizer), [True] * len(self.params))
 
     def state(self) -> dict[str, dict[str, Any]]:
@@ -81,7 +116,7 @@ class Trainer:
         ]
         optimizer.state = type(self.optimizer.state)(dict)
         optimizer.state.update({params[name]: kept for name, kept in self.state().items()})
-        return Trainer(optimizer, params, self.max_norm)
+        return Trainer(optimizer, params, self.max_norm, self.learned)
 
     def hooked(self, gradients: dict[str, Any]) -> dict[str, Any]:
         """The gradients as the hooks of the parameters leave them."""
@@ -160,7 +195,8 @@ class RealStep(UpdateRule):
         gradient = self.trainer.hooked(gradient)
         self.stepped.step(self.plain(gradient))
         exact = self.stepped.values()
-        if self.rule is None or not any(g.requires_grad for g in gradient.values()):
+        constant = self.trainer.learned is None and not any(g.requires_grad for g in gradient.values())
+        if self.rule is None or constant:
             return exact, opt_state
         formula, _ = self.rule.update(backend, gradient, opt_state, params, hparams, step)
         moved = {

@@ -17,7 +17,7 @@ from hypergrad.tuning import Recipe
 from hypergrad_torch.backend import TorchBackend
 from hypergrad_torch.module.checks import trained
 from hypergrad_torch.module.losses import Objective
-from hypergrad_torch.module.optimizer_step import Trainer
+from hypergrad_torch.module.optimizer_step import LearnedOptions, Trainer
 from hypergrad_torch.module.snapshot import Snapshot
 from hypergrad_torch.module.window import Record, Window, read, write
 from hypergrad_torch.randomness import Draws, generators
@@ -39,10 +39,11 @@ class Training:
         objective: Objective,
         recipe: Recipe,
         max_norm: float | None,
+        learned: LearnedOptions | None,
     ) -> None:
         self._backend, self._model, self._optimizer = backend, model, optimizer
         self._objective, self._recipe = objective, recipe
-        self.trainer = Trainer(optimizer, trained(model, optimizer), max_norm)
+        self.trainer = Trainer(optimizer, trained(model, optimizer), max_norm, learned)
         self.steps, self.since = 0, 0
         self.window: Window | None = None
         start = (Snapshot.take(self.trainer), objective.functional.buffers()) if recipe.restart else None

@@ -31,9 +31,10 @@ from hypergrad_torch.module.estimates import Estimates
 from hypergrad_torch.module.functional import Functional, Hyperparameters, Loss
 from hypergrad_torch.module.hyper import Tuned
 from hypergrad_torch.module.losses import Objective
-from hypergrad_torch.module.optimizer_step import HyperOptimizer, Trainer
+from hypergrad_torch.module.optimizer_step import HyperOptimizer, LearnedOptions, Trainer
 from hypergrad_torch.module.training import Training
 from hypergrad_torch.module.window import Window
+from hypergrad_torch.optimizers import TorchOptimizer, by_group, refuse_captured
 from hypergrad_torch.randomness import generators
 
 
@@ -73,9 +74,10 @@ class ModuleTuner:
         inner: ``inner(model, hparams, batch)``, the training loss C̃1 on T1.
         outer: ``outer(model, hparams, batch)``, the validation loss C2 on T2, in the mode that the module is
             in; a loss may call ``model.eval()`` and need not undo it.
-        estimator: by default ``hg.Greedy(optimizer)``. `Unrolled(optimizer, steps=T)` differentiates the last
-            T steps, which it takes again on copies; `Implicit` takes none. (`Forward` would carry its
-            tangents through every step: take `Unrolled`.)
+        estimator: by default ``hg.Greedy(optimizer)``; with a `TorchOptimizer` in its place options of the
+            optimiser can be functions of λ, such as its rates. `Unrolled(optimizer, steps=T)` differentiates
+            the last T steps, which it takes again on copies; `Implicit` takes none. (`Forward` would carry
+            its tangents through every step: take `Unrolled`.)
         space: a space such as `hypergrad.Positive`, or a tree of them with the structure of λ.
         hyper_update: the update rule of λ in free coordinates u: a rule such as `hypergrad.Adam`, or a
             ``torch.optim`` optimiser that holds tensors of ``hparams``. For its step these tensors hold u and
@@ -133,10 +135,14 @@ class ModuleTuner:
             None if estimator.training_steps else optimizer,
             restart,
         )
-        self._training = Training(backend, model, optimizer, objective, self.recipe, max_norm)
+        trained_by = getattr(estimator, "update", None)
+        hypers = by_group(optimizer, trained_by.hypers if isinstance(trained_by, TorchOptimizer) else {})
+        learned = LearnedOptions(hypers, lambda: self._tuned.values) if any(hypers) else None
+        self._training = Training(backend, model, optimizer, objective, self.recipe, max_norm, learned)
         check_variables(backend, params=self._training.trainer.values(), hparams=lam)
         check_tuned(backend, lam, rule)
         check_distinct(backend, lam, self._training.trainer.params.values())
+        refuse_captured(optimizer, backend.paths(lam, "hparams"), backend.flatten(lam)[0])
         self._tuned = Tuned(backend, hyper, self.recipe)
         self._estimates = Estimates(backend, objective, self._training)
         self._recorder = Recorder(self.recipe, backend, self._tuned.values)

@@ -94,7 +94,7 @@ def _gradients(loss: Loss, leaves: list[Any], graph: bool = False) -> tuple[list
 
 def _evaluate(loss: Loss, leaves: list[Any]) -> Tensor:
     with generators.replay(generators.state()):
-        value, _ = loss(leaves)
+        value: Tensor = loss(leaves)[0]
     return value
 
 

@@ -27,7 +27,7 @@ class Reentered(AbstractContextManager[None]):
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._held = [
+        self._held: list[tuple[dict[str, Any], str, Tensor, bool]] = [
             (slots, key, tensor, slots is part._buffers)
             for part in module.modules()
             for slots in (part._parameters, part._buffers)

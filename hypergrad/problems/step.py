@@ -97,10 +97,10 @@ class Training:
         """
         self.update.check_connected(self.backend, z.opt_state, z.params, hparams, t)
 
-    def advance(self, z: Inner, hparams: Tree, batch: Tree, t: Any) -> Inner:
-        """Like `step`, but without an observation: for a step that is replayed."""
-        _, gradient, aux = inner_gradient(self.backend, self.problem, z, hparams, batch)
-        return self.apply(gradient, z, hparams, t)._replace(aux=aux)
+    def advance(self, z: Inner, hparams: Tree, batch: Tree, t: Any) -> tuple[Inner, Scalar]:
+        """Like `step`, but with the loss in place of an observation: for a step that is replayed."""
+        value, gradient, aux = inner_gradient(self.backend, self.problem, z, hparams, batch)
+        return self.apply(gradient, z, hparams, t)._replace(aux=aux), value
 
     def apply(self, gradient: Tree, z: Inner, hparams: Tree, t: Any) -> Inner:
         """Apply the optimiser's half of Φ: new parameters from a gradient."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from operator import or_
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
@@ -86,19 +86,62 @@ class Checkpoint(NamedTuple):
     draws: Any
 
 
-@dataclass
+class Draws(NamedTuple):
+    """States of the framework's generator, and of those beside it if losses draw from them."""
+
+    own: Any
+    beside: Any
+
+
 class Generator:
-    """The framework's random generator, whose state is stored once for as long as nothing is drawn."""
+    """The generators that a run may draw from: the framework's, and those beside it.
 
-    backend: Backend
-    last: Any = field(default=None)
+    The state of the framework's is stored once for as long as nothing is drawn. Those beside it are stored
+    at the first two calls of `state`, and from then on if they were drawn from in between. If they are drawn
+    from only later, replayed losses differ, which `Trajectory.replay` sees.
+    """
 
-    def state(self) -> Any:
-        """Return the state: the same object as last time if nothing was drawn since."""
-        now = self.backend.random.state()
-        if self.last is None or not _same(self.backend, now, self.last):
-            self.last = now
-        return self.last
+    def __init__(self, backend: Backend) -> None:
+        self.backend, self._own = backend, None
+        self._beside, self._calls = None, 0
+        self._draws = not backend.compiles
+        """Has nothing shown that the generators beside are not drawn from?"""
+
+    def state(self) -> Draws:
+        """Return the states: the same objects as last time if nothing was drawn since."""
+        random = self.backend.random
+        own = random.state()
+        if self._own is None or not _same(self.backend, own, self._own):
+            self._own = own
+        if not self._draws:
+            return Draws(self._own, None)
+        beside, self._calls = random.beside.state(), self._calls + 1
+        if self._calls == 2:
+            self._draws = not _same_state(beside, self._beside)
+        self._beside = beside
+        return Draws(self._own, _Opaque(beside) if self._draws else None)
+
+    def restore(self, draws: Draws) -> None:
+        """Put the generators into states that `state` returned."""
+        self.backend.random.restore(draws.own)
+        if draws.beside is not None:
+            self.backend.random.beside.restore(draws.beside.state)
+
+    @contextmanager
+    def replay(self, draws: Draws) -> Iterator[None]:
+        """Run the block from these states, and restore the present ones afterwards."""
+        random = self.backend.random
+        beside = nullcontext() if draws.beside is None else random.beside.replay(draws.beside.state)
+        with random.replay(draws.own), beside:
+            yield
+
+
+@final
+class _Opaque:
+    """A state of a generator as one leaf of a tree."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
 
 
 def _same(backend: Backend, x: Any, y: Any) -> bool:
@@ -106,3 +149,9 @@ def _same(backend: Backend, x: Any, y: Any) -> bool:
     return all(
         a is b or (len(np.shape(a)) > 0 and np.shape(a)[0] == 0) or np.array_equal(a, b) for a, b in pairs
     )
+
+
+def _same_state(x: Any, y: Any) -> bool:
+    if isinstance(x, tuple):
+        return len(x) == len(y) and all(map(_same_state, x, y))
+    return bool(np.array_equal(x, y)) if isinstance(x, np.ndarray) else bool(x == y)

@@ -142,14 +142,14 @@ class _Run(NamedTuple):
             try:
                 self.path.batch(k)
             except StopIteration:
-                backend.random.restore(draws)
+                self.generator.restore(draws)
                 break
             if (i := held.visit(k)) is not None:
                 place = places.pop(i) if i < len(places) else i
                 del checkpoints[i : i + 1]
                 checkpoints.append(Checkpoint(self.storage.put(z, place), draws))
                 places.append(place)
-            backend.random.restore(draws)
+            self.generator.restore(draws)
             z, later = self.path.step(z, self.hparams, k)
             observed, k = observed.then(backend, later), k + 1
         if k == 0:
@@ -217,7 +217,7 @@ class _Run(NamedTuple):
             def replay(state: tuple[Inner], k: Any) -> tuple[Inner]:
                 return (self.path.replay(state[0], self.hparams, k),)
 
-            with backend.random.replay(checkpoint.draws):
+            with self.generator.replay(checkpoint.draws):
                 start = (self.storage.take(checkpoint.z),)
                 checkpoints, (z,) = self._make_moves(table, checkpoints, r + done, start, replay)
                 return (checkpoints, sweep.step(z, step, adjoint)), None

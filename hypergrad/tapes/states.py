@@ -47,7 +47,7 @@ class States(Tape):
         def backward(
             carry: tuple[Inner, Tree], k: Any, checkpoint: Checkpoint
         ) -> tuple[tuple[Inner, Tree], None]:
-            with backend.random.replay(checkpoint.draws):
+            with generator.replay(checkpoint.draws):
                 return sweep.step(storage.take(checkpoint.z), k, carry), None
 
         def pull(v: Inner) -> Pulled:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, final
 
 import numpy as np
 
-from hypergrad.backend import Backend, Tree
+from hypergrad.backend import Backend, Scalar, Tree
 from hypergrad.errors import ArgumentError, ReplayError
 from hypergrad.problems.step import Inner, Observation, Training
 
@@ -30,6 +30,8 @@ class Trajectory:
     length: Any
     to_start: bool = False
     hashes: dict[int, bytes] | None = None
+    losses: dict[Any, float] = field(default_factory=dict)
+    """The loss of each step in the first run, as far as they can be read."""
 
     @cached_property
     def backend(self) -> Backend:
@@ -38,6 +40,7 @@ class Trajectory:
     def step(self, z: Inner, hparams: Tree, k: Any) -> tuple[Inner, Observation]:
         """Run step k for the first time: (z_k, λ, k) -> (z_{k+1}, observation)."""
         after, observed = self.training.step(z, hparams, self.batch(k), self.start + k)
+        self.note(k, observed.inner_value)
         if self.hashes is not None:
             self.hashes[k] = digest(self.backend, after)
         return after, observed
@@ -46,15 +49,47 @@ class Trajectory:
         """Replay step k: (z_k, λ, k) -> z_{k+1}.
 
         Raises:
-            ReplayError: if states are verified, and this one differs from that of the first run.
+            ReplayError: if the loss differs from that of the first run by more than rounding; and if states
+                are verified, and this one differs from that of the first run.
         """
-        after: Inner = self.training.advance(z, hparams, self.batch(k), self.start + k)
+        after, value = self.training.advance(z, hparams, self.batch(k), self.start + k)
+        self.compare(k, value)
         if self.hashes is not None and digest(self.backend, after) != self.hashes[k]:
             t = int(self.start + k)
             raise ReplayError(
                 f"training step {t} ended in another state when it was replayed than in the first run", t
             )
         return after
+
+    def note(self, k: Any, value: Scalar) -> None:
+        """Note the loss of a step in the first run, if it can be read without waiting."""
+        if (
+            not self.backend.compiles
+            and (loss := self.backend.number(self.backend.detach(value))) is not None
+        ):
+            self.losses[self._number(k)] = loss
+
+    def compare(self, k: Any, value: Scalar) -> None:
+        """Compare the loss of a replayed step with that of the first run.
+
+        Raises:
+            ReplayError: if they differ by more than rounding explains.
+        """
+        if not self.losses:
+            return
+        now, before = self.backend.number(self.backend.detach(value)), self.losses.get(self._number(k))
+        if now is None or before is None or now == before or not (np.isfinite(now) and np.isfinite(before)):
+            return
+        if abs(now - before) > np.finfo(now.dtype).eps ** 0.5 * max(abs(now), abs(before)):
+            t = self._number(k)
+            raise ReplayError(
+                f"the training loss of step {t} was {before:.9g} in the first run and {now:.9g} when the "
+                "step was replayed",
+                t,
+            )
+
+    def _number(self, k: Any) -> int:
+        return int(self.start + k)
 
     def run(self, z: Inner, hparams: Tree) -> tuple[Inner, Observation]:
         """Run all steps; keep no graph beyond what an outer derivative needs."""

@@ -9,11 +9,15 @@ import numpy as np
 
 from hypergrad.backend import Array
 from hypergrad.backend.memory import Memory, written_in_blocks
-from hypergrad.backend.random import Random
+from hypergrad.backend.random import PythonGenerator, Random
 
 
 class GlobalGenerator(Random):
     """NumPy's global generator, which ``numpy.random.normal`` and similar functions use."""
+
+    @property
+    def beside(self) -> Random:
+        return PythonGenerator(self.backend)
 
     def state(self, seed: int | None = None) -> Any:
         return np.random.get_state() if seed is None else np.random.RandomState(seed).get_state()

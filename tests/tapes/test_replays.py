@@ -1,61 +1,100 @@
-"""Noise and statistics in steps that are run again."""
+"""Losses that are not functions: their draws are replayed, and what cannot be replayed is an error."""
 
-from functools import partial
+import random
 
 import numpy as np
 import pytest
-from support.frameworks import with_a_generator
-from support.noise import normal
-from support.runs import estimate
-from support.tapes import HEAVY, ROWS, TAPES, VERIFIED, T, net, same
+from support.frameworks import each
 
 import hypergrad as hg
+from hypergrad import errors
 
-parametrize = pytest.mark.parametrize
+STEPS = 4
+RULE = hg.SGD(0.1, momentum=0.9)
+TAPES = {
+    "states": hg.States(),
+    "binomial": hg.Binomial(2),
+    "one-slot": hg.Binomial(1),
+    "offload": hg.Offload(hg.States()),
+    "reversible": hg.Reversible(),
+}
+PARAMS, LAM = np.array([0.4, -0.3, 0.2]), np.array(-1.0)
+each_tape = pytest.mark.parametrize("tape", TAPES.values(), ids=TAPES)
+eager = each("numpy", "torch")
 
 
-@with_a_generator
-class TestReplays:
-    @pytest.fixture
-    def noisy(self, backend):
-        """A net whose inputs get noise, of a strength to learn, inside of the loss or from the batch."""
-        p = net(backend, with_start=False)
+def problem(backend, noise):
+    """A penalised square of parameters that ``noise()`` moves."""
+    xp = backend.xp
 
-        def inner(params, hparams, batch):
-            noise = batch["noise"] if "noise" in batch else normal(backend, ROWS, 3)
-            return p.problem.inner(params, hparams, batch | {"x": batch["x"] + hparams["noise"] * noise})
+    def trained(p, h, b):
+        shift = backend.asarray(np.asarray(noise(), dtype=float), like=p)
+        return xp.sum((p - 1.0 + 0.1 * shift) ** 4) + xp.exp(h) * xp.sum(p**2)
 
-        hparams = p.hparams | {"noise": backend.asarray(np.array(0.5))}
-        return p._replace(problem=hg.Bilevel(inner, p.problem.outer), hparams=hparams)
+    return hg.Bilevel(trained, lambda p, h, b: xp.sum((p - 0.5) ** 2))
 
-    @parametrize("truncate", [None, 5])
-    @parametrize("tape", [*TAPES.values(), *VERIFIED.values()], ids=repr)
-    def test_noise_of_the_generator(self, backend, noisy, tape, truncate):
-        of = partial(hg.Unrolled, HEAVY, T, truncate, allow_unused=True)
-        backend.random.restore(backend.random.state(seed=3))
-        noise = [normal(backend, ROWS, 3) for _ in range(T)]
-        held = estimate(backend, noisy, of(), train=lambda t: noisy.train(t) | {"noise": noise[t]})
-        after = repr(backend.random.state())
-        backend.random.restore(backend.random.state(seed=3))
-        found = estimate(backend, noisy, of(tape=tape))
-        assert repr(backend.random.state()) == after
-        same(backend, found, held, tape)
 
-    @parametrize("tape", TAPES.values(), ids=repr)
-    def test_statistics(self, backend, tape):
-        p, xp = net(backend, with_start=False), backend.xp
+def hypergradient(backend, noise, tape, train=None):
+    params, lam = (backend.asarray(x, like=None) for x in (PARAMS, LAM))
+    estimator = hg.Unrolled(RULE, STEPS, tape=tape)
+    found = hg.hypergradient(problem(backend, noise), params, lam, train, None, estimator)
+    return float(backend.to_numpy(found))
 
-        def inner(params, hparams, batch, aux):
-            mean = 0.8 * aux["mean"] + 0.2 * xp.mean(batch["x"], axis=0)
-            return p.problem.inner(params, hparams, batch | {"x": batch["x"] - mean}), {"mean": mean}
 
-        outer = lambda t, h, b, aux: p.problem.outer(t, h, b | {"x": b["x"] - aux["mean"]})  # noqa: E731
-        problem = hg.Bilevel(inner, outer, has_aux=True)
-        aux = {"mean": backend.asarray(np.zeros(3))}
+DRAWS = {
+    "numpy": lambda: np.random.normal(size=3),
+    "python": lambda: [random.gauss(0, 1) for _ in range(3)],
+    "both": lambda: np.random.normal(size=3) + random.random(),
+}
 
-        def of(tape):
-            unrolled = hg.Unrolled(HEAVY, T, tape=tape)
-            state = unrolled.init(problem, p.params, p.hparams, aux=aux)
-            return estimate(backend, p, unrolled, state, problem=problem)
 
-        same(backend, of(tape), of(hg.Full()), tape)
+@eager
+@each_tape
+@pytest.mark.parametrize("noise", DRAWS.values(), ids=DRAWS)
+def test_draws_from_the_hosts_generators_are_replayed(backend, tape, noise):
+    def seeded(tape):
+        random.seed(3)
+        np.random.seed(3)
+        found = hypergradient(backend, noise, tape)
+        return found, random.random(), np.random.random()
+
+    (got, *after), (expected, *wanted) = seeded(tape), seeded(hg.Full())
+    assert got == pytest.approx(expected, rel=1e-6 if isinstance(tape, hg.Reversible) else 1e-12)
+    assert after == wanted  # the generators go on as after training
+
+
+def counter():
+    count = iter(range(1000))
+    return lambda: float(next(count))
+
+
+def private():
+    generator = np.random.default_rng(3)
+    return lambda: generator.normal(size=3)
+
+
+def later():
+    """Draws nothing in the first two steps."""
+    calls = iter(range(1000))
+    return lambda: np.random.normal(size=3) if next(calls) > 1 else 0.0
+
+
+@eager
+@each_tape
+@pytest.mark.parametrize("make", [counter, private, later])
+def test_what_is_not_replayed_is_an_error(backend, tape, make):
+    with pytest.raises(errors.ReplayError, match="the training loss of step"):
+        hypergradient(backend, make(), tape)
+
+
+@eager
+@each_tape
+def test_so_is_a_batch_that_another_call_does_not_return(backend, tape):
+    xp, calls = backend.xp, iter(range(1000))
+    params, lam = (backend.asarray(x, like=None) for x in (PARAMS, LAM))
+    moved = hg.Bilevel(
+        lambda p, h, b: xp.sum((p - b) ** 2) + xp.exp(h) * xp.sum(p**2), lambda p, h, b: xp.sum(p**2)
+    )
+    batch = lambda t: backend.asarray(np.asarray(float(next(calls))), like=params)  # noqa: E731
+    with pytest.raises(errors.ReplayError):
+        hg.hypergradient(moved, params, lam, batch, None, hg.Unrolled(RULE, STEPS, tape=tape))

@@ -130,6 +130,7 @@ class _Run(NamedTuple):
             )
             rates, before = self._rates(self.hparams, t, like), log.count
             ratio = Ratio.of(backend, rates.momentum, self.form.dtype)
+            path.note(k, value)
             at, log = log.take_in(backend, self.form, at, ratio)
             at, misfit = steps.advance(at, list(backend.flatten(g)[0]), rates, ratio)
             observed = observed.then(backend, observe(backend, value, g, self._params(at, like), t))
@@ -155,12 +156,20 @@ class _Run(NamedTuple):
         def pull(v: Inner) -> Pulled:
             cotangent = [v]  # a list, so that `_pull_back` can release it
             del v
-            return self._pull_back(at, log, kept, cotangent, z, digest, fault)
+            return self._pull_back(at, log, kept, cotangent, z, digest, fault, generator)
 
         return Recording(end, observed, length, pull, held, 2 * length, length)
 
     def _pull_back(
-        self, at: Integers, log: Log, kept: Any, cotangent: list[Inner], z: Inner, digest: Any, fault: Any
+        self,
+        at: Integers,
+        log: Log,
+        kept: Any,
+        cotangent: list[Inner],
+        z: Inner,
+        digest: Any,
+        fault: Any,
+        generator: Generator,
     ) -> Pulled:
         """Undo the steps from the last to the first, and pull back through each."""
         backend, path, like = self.path.backend, self.path, z.params
@@ -177,9 +186,11 @@ class _Run(NamedTuple):
 
             def slope(params: Tree, hparams: Tree) -> Tree:
                 z = Inner(params, (), aux)
-                return inner_gradient(backend, path.training.problem, z, hparams, path.batch(k))[1]
+                value, g, _ = inner_gradient(backend, path.training.problem, z, hparams, path.batch(k))
+                path.compare(k, value)
+                return g
 
-            with backend.random.replay(draws):
+            with generator.replay(draws):
                 g, pull_slope = backend.pullback(slope, params, self.hparams)
             reached = pull_slope.reached[1]
             ratio = Ratio.of(backend, rates.momentum, self.form.dtype)

@@ -9,7 +9,7 @@ parameters and graph into a cycle.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple, final
@@ -128,7 +128,9 @@ class GraphPullback(Pullback):
 
     @cached_property
     def _nodes(self) -> set[Node]:
-        return _before([end.node for end in self._outputs if end is not None])
+        # The inputs of an inner derivative have a history of their own, which is not that of the function.
+        inputs = {_node(x) for x in self._inputs if is_float(x) and x.requires_grad}
+        return _before([end.node for end in self._outputs if end is not None], inputs)
 
     @cached_property
     def reached(self) -> tuple[Tree, ...]:
@@ -144,10 +146,14 @@ def history(outputs: Sequence[Any]) -> set[Node]:
     return _before([_node(x) for x in outputs if is_float(x) and x.requires_grad])
 
 
-def _before(todo: list[Node]) -> set[Node]:
+def _before(todo: list[Node], ends: Collection[Node] = ()) -> set[Node]:
+    """The nodes before some others, these included, and nothing before the ``ends``."""
     nodes = set(todo)
     while todo:
-        for parent, _ in todo.pop().next_functions:
+        node = todo.pop()
+        if node in ends:
+            continue
+        for parent, _ in node.next_functions:
             if parent is not None and parent not in nodes:
                 nodes.add(parent)
                 todo.append(parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, final
 
 import torch
@@ -26,11 +27,12 @@ class Dialect(NamedTuple):
     """How one class of optimiser is read.
 
     ``rule`` makes the update rule from a group's options, ``state`` the rule's state from the tensors that
-    the optimiser keeps for some parameters, given as a function of their name.
+    the optimiser keeps for some parameters, given as a function of their name, and of what they begin with
+    if that is not 0.
     """
 
     rule: Callable[[Options], UpdateRule]
-    state: Callable[[Options, Callable[[str], list[Tensor]]], Tree]
+    state: Callable[[Options, Callable[..., list[Tensor]]], Tree]
 
 
 def _adam(kind: type[Adam] | type[AdamW]) -> Callable[[Options], UpdateRule]:
@@ -42,7 +44,7 @@ def _adam(kind: type[Adam] | type[AdamW]) -> Callable[[Options], UpdateRule]:
     return rule
 
 
-def _moments(o: Options, kept: Callable[[str], list[Tensor]]) -> Moments:
+def _moments(o: Options, kept: Callable[..., list[Tensor]]) -> Moments:
     return Moments(kept("exp_avg"), kept("exp_avg_sq"), kept("max_exp_avg_sq") if o["amsgrad"] else ())
 
 
@@ -128,7 +130,7 @@ DIALECTS: dict[type[Optimizer], Dialect] = {
         lambda o: Adagrad(
             _number(o["lr"]), o["lr_decay"], o["eps"], o["weight_decay"], o["initial_accumulator_value"]
         ),
-        lambda o, kept: Total(kept("sum")),
+        lambda o, kept: Total(kept("sum", o["initial_accumulator_value"])),
     ),
 }
 """The optimisers that are differentiated through. A subclass may do anything, and is not among them."""
@@ -238,7 +240,7 @@ def replay(
     columns, states = [], []
     for i, p in enumerate(params):
         group = owner[id(p)]
-        each = [{**taken.options[group], **hypers[group]} for taken in steps]
+        each = [{**taken.options[group], **hypers[group], **_of_no_group(optimizer)} for taken in steps]
         used = [taken.used[i] for taken in steps]
         state = optimizer.state.get(p, {})
         counts = _counts(optimizer, state, each, used)
@@ -251,12 +253,19 @@ def replay(
         # The state holds what any of the steps needs.
         ever = {key: next((o[key] for o in each if o[key]), each[0][key]) for key in each[0]}
 
-        def kept(name: str, state: Any = state, p: Tensor = p) -> list[Tensor]:
-            tensor = state.get(name)
-            return [torch.zeros_like(p, requires_grad=False) if tensor is None else tensor]
-
-        states.append(speak.state(ever, kept))
+        states.append(speak.state(ever, partial(_kept, state, p)))
     return Replay(tuple(zip(*columns, strict=True)), first), tuple(states)
+
+
+def _of_no_group(optimizer: Optimizer) -> Options:
+    """Options that torch reads from the defaults alone, whatever the groups say."""
+    return {k: v for k, v in optimizer.defaults.items() if k == "initial_accumulator_value"}
+
+
+def _kept(state: Options, p: Tensor, name: str, begin: float = 0.0) -> list[Tensor]:
+    """What an optimiser keeps for a parameter, or what it will begin with."""
+    tensor = state.get(name)
+    return [torch.full_like(p, begin, requires_grad=False) if tensor is None else tensor]
 
 
 def _counts(optimizer: Optimizer, state: Any, each: Sequence[Options], used: Sequence[bool]) -> list[Any]:
@@ -313,7 +322,8 @@ class TorchOptimizer(UpdateRule):
 
     @property
     def _options(self) -> Options:
-        return {**self.optimizer.param_groups[0], **by_group(self.optimizer, self.hypers)[0]}
+        learned = by_group(self.optimizer, self.hypers)[0]
+        return {**self.optimizer.param_groups[0], **learned, **_of_no_group(self.optimizer)}
 
     def init(self, backend: Backend, params: Tree) -> Tree:
         speak = dialect(self.optimizer)

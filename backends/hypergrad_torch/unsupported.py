@@ -9,8 +9,10 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from hypergrad.errors import DisconnectedError, UnsupportedOpError, explain
+from hypergrad.errors import ArgumentError, DisconnectedError, UnsupportedOpError, explain
 from hypergrad_torch.private import HookFunction, custom_function, is_symbolic, once_differentiable
 
 _DOUBLE_BACKWARD = re.compile(
@@ -100,12 +102,17 @@ _WRONG: dict[str, tuple[str, str, Callable[[Any, bool], bool]]] = {
         "torch's second derivative of it is wrong: leave scale_grad_by_freq out",
         lambda node, second: node._saved_scale_grad_by_freq,
     ),
+    "GeneratedBackwardFor_torch_nn__linear_cross_entropy_batch_chunked_defaultBackward": (
+        "linear_cross_entropy in chunks",
+        "torch's second derivative of it is wrong: use linear and cross_entropy, one after the other",
+        lambda node, second: True,
+    ),
 }
 """Operations whose double backward torch computes wrongly: name, remedy, and (node, second) -> is it wrong?
 
 That of ``weight_norm`` treats its norms as constants, which is wrong if the outer derivative passes through
-its inputs themselves (``second``). ``benchmarks/second_derivatives.py`` looks for such operations among all
-operators of torch.
+its inputs themselves (``second``). ``benchmarks/operators`` looks for such operations among all operators of
+torch.
 """
 
 
@@ -122,9 +129,11 @@ def refuse_undifferentiable(nodes: Iterable[Any], nested: bool, second: bool) ->
     Raises:
         UnsupportedOpError: naming the function.
     """
-    customs = set()
+    customs, updated = set(), []
     for node in nodes:
         kind = node.__class__
+        if kind.__name__ == "NativeBatchNormBackward0" and node._saved_training:
+            updated.append(node._saved_running_mean)
         wrong, custom = _about(kind)
         if wrong is not None and nested and wrong[2](node, second):
             raise unsupported(wrong[0], wrong[1])
@@ -136,7 +145,31 @@ def refuse_undifferentiable(nodes: Iterable[Any], nested: bool, second: bool) ->
             raise unsupported(f"the custom function {custom.__name__}", _REMEDIES["custom"])
         else:
             customs.add(custom)
+    _refuse_captured(buffer for buffer in updated if buffer is not None)
     return customs
+
+
+_updated: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""The buffers that a BatchNorm has updated inside of a loss."""
+
+
+def _refuse_captured(buffers: Iterable[Tensor]) -> None:
+    """Refuse a BatchNorm that updates buffers which an earlier evaluation of a loss has updated already.
+
+    Copies, such as those of an auxiliary state, are other tensors in each evaluation.
+
+    Raises:
+        ArgumentError: saying where buffers belong.
+    """
+    buffers = list(buffers)
+    if any(buffer in _updated for buffer in buffers):
+        raise ArgumentError(
+            "a loss updates the buffers of a BatchNorm that it holds: an estimate evaluates it more often "
+            "than training does, and each time they would change. Pass copies of the buffers as aux "
+            "(has_aux=True), use hypergrad_torch.ModuleTuner, or BatchNorm with track_running_stats=False"
+        )
+    for buffer in buffers:
+        _updated[buffer] = True
 
 
 @cache

@@ -112,7 +112,9 @@ def inner_gradient(
     backend: Backend, problem: Problem, z: Inner, hparams: Tree, batch: Tree
 ) -> tuple[Scalar, Tree, Tree]:
     """Return C̃1, ∇_θ C̃1 as a differentiable function of θ and λ, and the next auxiliary state."""
-    return problem.inner_gradient(backend, z.params, hparams, batch, z.aux)
+    # Losses may write into copies of it, which no graph allows for a variable.
+    aux = None if z.aux is None else backend.detach(z.aux)
+    return problem.inner_gradient(backend, z.params, hparams, batch, aux)
 
 
 def observe(

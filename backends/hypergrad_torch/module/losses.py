@@ -138,7 +138,18 @@ class Pass:
 
 
 # Operations whose gradient torch computes by another formula, equal up to rounding, if it keeps a graph.
-_TWO_FORMULAS = {"SiluBackward0", "MishBackward0", "NativeGroupNormBackward0", "WeightNormInterfaceBackward0"}
+# `benchmarks/operators` looks for them among all operators of torch.
+_TWO_FORMULAS = {
+    "CumprodBackward0",
+    "LinalgHouseholderProductBackward0",
+    "LinalgLstsqBackward0",
+    "LinalgSolveExBackward0",
+    "MishBackward0",
+    "NativeGroupNormBackward0",
+    "OrmqrBackward0",
+    "SiluBackward0",
+    "WeightNormInterfaceBackward0",
+}
 
 
 def _has_two_formulas(nodes: Iterable[Any]) -> bool:

@@ -1,0 +1,1 @@
+"""Sweeps over the operators of a framework."""

@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from hypergrad.errors import ArgumentError, UnsupportedOpError, explain
 from hypergrad.estimators import State
+from hypergrad_torch.captured import settings
 from hypergrad_torch.graph import detach, trees
 from hypergrad_torch.randomness import tracing
 
@@ -34,7 +35,8 @@ def compile(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:  # noq
     its derivatives, and the operations that it then consists of go to ``torch.compile``. (Compiling the
     loss alone does not work: compiled code has no second derivative.) Tensors are arguments; everything else,
     such as the problem and its functions, is a constant and has to be the same object from call to call. A
-    `State`'s step is an argument, too.
+    `State`'s step is an argument, too. Where something changes that these functions hold, an option of an
+    optimiser, the mode of a module, an array of NumPy or a number, the function is traced anew.
 
     Values cannot be read while tracing: faults come in the report, and ``estimator.check(out)`` raises them.
     Loops of solvers run to their limit. Draws inside of the losses come from the compiler's own generator,
@@ -57,7 +59,9 @@ def compile(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:  # noq
         kwargs = {name: _with_tensor_step(arg) for name, arg in kwargs.items()}
         leaves, unflatten = trees.flatten((args, kwargs))
         tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
-        key = (tuple(map(_kind, leaves)), tuple(trees.paths((args, kwargs), "")), _autocast())
+        constants = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
+        paths = tuple(trees.paths((args, kwargs), ""))
+        key = tuple(map(_kind, leaves)), paths, _autocast(), settings((f, constants))
         if key not in programs:
             programs[key] = _trace(f, leaves, unflatten, tensors, options)
         program = programs[key]

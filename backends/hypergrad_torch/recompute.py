@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from types import FunctionType, MethodType
 from typing import Any, final
 
 from torch import Tensor, nn
 
 from hypergrad.errors import ArgumentError, UnsupportedOpError, explain
+from hypergrad_torch.captured import reads_module
 from hypergrad_torch.private import Node, recomputation
 
 Contexts = tuple[AbstractContextManager[None], AbstractContextManager[None]]
-
-_MOST_LEVELS = 4
-"""How deep functions and containers are searched for modules."""
 
 
 @final
@@ -80,7 +76,7 @@ def refuse_other_tensors(nodes: Iterable[Node]) -> None:
     """
     for node in nodes:
         found = recomputation(node)
-        if found is not None and not isinstance(found.context, Reentered) and _reads_module(found.reads):
+        if found is not None and not isinstance(found.context, Reentered) and reads_module(found.reads):
             raise UnsupportedOpError(
                 explain(
                     "the loss holds torch.utils.checkpoint of a module, which runs its block again in the "
@@ -93,29 +89,3 @@ def refuse_other_tensors(nodes: Iterable[Node]) -> None:
                     ),
                 )
             )
-
-
-def _reads_module(value: Any, levels: int = _MOST_LEVELS) -> bool:
-    """Is this a module with tensors, or a function or container that holds one?"""
-    if isinstance(value, nn.Module):
-        return any(True for _ in (*value.parameters(), *value.buffers()))
-    return levels > 0 and any(_reads_module(part, levels - 1) for part in _parts(value))
-
-
-def _parts(value: Any) -> Iterator[Any]:
-    if isinstance(value, MethodType):
-        yield from (value.__self__, value.__func__)
-    elif isinstance(value, partial):
-        yield from (value.func, *value.args, *value.keywords.values())
-    elif isinstance(value, FunctionType):
-        for cell in value.__closure__ or ():
-            try:
-                yield cell.cell_contents
-            except ValueError:  # it holds nothing yet
-                continue
-        yield from (value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__)
-        yield from value.__defaults__ or ()
-    elif isinstance(value, dict):
-        yield from value.values()
-    elif isinstance(value, tuple | list):
-        yield from value

@@ -131,3 +131,40 @@ class TestFaults:
         else:
             with pytest.raises(errors.UnsupportedOpError, match="draws at random"):
                 estimate(losses, state, hparams, train, val)
+
+
+class TestWhatIsHeld:
+    """A program is made anew where something has changed that its functions hold."""
+
+    def compiled_and_eager(self, problem_of, estimator_of, change):
+        params, hparams, (train, *_), val = problem(torch.float64)
+        losses, estimator = problem_of(), estimator_of(params)
+        estimate, state = compile(estimator.estimate, **TRACED), estimator.init(losses, params, hparams)
+        found = []
+        for _ in range(2):
+            mine = estimate(losses, state, hparams, train, val).hypergradient
+            plain = estimator.estimate(losses, state, hparams, train, val).hypergradient
+            close(mine, plain, 1e-6)
+            found.append(mine)
+            change()
+        first, second = (torch.cat([x.reshape(-1) for x in tree.values()]) for tree in found)
+        assert not torch.allclose(first, second, rtol=1e-3)
+
+    def test_the_options_of_an_optimiser(self):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+        change = lambda: optimizer.param_groups[0].update(lr=0.01)  # noqa: E731
+        self.compiled_and_eager(lambda: PROBLEM, lambda params: hg.Greedy(optimizer), change)
+
+    def test_a_number_and_the_mode_of_a_module(self):
+        held, module = {"weight": 1.0}, torch.nn.Dropout(0.5)
+
+        def loss(params, hparams, batch):
+            value = held["weight"] * trained(params, hparams, batch)
+            return value if module.training else 2 * value
+
+        def change():
+            module.eval()
+
+        of = lambda: hg.Bilevel(loss, judged)  # noqa: E731
+        self.compiled_and_eager(of, lambda params: hg.Greedy(hg.SGD(0.1)), change)
+        self.compiled_and_eager(of, lambda params: hg.Greedy(hg.SGD(0.1)), lambda: held.update(weight=3.0))

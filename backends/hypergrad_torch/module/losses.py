@@ -142,7 +142,6 @@ class Pass:
 _TWO_FORMULAS = {
     "CumprodBackward0",
     "LinalgHouseholderProductBackward0",
-    "LinalgLstsqBackward0",
     "LinalgSolveExBackward0",
     "MishBackward0",
     "NativeGroupNormBackward0",

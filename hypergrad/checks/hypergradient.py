@@ -11,8 +11,8 @@ import numpy as np
 from hypergrad.backend import Backend, Scalar, Tree, find_backend, vectors
 from hypergrad.backend.arguments import check_variables
 from hypergrad.checks.ridders import ridders
-from hypergrad.errors import ArgumentError
-from hypergrad.estimators import Checks, HypergradientEstimator, Implicit, State, Unrolled
+from hypergrad.errors import ArgumentError, InnerNotConvergedError
+from hypergrad.estimators import Checks, Forward, Greedy, HypergradientEstimator, Implicit, State, Unrolled
 from hypergrad.problems.base import Problem
 from hypergrad.problems.batches import (
     Batches,
@@ -27,6 +27,8 @@ from hypergrad.solvers import Direct, System
 from hypergrad.tapes import Trajectory
 from hypergrad.updates import as_update_rule
 
+_MOST_NEWTON_STEPS, _MOST_HALVINGS = 100, 40
+
 EVERY_COORDINATE = 64
 """Up to this many hyperparameters are checked one by one, more along random directions."""
 
@@ -38,7 +40,9 @@ class Check:
 
     ``estimate``, ``differences`` and ``exact`` hold directional derivatives: of the estimator, of central
     differences of real training, and of that training unrolled exactly. ``uncertainty`` is the error
-    of each difference, by its own estimate.
+    of each difference, by its own estimate. ``own`` is the exact derivative of what the estimator itself
+    takes for training, if it is another one, and ``None`` if it has no such definition. ``repeated`` is how
+    much C2 differs between two runs at the same λ, and ``rounding`` the machine epsilon.
     """
 
     name: str
@@ -47,6 +51,53 @@ class Check:
     differences: Any
     uncertainty: Any
     exact: Any
+    own: Any = None
+    repeated: float = 0.0
+    rounding: float = 2.0**-52
+
+    @property
+    def ok(self) -> bool:
+        """Does the estimate equal its own definition, as far as the witnesses can tell?
+
+        The definition is the derivative of the estimator's own training steps, or of the optimum. A greedy
+        estimate is right by this measure, and may have a `bias` all the same.
+        """
+        own = self.exact if self.own is None else self.own
+        if self.repeated or _relative(self.estimate, own) > self._tolerance:
+            return False
+        return self.own is not None or self.relative_error <= self._tolerance
+
+    @property
+    def bias(self) -> float:
+        """The distance of the estimate from real training, relative to it: `relative_error`."""
+        return self.relative_error
+
+    @property
+    def verdict(self) -> str:
+        """What the numbers say, in words."""
+        if self.repeated:
+            return f"the loss is not deterministic: two evaluations differ by {self.repeated:.0e}"
+        if not np.any(self.estimate) and not np.any(self.differences):
+            return "both are exactly zero: these hyperparameters have no effect here"
+        if self.relative_error <= self._tolerance:
+            return f"agrees to {max(self.relative_error, self.difference_error):.0e}"
+        if self.exact_relative_error <= self._tolerance:
+            return (
+                "exact for your function, and your function is not your training: something is detached, "
+                "or is changed outside of what is passed"
+            )
+        if not self.ok:
+            return f"wrong: {self.bias:.0%} from the differences, and not its own definition either"
+        size = float(np.linalg.norm(self.estimate)) / float(np.linalg.norm(self.differences))
+        if self.cosine > 0.9 and size < 1:
+            found = f"ignores {1 - size:.0%} of the hypergradient; the direction is right"
+        else:
+            found = f"is {self.bias:.0%} off; the cosine is {self.cosine:.2f}"
+        return f"right for its own steps, but against {self.training} it {found}"
+
+    @property
+    def _tolerance(self) -> float:
+        return float(10 * self.difference_error + self.rounding**0.5)
 
     @property
     def relative_error(self) -> float:
@@ -55,7 +106,7 @@ class Check:
 
     @property
     def cosine(self) -> float:
-        """Cosine of the angle between estimate and differences."""
+        """Cosine of the angle between estimate and differences; NaN if one of them is zero."""
         return _cosine(self.estimate, self.differences)
 
     @property
@@ -74,12 +125,14 @@ class Check:
         return _relative(self.differences + self.uncertainty, self.differences)
 
     def __str__(self) -> str:
+        cosines = ["" if np.isnan(c) else f", cosine {c:.6f}" for c in (self.cosine, self.exact_cosine)]
+        directions = f"{len(self.differences)} direction{'s' * (len(self.differences) > 1)}"
         return (
-            f"{self.name} against {self.training}, along {len(self.differences)} directions\n"
-            f"  central differences: relative error {self.relative_error:.1e}, cosine {self.cosine:.6f}"
+            f"{self.name} against {self.training}, along {directions}\n"
+            f"  central differences: relative error {self.relative_error:.1e}{cosines[0]}"
             f"  (the differences' own error: {self.difference_error:.1e})\n"
-            f"  exact derivative:    relative error {self.exact_relative_error:.1e}, "
-            f"cosine {self.exact_cosine:.6f}"
+            f"  exact derivative:    relative error {self.exact_relative_error:.1e}{cosines[1]}\n"
+            f"  {self.verdict}"
         )
 
 
@@ -107,7 +160,8 @@ def check_hypergradient(
     and ``steps`` are given.
 
     The differences are Richardson-extrapolated over step sizes that halve (Ridders 1982), which chooses
-    the step and estimates the error. Cost: up to 24 training runs for each direction.
+    the step and estimates the error; how much rounding moves C2 is measured first. Cost: up to 24 training
+    runs for each direction, and 6 more.
 
     Args:
         problem, params, hparams, train, val, estimator: as for `hypergradient`.
@@ -121,7 +175,8 @@ def check_hypergradient(
         backend: found from the arrays if it is not given.
 
     Raises:
-        As `HypergradientEstimator.estimate`; ArgumentError if ``update`` is given without ``steps``.
+        As `HypergradientEstimator.estimate`; ArgumentError if ``update`` is given without ``steps``;
+        InnerNotConvergedError if Newton's method does not solve the inner problem.
     """
     backend = find_backend(params, hparams, backend=backend)
     check_variables(backend, params=params, hparams=hparams)
@@ -162,7 +217,23 @@ def check_hypergradient(
         exact = reference.exact(hparams, lambda _: val_batch)
 
     axes = _directions(backend, hparams, directions, seed)
-    slopes = [ridders(lambda h, d=d: value(_shifted(backend, hparams, h, d)), h0) for d, h0 in axes]  # type: ignore[misc]
+    own = None
+    if rule is not None and (steps or update) and _is_exact_for_its_steps(estimator):
+        with backend.random.replay(random_state):
+            mine = estimator.update, estimator.training_steps  # type: ignore[attr-defined]
+            its_own = _training(backend, problem, params, aux, train, *mine)
+            own = _along(backend, its_own.exact(hparams, lambda _: val_batch), axes)
+
+    # C2 at λ twice, and a few roundings away from it: its noise.
+    rounding = backend.xp.finfo(backend.flatten(hparams)[0][0].dtype).eps
+    (first, h0), at = axes[0], value(hparams)
+    repeated = abs(value(hparams) - at)
+    nearby = [at, *(value(_shifted(backend, hparams, k * 20 * rounding * h0, first)) for k in range(1, 5))]
+    noise = max(nearby) - min(nearby) + rounding * abs(at)
+    slopes = [
+        ridders(lambda h, d=d: value(_shifted(backend, hparams, h, d)), h0, noise=noise)  # type: ignore[misc]
+        for d, h0 in axes
+    ]
     return Check(
         name=repr(estimator),
         training=reference.name,
@@ -170,6 +241,9 @@ def check_hypergradient(
         differences=np.array([slope for slope, _ in slopes]),
         uncertainty=np.array([error for _, error in slopes]),
         exact=_along(backend, exact, axes),
+        own=own,
+        repeated=repeated,
+        rounding=float(rounding),
     )
 
 
@@ -203,14 +277,26 @@ def _training(
     return _Reference(f"{steps} step{'s' * (steps > 1)} of real training", backend.compile(real), exact)
 
 
+def _is_exact_for_its_steps(estimator: HypergradientEstimator) -> bool:
+    """Is the estimate the whole derivative of the estimator's own training steps?"""
+    if isinstance(estimator, Greedy):
+        return estimator.response == "update"
+    if isinstance(estimator, Unrolled):
+        return estimator.truncate is None and estimator.start is None
+    return isinstance(estimator, Forward) and estimator.directions is None
+
+
 def _optimum(backend: Backend, problem: Problem, params: Tree, aux: Tree, train: Batches) -> _Reference:
-    """Return Newton's method from params: near an optimum a few iterations reach it to rounding."""
+    """Return Newton's method from params, with shorter steps where a whole one would not reduce ‖G‖.
+
+    Near an optimum a few iterations reach it to rounding.
+    """
     batches = every_batch("train", train, 0)
     solver = Direct()
 
     @backend.compile
     def newton(theta: Tree, hparams: Tree) -> tuple[Scalar, Tree]:
-        """Return ‖G‖, and θ − (∂_θ G)⁻¹ G."""
+        """Return ‖G‖, and the step (∂_θ G)⁻¹ G."""
 
         def condition(theta: Tree) -> Tree:
             return problem.residual(backend, theta, hparams, batches, aux)[1]
@@ -221,16 +307,26 @@ def _optimum(backend: Backend, problem: Problem, params: Tree, aux: Tree, train:
         else:
             g, push, _ = backend.linearize(lambda theta: (condition(theta), None), theta)
         system = System(backend, push, g, problem.symmetric)
-        return vectors.norm(backend, g), vectors.subtract(backend, theta, solver.solve(system).x)
+        return vectors.norm(backend, g), solver.solve(system).x
 
     def real(hparams: Tree) -> Inner:
-        theta, size = params, float("inf")
-        for _ in range(50):
-            new, after = newton(theta, hparams)
-            if not float(new) < size:
-                break  # rounding is reached: the last iteration did not help
-            size, best, theta = float(new), theta, after
-        return Inner(best, None, aux)
+        theta = params
+        size, step = newton(theta, hparams)
+        small = float(backend.xp.finfo(size.dtype).eps) ** 0.5
+        for _ in range(_MOST_NEWTON_STEPS):
+            length = float(vectors.norm(backend, step)) / (1 + float(vectors.norm(backend, theta)))
+            for halvings in range(1 if length < small else _MOST_HALVINGS):
+                trial = backend.axpy(-(0.5**halvings), step, theta)
+                after, next_step = newton(trial, hparams)
+                if float(after) < float(size):
+                    break
+            else:
+                # No step helps: rounding is reached if the step is short, and else nothing is solved.
+                if length < small:
+                    return Inner(theta, None, aux)
+                break
+            theta, size, step = trial, after, next_step
+        raise InnerNotConvergedError(float(size), small)
 
     def exact(hparams: Tree, val: Batches) -> Tree:
         implicit = Implicit(solver, checks=Checks(away="ignore"), allow_unused=True)

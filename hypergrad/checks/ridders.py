@@ -9,11 +9,14 @@ import numpy as np
 from hypergrad.errors import NonFiniteError
 
 
-def ridders(f: Callable[[float], float], h: float, levels: int = 12) -> tuple[float, float]:
+def ridders(
+    f: Callable[[float], float], h: float, levels: int = 12, noise: float = 0.0
+) -> tuple[float, float]:
     """Return f′(0), by extrapolated central differences with steps h, h/2, h/4, …, and its estimated error.
 
-    Steps at which f is not finite are skipped: the domain may end near 0. (Ridders, Advances in
-    Engineering Software 4, 1982.)
+    Steps at which f is not finite are skipped: the domain may end near 0. With values that are off by
+    ``noise`` a difference with step h is off by noise/h at least, even where two of them coincide. (Ridders,
+    Advances in Engineering Software 4, 1982.)
 
     Raises:
         NonFiniteError: if f is not finite at any step.
@@ -23,6 +26,7 @@ def ridders(f: Callable[[float], float], h: float, levels: int = 12) -> tuple[fl
     for _ in range(5 * levels):
         with np.errstate(all="ignore"):
             difference = (f(h) - f(-h)) / (2 * h)
+        floor = noise / h
         h /= 2
         if not np.isfinite(difference):
             previous = []
@@ -30,7 +34,7 @@ def ridders(f: Callable[[float], float], h: float, levels: int = 12) -> tuple[fl
         row = [difference]
         for j, above in enumerate(previous):
             row.append(row[j] + (row[j] - above) / (4.0 ** (j + 1) - 1))
-            doubt = max(abs(row[-1] - row[j]), abs(row[-1] - above))
+            doubt = max(abs(row[-1] - row[j]), abs(row[-1] - above), floor)
             if doubt <= error:
                 best, error = row[-1], doubt
         finite += 1

@@ -1,0 +1,124 @@
+"""What a check says in words, and whether an estimate is what it claims to be."""
+
+import numpy as np
+import pytest
+from support.frameworks import each, each_backend
+
+import hypergrad as hg
+from hypergrad import errors
+
+PARAMS, LAM = np.array([0.4, -0.3, 0.2]), np.array(-1.0)
+RULE = hg.SGD(0.1)
+
+
+def arrays(backend, dtype="float64"):
+    return (backend.asarray(x.astype(dtype), like=None) for x in (PARAMS, LAM))
+
+
+def check(backend, estimator, penalty=lambda xp, h, p: xp.exp(h) * xp.sum(p**2), **options):
+    xp, (params, lam) = backend.xp, arrays(backend)
+    problem = hg.Bilevel(
+        lambda p, h, b: xp.sum((p - 1.0) ** 4) + penalty(xp, h, p), lambda p, h, b: xp.sum((p - 0.5) ** 2)
+    )
+    return hg.check_hypergradient(problem, params, lam, None, None, estimator, **options)
+
+
+@each_backend
+@pytest.mark.parametrize("estimator", [hg.Greedy(RULE), hg.Unrolled(RULE, 3), hg.Forward(RULE, 3)], ids=repr)
+def test_agreement(backend, estimator):
+    found = check(backend, estimator)
+    assert found.ok and found.bias < 1e-8 and found.verdict.startswith("agrees to ")
+    assert str(found).endswith(found.verdict) and "along 1 direction\n" in str(found)
+
+
+@each_backend
+def test_bias_is_not_an_error(backend):
+    two, many = (check(backend, hg.Greedy(hg.SGD(lr)), steps=n) for lr, n in ((0.01, 2), (0.1, 20)))
+    assert two.ok and many.ok and min(two.bias, many.bias) > 0.1
+    assert "against 2 steps of real training it ignores" in two.verdict
+    assert "the direction is right" in two.verdict and "the cosine is -1.00" in many.verdict
+
+
+@each("numpy", "torch")
+def test_a_wrong_estimate_is_called_wrong(backend):
+    class Doubled(hg.Greedy.__mro__[1]):
+        update, training_steps = RULE, 1
+
+        def _init(self, backend, params):
+            return hg.Greedy(RULE)._init(backend, params)
+
+        def _estimate(self, *args):
+            out = hg.Greedy(RULE)._estimate(*args)
+            return out._replace(hypergradient=2 * out.hypergradient)
+
+        def __repr__(self):
+            return "Doubled"
+
+    found = check(backend, Doubled())
+    assert not found.ok and found.verdict.startswith("wrong")
+
+
+@each("numpy", "torch")
+def test_both_are_exactly_zero(backend):
+    stop = backend.detach if backend.name == "torch" else lambda p: np.array(getattr(p, "_value", p))
+    with pytest.warns(errors.ZeroResponseWarning):
+        found = check(backend, hg.Unrolled(RULE, 3), lambda xp, h, p: xp.exp(h) * xp.sum(stop(p) ** 2))
+    assert "both are exactly zero" in str(found) and "nan" not in str(found)
+
+
+@each("numpy", "torch")
+def test_a_loss_that_is_not_deterministic(backend):
+    generator = np.random.default_rng(3)
+    found = check(backend, hg.Unrolled(RULE, 3), lambda xp, h, p: (generator.random() + h) * xp.sum(p**2))
+    assert not found.ok and "the loss is not deterministic: two evaluations differ by" in found.verdict
+
+
+@each("torch")
+def test_something_detached(backend):
+    def weighted(xp, h, p):
+        return xp.exp(h) * xp.sum(p**2) * xp.sum(p.detach() ** 2)
+
+    one, three = (check(backend, hg.Unrolled(RULE, steps), weighted) for steps in (1, 3))
+    assert one.verdict.startswith("agrees")
+    assert "your function is not your training: something is detached" in three.verdict
+
+
+@each("numpy", "torch")
+@pytest.mark.parametrize("seed", range(3))
+def test_in_single_precision_the_error_of_differences_is_not_understated(backend, seed):
+    xp, rng = backend.xp, np.random.default_rng(seed)
+    x, y = rng.normal(size=(30, 3)), rng.normal(size=30)
+
+    def found(dtype):
+        a, b, w, h = (
+            backend.asarray(v.astype(dtype), like=None) for v in (x, y, np.zeros(3), np.full(3, -2.0))
+        )
+        mean = lambda w, b: xp.sum((a @ w - b) ** 2) / 30  # noqa: E731
+        problem = hg.Bilevel(
+            lambda w, h, _: mean(w, b) + xp.sum(xp.exp(h) * w**2), lambda w, h, _: mean(w, 0.5 * b)
+        )
+        return hg.check_hypergradient(problem, w, h, None, None, hg.Unrolled(hg.SGD(0.1, momentum=0.9), 20))
+
+    single, true = found("float32"), found("float64").exact
+    error = np.linalg.norm(single.differences - true) / np.linalg.norm(true)
+    assert single.difference_error >= error / 3 and single.ok
+
+
+@each_backend
+def test_newtons_method_takes_shorter_steps_where_whole_ones_fail(backend):
+    """∇C̃1 saturates, and a whole Newton step from λ + h would go far away."""
+    xp = backend.xp
+    problem = hg.Bilevel(lambda y, x, b: xp.sum(xp.sqrt(1e-4 + (y - x) ** 2)), lambda y, x, b: xp.sum(y))
+    at = backend.asarray(np.full(2, 5.0), like=None)
+    found = hg.check_hypergradient(problem, at, at, None, None, hg.Implicit(hg.CG()))
+    assert found.ok and np.allclose(found.differences, 1.0, rtol=1e-6)
+
+
+@each_backend
+def test_an_inner_problem_without_a_solution_is_an_error(backend):
+    xp = backend.xp
+    problem = hg.Bilevel(lambda y, x, b: xp.sum(xp.exp(-y) * xp.exp(x)), lambda y, x, b: xp.sum(y))
+    at = backend.asarray(np.full(2, 0.5), like=None)
+    estimator = hg.Implicit(hg.Direct(), checks=hg.Checks(away="ignore"))
+    with pytest.raises(errors.InnerNotConvergedError):
+        hg.check_hypergradient(problem, at, at, None, None, estimator)

@@ -11,11 +11,18 @@ import sys
 import warnings
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Literal
+from typing import Any, Literal
 
 
 class HypergradError(Exception):
-    """Base class of every error that this library raises on purpose."""
+    """Base class of every error that this library raises on purpose.
+
+    Attributes:
+        run: raised in `hypergrad.Tuner.run`, the `Run` up to the last update before the fault; else ``None``.
+            Its state and history can be saved, and given to another run as ``resume``.
+    """
+
+    run: Any = None
 
 
 class ArgumentError(HypergradError, ValueError):

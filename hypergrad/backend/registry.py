@@ -80,6 +80,8 @@ def find_backend(*trees: Tree, backend: Backend | str | None = None) -> Backend:
     if backend is not None:
         return backend
     owners = [candidate for candidate in loaded() if _owns_any(candidate, trees)]
+    if len(owners) > 1:  # a number of Python belongs to whatever stands beside it
+        owners = [candidate for candidate in owners if _owns_any(candidate, trees, numbers=False)] or owners
     if len(owners) == 1:
         return owners[0]
     if owners:
@@ -109,5 +111,8 @@ def _registered_names() -> tuple[str, ...]:
     return tuple(sorted(registered()))
 
 
-def _owns_any(backend: Backend, trees: tuple[Tree, ...]) -> bool:
-    return any(backend.owns(leaf) for tree in trees for leaf in backend.flatten(tree)[0])
+def _owns_any(backend: Backend, trees: tuple[Tree, ...], numbers: bool = True) -> bool:
+    leaves = (leaf for tree in trees for leaf in backend.flatten(tree)[0])
+    return any(
+        backend.owns(leaf) for leaf in leaves if numbers or type(leaf) not in (bool, int, float, complex)
+    )

@@ -62,8 +62,21 @@ def network(backend: Backend, params: Tree, x: Array) -> Array:
 
 
 def minibatches(backend: Backend, data: Split, size: int, seed: int) -> Callable[[Any], Tree]:
-    """Return a function t -> batch that draws examples, and noise for each of them, from (seed, t)."""
+    """Return a function t -> batch that draws examples, and noise for each of them, from (seed, t).
+
+    In a compiled program t has no value: there the framework's generator draws other numbers.
+    """
     size = min(size, len(data.x))
+
+    def traced(t: Any) -> Tree:
+        normal, like = backend.random.normal, whole["x"]
+        chosen = backend.xp.argsort(normal(2 * seed, t, (len(data.x),), like))[:size]
+        noise = normal(2 * seed + 1, t, (size, data.x.shape[1]), like)
+        return {"x": whole["x"][chosen], "y": whole["y"][chosen], "noise": noise}
+
+    if backend.compiles:
+        whole = full_batch(backend, data)
+        return traced
 
     def batch(t: Any) -> Tree:
         rng = np.random.default_rng((seed, int(t)))

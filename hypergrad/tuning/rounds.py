@@ -9,6 +9,7 @@ import numpy as np
 
 from hypergrad.backend import Backend, Scalar, Tree
 from hypergrad.backend.loops import Loops
+from hypergrad.errors import HypergradError
 from hypergrad.problems.batches import Read, reading
 from hypergrad.problems.step import Observation
 from hypergrad.tuning.history import History, Row, namespace
@@ -91,6 +92,7 @@ def run_part(
     train, val = reading(train_data, read_train), reading(val_data, read_val)
     steps = Steps(recipe, backend, programs)
     loops: Loops = backend.loops if programs is None else Loops(backend)
+    loops_in_python = programs is not None or not backend.compiles
 
     def show(count: int, *losses: Scalar) -> None:
         if advance is not silent:
@@ -111,6 +113,8 @@ def run_part(
         (state, observed), values = loops.scan(body, (state, nothing), count)
         return state, observed, backend.collect(values)
 
+    done, latest = list[Tree](), dict[str, Any]()  # in Python: for an error in a later round
+
     def one_round(state: TunerState, k: Any) -> tuple[TunerState, Tree, Step, Any]:
         state, before, values = train_for(state, part.plain)
         state, step = steps.update(state, train, val)
@@ -120,13 +124,22 @@ def run_part(
         row = recipe.row(backend, step, recipe.plain_steps + recipe.training_gradients(step))
         sound = recipe.allows(backend, out, step.observed)
         last = step._replace(observed=before.then(backend, step.observed), estimate=without_state(out))
-        return state, (row, values, step.inner_value), last, sound
+        rows = row, values, step.inner_value
+        if loops_in_python:
+            done.append(rows)
+            latest.update(state=state, last=last)
+        return state, rows, last, sound
 
     nothing = Observation.none(backend, state.inner.params)
     rows, sound = None, True
     last = Step(nothing, part.tail, False, None, 0, recipe.hparams(backend, state.free))
     if part.rounds:
-        state, rows, last, _ = loops.repeat(one_round, state, part.rounds)
+        try:
+            state, rows, last, _ = loops.repeat(one_round, state, part.rounds)
+        except HypergradError as error:
+            if done:
+                error.run = latest["state"], Outcome(backend.collect(done), None, latest["last"])
+            raise
         rows = backend.collect(rows)
         assert last.estimate is not None
         sound = recipe.allows(backend, last.estimate, last.observed)

@@ -12,7 +12,7 @@ import numpy as np
 
 from hypergrad.backend import Backend, Tree, find_backend
 from hypergrad.backend.arguments import check_variables
-from hypergrad.errors import CheckpointError
+from hypergrad.errors import ArgumentError, CheckpointError, HypergradError
 from hypergrad.estimators import HypergradientEstimator
 from hypergrad.problems.base import Problem
 from hypergrad.problems.batches import Batches, is_loader, stream
@@ -21,9 +21,9 @@ from hypergrad.tuning.checkpoint import read_arrays, restore_tree, tree_arrays, 
 from hypergrad.tuning.history import History
 from hypergrad.tuning.programs import Programs, with_state
 from hypergrad.tuning.progress import progress as show_progress
-from hypergrad.tuning.recipe import Recipe
+from hypergrad.tuning.recipe import Recipe, check_count
 from hypergrad.tuning.recorder import Recorder
-from hypergrad.tuning.rounds import plan, run_part
+from hypergrad.tuning.rounds import Outcome, Part, plan, run_part
 from hypergrad.tuning.spaces import Real, Spaces
 from hypergrad.tuning.state import Run, Step, TunerState
 from hypergrad.tuning.steps import Steps
@@ -173,6 +173,8 @@ class Tuner:
         seed: int | None = None,
         progress: bool | None = None,
         resume: tuple[TunerState, History] | None = None,
+        save_to: str | Path | None = None,
+        save_every: int | None = None,
         aux: Tree = None,
         backend: Backend | str | None = None,
     ) -> Run:
@@ -191,13 +193,21 @@ class Tuner:
             seed: seeds the framework's own generator for this run; its state is restored afterwards.
             progress: show a bar; by default on a terminal.
             resume: state and history of an earlier run, as `load` returns them.
+            save_to, save_every: a file to `save` to, and after how many training steps each time; by default
+                at the end alone.
             aux: the initial auxiliary state of losses that have one.
             backend: found from the arrays if it is not given.
 
         Raises:
             As `HypergradientEstimator.estimate`; ArgumentError if T1 or T2, as it says, runs out of batches.
+            The error's ``run`` is the run up to the last update before it, in a compiled program up to the
+            fault itself.
         """
         backend = find_backend(params, hparams, backend=backend)
+        if save_every is not None:
+            check_count("save_every", save_every)
+            if save_to is None:
+                raise ArgumentError("Tuner.run: save_every needs save_to, the file to write")
         if resume is None:
             state = self.init(params, hparams, aux=aux, backend=backend)
             history = History.start(backend, hparams)
@@ -211,26 +221,42 @@ class Tuner:
         done = len(history.inner_values)
         nothing = Observation.none(backend, state.inner.params)
         last = Step(nothing, 0, False, None, 0, self.recipe.hparams(backend, state.free))
+
+        def ended(state: TunerState, history: History, part: Part, outcome: Outcome) -> tuple[Step, History]:
+            closing = self.recipe.closing_steps
+            return with_state(state, outcome.last), outcome.add_to(backend, history, part.plain, closing)
+
         with (
             backend.random.undone_on_failure(),
             seeded,
             show_progress("training", steps, progress) as advance,
         ):
             advance(done, "")
-            for part in plan(self.recipe, int(state.since), steps - done):
-                since = 0 if part.rounds else int(state.since)
-                functions = (advance, read_train, read_val)
-                program = (
-                    partial(run_part, self.recipe, backend, part, self._programs, *functions)
-                    if in_python
-                    else self._programs(backend, run_part, part, None, *functions)
-                )
-                state, outcome = program(state._replace(since=0), train_data, val_data)
-                state = state._replace(since=since + part.tail)
-                last = with_state(state, outcome.last)
-                history = outcome.add_to(backend, history, part.plain, self.recipe.closing_steps)
-                if isinstance(history.cost, np.ndarray):  # otherwise a compiler is tracing
-                    self.check(state, last, backend=backend)
+            while done < steps:
+                stretch = min(save_every or steps, steps - done)
+                for part in plan(self.recipe, int(state.since), stretch):
+                    since = 0 if part.rounds else int(state.since)
+                    functions = (advance, read_train, read_val)
+                    program = (
+                        partial(run_part, self.recipe, backend, part, self._programs, *functions)
+                        if in_python
+                        else self._programs(backend, run_part, part, None, *functions)
+                    )
+                    try:
+                        state, outcome = program(state._replace(since=0), train_data, val_data)
+                        state = state._replace(since=since + part.tail)
+                        last, history = ended(state, history, part, outcome)
+                        if isinstance(history.cost, np.ndarray):  # otherwise a compiler is tracing
+                            self.check(state, last, backend=backend)
+                    except HypergradError as error:
+                        if error.run is not None:
+                            state, outcome = error.run
+                            last, history = ended(state, history, part, outcome)
+                        error.run = Run(state.inner.params, last.hparams, state, history, last)
+                        raise
+                done = len(history.inner_values)
+                if save_to is not None:
+                    self.save(save_to, (state, history), backend=backend)
         return Run(state.inner.params, last.hparams, state, history, last)
 
     def record(self, history: History, step: Step, *, backend: Backend | str | None = None) -> History:

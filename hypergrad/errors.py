@@ -258,7 +258,10 @@ class SolveWarning(HypergradWarning):
 
 
 class ZeroResponseWarning(HypergradWarning):
-    """The training loss depends on a hyperparameter and its gradient does not: the response is exactly 0."""
+    """A hyperparameter acts through training, and its response is exactly 0 by the graph.
+
+    C̃1 depends on it and ∇C̃1 does not, or C2 does not depend on the parameters.
+    """
 
 
 _INSIDE = {

@@ -53,9 +53,20 @@ def saved_bytes(nodes: set[Node]) -> int:
     for node in nodes:
         for saved in _saved(node):
             if getattr(saved, "unpack_hook", None) is None and isinstance(saved.data, Tensor):
-                storage = saved.data.untyped_storage()
-                storages[storage._cdata] = storage.nbytes()
+                for dense in _dense_parts(saved.data):
+                    storage = dense.untyped_storage()
+                    storages[storage._cdata] = storage.nbytes()
     return sum(storages.values())
+
+
+def _dense_parts(x: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors that hold the numbers of a tensor: of a sparse one its values and indices."""
+    if x.layout is torch.strided:
+        return (x,)
+    if x.layout is torch.sparse_coo:
+        return x._values(), x._indices()
+    rows = x.layout in (torch.sparse_csr, torch.sparse_bsr)
+    return x.values(), *((x.crow_indices(), x.col_indices()) if rows else (x.ccol_indices(), x.row_indices()))
 
 
 class Recomputation(NamedTuple):

@@ -19,6 +19,7 @@ import numpy as np
 from hypergrad.backend import Backend, Scalar, Tree, find_backend
 from hypergrad.backend.arguments import check_same, check_variables
 from hypergrad.backend.finite import first_nonfinite
+from hypergrad.backend.shown import shown
 from hypergrad.errors import ArgumentError, NonFiniteError
 from hypergrad.estimators.report import Report
 from hypergrad.problems.base import Problem
@@ -39,6 +40,9 @@ class State(NamedTuple):
     memory: Tree = None
     aux: Tree = None
 
+    def __repr__(self) -> str:
+        return shown(self)
+
 
 H = TypeVar("H")
 """The tree of hyperparameters, and of hypergradients."""
@@ -56,6 +60,9 @@ class Estimate(NamedTuple, Generic[H]):
     outer_value: Scalar
     """C2 where ∂_θ C2 was taken."""
     report: Report
+
+    def __repr__(self) -> str:
+        return shown(self)
 
 
 @dataclass(frozen=True)

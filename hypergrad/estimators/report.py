@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from hypergrad.backend import Scalar, Tree
+from hypergrad.backend.shown import shown
 from hypergrad.solvers import Solution
 
 
@@ -105,6 +106,9 @@ class Report(NamedTuple):
             "solve.residual": nan if solve is None else solve.residual,
             "solve.iterations": nan if solve is None else solve.iterations,
         }
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     @property
     def cost(self) -> Scalar:

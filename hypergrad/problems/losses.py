@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from hypergrad.backend import Backend, Pullback, Scalar, Tree
 from hypergrad.backend.arguments import check_batch, check_loss
-from hypergrad.errors import DisconnectedError, explain
+from hypergrad.errors import DisconnectedError, ZeroResponseWarning, explain, warn
 
 
 def evaluate(
@@ -24,7 +24,11 @@ def evaluate(
     Raises:
         ArgumentError: if the loss is not scalar.
         LeafTypeError: if a batch or a constant made the loss wider than the parameters.
-        DisconnectedError: if the loss does not depend on the parameters.
+        DisconnectedError: if the loss does not depend on the parameters; C2 may depend on the hyperparameters
+            alone.
+
+    Warns:
+        ZeroResponseWarning: if C2 depends on the hyperparameters alone.
     """
     check_batch(backend, "train" if name == "inner" else "val", batch, params)
 
@@ -36,7 +40,20 @@ def evaluate(
         return value, aux
 
     value, pullback, aux = backend.vjp(checked, params, *hparams)
-    if not any(backend.flatten(pullback.reached[0])[0]):
+    uses_params, *uses = (any(backend.flatten(tree)[0]) for tree in pullback.reached)
+    if not uses_params and name == "outer" and any(uses) and _is_constant(backend, loss, params, hparams):
+        warn(
+            explain(
+                f"{label} does not depend on any leaf of params",
+                "Its hypergradient is the direct term ∂_λ C2 alone: training has no part in it.",
+                (
+                    "C2 is meant so, as an upper-level constraint is",
+                    "the loss reads parameters from elsewhere: use those that are passed to it",
+                ),
+            ),
+            ZeroResponseWarning,
+        )
+    elif not uses_params:
         raise DisconnectedError(
             explain(
                 f"{label} does not depend on any leaf of params",
@@ -51,3 +68,14 @@ def evaluate(
             "params",
         )
     return value, pullback, None if aux is None else backend.detach(aux)
+
+
+def _is_constant(
+    backend: Backend, loss: Callable[..., tuple[Scalar, Tree]], params: Tree, hparams: tuple[Tree, ...]
+) -> bool:
+    """Does the value stay the same at other parameters? If not, they were detached. Costs an evaluation."""
+    moved = backend.axpy(0.1, backend.map(backend.xp.ones_like, params), params)
+    with backend.random.replay(backend.random.state()):
+        before, after = (loss(theta, *hparams)[0] for theta in (params, moved))
+    values = backend.detach((before, after))
+    return backend.readable(*values) and bool(values[0] == values[1])

@@ -69,6 +69,9 @@ class History:
     cost: Array
     reports: dict[str, Array]
 
+    def __repr__(self) -> str:
+        return f"History({len(self.steps) - 1} updates, {len(self.inner_values)} training steps)"
+
     @classmethod
     def start(cls, backend: Backend, hparams: Tree) -> History:
         """Return a history of row 0 alone: the start, before any update."""

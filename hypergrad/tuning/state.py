@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from hypergrad.backend import Scalar, Tree
+from hypergrad.backend.shown import shown
 from hypergrad.estimators import Estimate, State
 from hypergrad.problems.step import Observation
 from hypergrad.tuning.history import History
@@ -24,6 +25,9 @@ class TunerState(NamedTuple):
     since: Any
     updates: Any
     start: Tree
+
+    def __repr__(self) -> str:
+        return shown(self)
 
 
 class Step(NamedTuple):
@@ -47,6 +51,9 @@ class Step(NamedTuple):
     hparams: Tree
     """λ after the step, in its own domain."""
 
+    def __repr__(self) -> str:
+        return shown(self)
+
     @property
     def inner_value(self) -> Scalar:
         """C̃1 at the last training step."""
@@ -66,3 +73,6 @@ class Run(NamedTuple):
     state: TunerState
     history: History
     last: Step
+
+    def __repr__(self) -> str:
+        return shown(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from inspect import Parameter, signature
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -62,6 +63,18 @@ def check_estimator(estimator: HypergradientEstimator, optimizer: Optimizer) -> 
         ArgumentError: naming the estimator.
         UnsupportedOpError: for an optimiser that it would have to differentiate through and cannot.
     """
+    closure = signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is Parameter.empty:
+        raise UnsupportedOpError(
+            explain(
+                f"{type(optimizer).__name__}.step needs a closure",
+                "It evaluates the loss several times, and is no function of one gradient.",
+                (
+                    "train with another optimiser",
+                    "train by your own loop, and call hg.hypergradient with hg.Implicit where it ends",
+                ),
+            )
+        )
     if isinstance(estimator, Implicit):
         return
     if not isinstance(estimator, Greedy | Unrolled):

@@ -76,11 +76,11 @@ class Check:
     def verdict(self) -> str:
         """What the numbers say, in words."""
         if self.repeated:
-            return f"the loss is not deterministic: two evaluations differ by {self.repeated:.0e}"
+            return f"the loss is not deterministic: two evaluations differ by {self.repeated:.1e}"
         if not np.any(self.estimate) and not np.any(self.differences):
             return "both are exactly zero: these hyperparameters have no effect here"
         if self.relative_error <= self._tolerance:
-            return f"agrees to {max(self.relative_error, self.difference_error):.0e}"
+            return f"agrees to {max(self.relative_error, self.difference_error):.1e}"
         if self.exact_relative_error <= self._tolerance:
             return (
                 "exact for your function, and your function is not your training: something is detached, "

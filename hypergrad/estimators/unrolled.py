@@ -44,6 +44,10 @@ class Unrolled(HypergradientEstimator):
 
         (∂θ_0/∂λ)ᵀ A_0ᵀ ⋯ A_{T−1}ᵀ ∇_θ C2(θ_T)                     (Finn et al. 2017, if θ_0 is λ itself)
 
+    What a loss detaches is a constant here, as to every derivative, and moves with λ in training: for such a
+    C̃1 and T > 1 the estimate is exact for the function as written, and not for the training
+    (`hypergrad.check_hypergradient` tells).
+
     Cost: about 3 T gradients with the tape `Full` and 4 T with `States`; the tape determines the memory. With
     truncation the first T − K steps cost one gradient each and store nothing.
 

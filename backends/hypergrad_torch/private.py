@@ -22,21 +22,32 @@ def is_symbolic(x: Tensor) -> bool:
     return not x.is_cpu or torch._C._functorch.is_functorch_wrapped_tensor(x) or isinstance(x, FakeTensor)
 
 
-def read_later(flag: Tensor) -> Callable[[], bool] | None:
+class Later:
+    """A flag on its way from a device: ``ready`` does not wait for it, and calling this object does."""
+
+    def __init__(self, flag: Tensor) -> None:
+        self._held, self._arrived = flag, None
+        if flag.is_cuda:
+            self._held = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    @property
+    def ready(self) -> bool:
+        """Has it arrived?"""
+        return self._arrived is None or bool(self._arrived.query())
+
+    def __call__(self) -> bool:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return bool(self._held)
+
+
+def read_later(flag: Tensor) -> Later | None:
     """What reads a flag once it has arrived from its device; ``None`` if it has no value to arrive."""
     if flag.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(flag) or isinstance(flag, FakeTensor):
         return None
-    if not flag.is_cuda:
-        return lambda: bool(flag)
-    held = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
-    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record()
-
-    def read() -> bool:
-        arrived.synchronize()
-        return bool(held)
-
-    return read
+    return Later(flag)
 
 
 def axpy_of_all(a: float, xs: list[Tensor], ys: list[Tensor]) -> Sequence[Tensor]:

@@ -84,7 +84,8 @@ def solve(
 
     Raises:
         ArgumentError: if the solver needs a symmetric A and it is not; for empty or different trees.
-        SolveError: if the solve failed and values can be read; otherwise check ``failure``.
+        SolveError: if the solve failed and values can be read. If they cannot, as in a compiled program, x is
+            then NaN, and ``failure`` says why.
     """
     backend = find_backend(v, backend=backend)
     check_variables(backend, v=v)
@@ -105,7 +106,7 @@ def solve(
             _causes(failure, float(solution.curvature)),
         )
         raise SolveError(message, failure, iterations, residual)
-    return solution
+    return solution if backend.readable(solution.residual) else nan_where_failed(backend, solution)
 
 
 def _causes(failure: Failure, curvature: float) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from hypergrad_torch.module.optimizer_step import HyperOptimizer, LearnedOptions
 from hypergrad_torch.module.training import Training
 from hypergrad_torch.module.window import Window
 from hypergrad_torch.optimizers import TorchOptimizer, by_group, refuse_captured
+from hypergrad_torch.private import Later, read_later
 from hypergrad_torch.randomness import generators
 
 
@@ -147,6 +148,8 @@ class ModuleTuner:
         self._estimates = Estimates(backend, objective, self._training)
         self._recorder = Recorder(self.recipe, backend, self._tuned.values)
         self._memory = self._fresh_memory()
+        self._unread: list[tuple[Later, Step]] = []
+        """Updates of which it is not known yet whether they were sound, the oldest first."""
 
     @property
     def steps(self) -> int:
@@ -172,6 +175,7 @@ class ModuleTuner:
         Raises:
             As `HypergradientEstimator.estimate`, and whatever the losses raise.
         """
+        self._raise_fault(wait=False)
         self._refresh()
         training, estimator = self._training, self.recipe.estimator
         due = training.since + 1 == self.recipe.period
@@ -213,6 +217,7 @@ class ModuleTuner:
             As `HypergradientEstimator.estimate`, and whatever the losses raise.
         """
         self.recipe.check_can_tune()
+        self._raise_fault(wait=False)
         self._refresh()
         training, estimator = self._training, self.recipe.estimator
         if isinstance(estimator, Unrolled):  # of one step, which is the same
@@ -257,8 +262,9 @@ class ModuleTuner:
     def check(self, step: Step) -> None:
         """Raise what the last step has to report; waits for a device if it must.
 
-        On a CPU `step` has raised it. On a CUDA device the loss is not waited for: after a fault λ is not
-        updated, but the module has taken its step.
+        On a CPU `step` has raised it. A device is not waited for: after a fault λ is not updated, but the
+        module has taken its step, and the first later step to which the fault is known raises it, as does
+        `state_dict`.
 
         Raises:
             As `HypergradientEstimator.check`.
@@ -272,9 +278,25 @@ class ModuleTuner:
     def _update(self, out: Estimate[Any], trained: int) -> Step:
         """λ updated by an estimate."""
         training, observed = self._training, Observation(out.inner_value, out.report.inner_gradient_norm)
-        clipped = self._tuned.update(out.hypergradient, self.recipe.allows(self._backend, out, observed))
+        allowed = self.recipe.allows(self._backend, out, observed)
+        clipped = self._tuned.update(out.hypergradient, allowed)
         out = out._replace(state=State(training.trainer.values(), None, training.steps, out.state.memory))
-        return Step(observed, trained, True, out, clipped, self._tuned.values)
+        step = Step(observed, trained, True, out, clipped, self._tuned.values)
+        later = read_later(allowed) if isinstance(allowed, torch.Tensor) else None
+        if later is not None:
+            self._unread.append((later, step))
+        return step
+
+    def _raise_fault(self, wait: bool) -> None:
+        """Raise the first fault of earlier updates, as far as it is known by now; with ``wait`` find out.
+
+        Raises:
+            As `check`.
+        """
+        while self._unread and (wait or self._unread[0][0].ready):
+            sound, step = self._unread.pop(0)
+            if not sound():
+                self.check(step)
 
     def _finish(self, step: Step, window: Window | None, gradients: int) -> None:
         """Note that a step is done, and how many training gradients its estimate does not count."""
@@ -302,7 +324,11 @@ class ModuleTuner:
         """All that a run needs to go on bit for bit: module, optimisers, λ, generators, clocks, history.
 
         Plain containers of tensors, which ``torch.load(..., weights_only=True)`` reads.
+
+        Raises:
+            As `check`, for an update whose fault could not be read yet.
         """
+        self._raise_fault(wait=True)
         return {
             "training": self._training.write(),
             "tuned": self._tuned.write(),

@@ -63,8 +63,8 @@ def _first(
     gradients = _gradients(loss, leaves)[1]
 
     def value(step: float) -> float:
-        with torch.no_grad():
-            return float(_evaluate(loss, _moved(leaves, directions, step)))
+        # The leaves require grad as ever: losses may ask.
+        return float(_evaluate(loss, _variables(_moved(leaves, directions, step))).detach())
 
     return _dot(gradients, directions), lambda e: (value(e) - value(-e)) / (2 * e)
 
@@ -86,10 +86,14 @@ def _second(
 
 
 def _gradients(loss: Loss, leaves: list[Any], graph: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-    made = [x.detach().requires_grad_() if _is_variable(x) else x for x in leaves]
+    made = _variables(leaves)
     inputs = [x for x in made if _is_variable(x)]
     found = torch.autograd.grad(_evaluate(loss, made), inputs, create_graph=graph, allow_unused=True)
     return inputs, [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+
+
+def _variables(leaves: list[Any]) -> list[Any]:
+    return [x.detach().requires_grad_() if _is_variable(x) else x for x in leaves]
 
 
 def _evaluate(loss: Loss, leaves: list[Any]) -> Tensor:

@@ -1,0 +1,145 @@
+"""Random modules: each hypergradient is right, or is refused for something that stands in the module.
+
+``HYPERGRAD_PROGRAMS=1250 python -m pytest tests/on_torch/test_random_modules.py -s`` tries so many programs, each
+in both APIs, and prints what was right and what was refused.
+"""
+
+import os
+from collections import Counter
+
+import pytest
+
+import hypergrad as hg
+from hypergrad import errors
+
+torch = pytest.importorskip("torch")
+from hypergrad_torch import ModuleTuner  # noqa: E402
+from support.random_modules import program  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.func import functional_call  # noqa: E402
+
+PROGRAMS = int(os.environ.get("HYPERGRAD_PROGRAMS", "60"))
+RATE, MOMENTUM = 0.05, 0.9
+_draw = torch.Generator().manual_seed(3)
+X, XV = (torch.randn(n, 3, generator=_draw, dtype=torch.float64) for n in (8, 6))
+TRAIN, VAL = (X, X.sin().sum(1)), (XV, XV.sin().sum(1))
+LAM = torch.tensor(-2.0, dtype=torch.float64)
+ESTIMATORS = {
+    "greedy": (1, lambda rule: hg.Greedy(rule)),
+    "full": (3, lambda rule: hg.Unrolled(rule, 3)),
+    "states": (3, lambda rule: hg.Unrolled(rule, 3, tape=hg.States())),
+    "binomial": (4, lambda rule: hg.Unrolled(rule, 4, tape=hg.Binomial(2))),
+}
+
+
+def judged(module, hparams, batch):
+    return ((module(batch[0]).squeeze(-1) - batch[1]) ** 2).mean()
+
+
+def trained(module, hparams, batch):
+    """The penalty grows with the output too, so that λ acts through every part of the module."""
+    out = module(batch[0]).squeeze(-1)
+    penalty = sum((p**2).sum() for p in module.parameters() if p.requires_grad)
+    return ((out - batch[1]) ** 2).mean() + hparams["l2"].exp() * (penalty + (out**2).mean())
+
+
+def split(module):
+    params = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return params, {name: b.clone() for name, b in module.named_buffers()}
+
+
+class Called(nn.Module):
+    """What a loss is to a module that `functional_call` fills."""
+
+    def __init__(self, module, loss):
+        super().__init__()
+        self.module, self.loss = module, loss
+
+    def forward(self, hparams, batch):
+        return self.loss(self.module, hparams, batch)
+
+
+def of(module, loss):
+    """The loss as a function: (params, hparams, batch, buffers) -> value, buffers."""
+    called = Called(module, loss)
+
+    def run(params, hparams, batch, buffers):
+        buffers = {name: b.clone() for name, b in buffers.items()}
+        given = {f"module.{name}": x for name, x in {**params, **buffers}.items()}
+        value = functional_call(called, given, (hparams, batch))
+        return value, buffers
+
+    return run
+
+
+def by_hand(seed, steps):
+    """dC2/dλ of training with momentum, by one double backward pass through the plain module."""
+    module, _ = program(seed, plain=True)
+    inner, outer = of(module, trained), of(module, judged)
+    params, buffers = split(module)
+    params = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
+    lam, speed = LAM.clone().requires_grad_(), {name: torch.zeros_like(p) for name, p in params.items()}
+    torch.manual_seed(seed)
+    for _ in range(steps):
+        value, buffers = inner(params, {"l2": lam}, TRAIN, buffers)
+        buffers = {name: b.detach() for name, b in buffers.items()}
+        gradients = torch.autograd.grad(value, list(params.values()), create_graph=True, allow_unused=True)
+        for name, g in zip(params, gradients, strict=True):
+            speed[name] = MOMENTUM * speed[name] + (0.0 if g is None else g)
+        params = {name: p - RATE * speed[name] for name, p in params.items()}
+    return torch.autograd.grad(outer(params, None, VAL, buffers)[0], lam)[0]
+
+
+def by_functions(seed, steps, estimator):
+    module, suspects = program(seed, plain=False)
+    params, buffers = split(module)
+    inner, outer = of(module, trained), of(module, judged)
+    problem = hg.Bilevel(inner, lambda p, h, b, aux: outer(p, h, b, aux)[0], has_aux=True)
+    rule = hg.SGD(RATE, momentum=MOMENTUM)
+    given = {name: p.detach().clone() for name, p in params.items()}
+    torch.manual_seed(seed)
+    found = hg.hypergradient(
+        problem, given, {"l2": LAM.clone()}, lambda t: TRAIN, VAL, estimator(rule), aux=buffers
+    )
+    return found["l2"], suspects
+
+
+def by_a_tuner(seed, steps, estimator):
+    module, suspects = program(seed, plain=False)
+    optimizer = torch.optim.SGD(split(module)[0].values(), RATE, momentum=MOMENTUM)
+    tuner = ModuleTuner(
+        module, optimizer, {"l2": LAM.clone()}, inner=trained, outer=judged,
+        estimator=estimator(optimizer), every=steps, hyper_update=hg.SGD(0.0),
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    for _ in range(steps):
+        done = tuner.step(TRAIN, VAL)
+    return done.estimate.hypergradient["l2"], suspects
+
+
+APIS = {"functions": by_functions, "a tuner": by_a_tuner}
+WORDS = {"checkpoint": "checkpoint", "hook": "hook of a", "custom": "custom function"}
+
+
+def verdict(seed, api, name):
+    """Right, or refused for a part of the module; anything else is an assertion that fails."""
+    steps, estimator = ESTIMATORS[name]
+    try:
+        got, suspects = APIS[api](seed, steps, estimator)
+    except errors.UnsupportedOpError as error:
+        _, suspects = program(seed, plain=True)
+        reasons = [word for word, text in WORDS.items() if text in str(error)]
+        assert reasons and set(reasons) & suspects, f"{seed}, {api}, {name}: refused for no reason: {error}"
+        return f"refused: {reasons[0]}"
+    expected = by_hand(seed, steps)
+    close = torch.allclose(got, expected, rtol=1e-7, atol=1e-12)
+    assert close, f"{seed}, {api}, {name}: {float(got):.9g} and not {float(expected):.9g} ({suspects})"
+    return "right"
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_each_is_right_or_refused(api):
+    names = list(ESTIMATORS)
+    found = Counter(verdict(seed, api, names[seed % len(names)]) for seed in range(PROGRAMS))
+    print(f"\n{api}: {dict(found)}")
+    assert found["right"] > PROGRAMS / 3 and len(found) == 4

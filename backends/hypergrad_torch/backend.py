@@ -20,6 +20,7 @@ from hypergrad.backend.loops import Loops
 from hypergrad.backend.memory import Memory
 from hypergrad.backend.random import Random
 from hypergrad.errors import no_outer_derivative
+from hypergrad_torch.autocast import as_called, without_autocast
 from hypergrad_torch.graph import (
     depth,
     detach,
@@ -185,6 +186,12 @@ class TorchBackend(Backend):
 
     def recorded(self) -> AbstractContextManager[None]:
         return one_deeper()
+
+    def estimating(self) -> AbstractContextManager[None]:
+        return without_autocast()
+
+    def as_called(self) -> AbstractContextManager[None]:
+        return as_called()
 
     def constants(self, tree: Tree) -> Tree:
         return tree if nested() else detach(tree)

@@ -321,6 +321,17 @@ class Backend(ABC):
         """
         return nullcontext()
 
+    def estimating(self) -> AbstractContextManager[None]:
+        """Return a context for an estimate, in which no mode of the caller's changes the arithmetic.
+
+        By default nothing does. Such a mode, as torch's autocast, holds again inside of `as_called`.
+        """
+        return nullcontext()
+
+    def as_called(self) -> AbstractContextManager[None]:
+        """Return a context for a function of the user's within `estimating`: the caller's modes hold."""
+        return nullcontext()
+
     def is_fixed(self, leaf: Any) -> bool:
         """Has the caller marked this leaf as one that training leaves as it is? By default no leaf is.
 

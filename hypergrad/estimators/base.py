@@ -158,7 +158,7 @@ class HypergradientEstimator(ABC):
         check_variables(backend, params=state.params, hparams=hparams)
         self._check_problem(problem)
         state, hparams = backend.constants((state, hparams))
-        with backend.random.undone_on_failure():
+        with backend.random.undone_on_failure(), backend.estimating():
             out = self._estimate(backend, problem, state, hparams, train, val)
             check_same(backend, type(self).__name__, out.hypergradient, "hparams", hparams)
             if backend.readable(*backend.flatten((out.hypergradient, out.outer_value, out.report))[0]):

@@ -98,9 +98,12 @@ class FixedPoint(Problem):
     def _step(
         self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree
     ) -> tuple[Tree, Tree]:
+        own_aux = (backend.copy(aux),) if self.has_aux else ()
+        with backend.as_called():
+            result = self.step(params, hparams, batch, *own_aux)
         if not self.has_aux:
-            return self.step(params, hparams, batch), aux
-        after, next_aux = self.step(params, hparams, batch, backend.copy(aux))
+            return result, aux
+        after, next_aux = result
         check_same(backend, "FixedPoint: step", next_aux, "aux", aux)
         return after, next_aux
 

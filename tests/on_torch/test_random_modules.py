@@ -1,7 +1,7 @@
 """Random modules: each hypergradient is right, or is refused for something that stands in the module.
 
-``HYPERGRAD_PROGRAMS=1250 python -m pytest tests/on_torch/test_random_modules.py -s`` tries so many programs, each
-in both APIs, and prints what was right and what was refused.
+``HYPERGRAD_PROGRAMS=1250 python -m pytest tests/on_torch/test_random_modules.py -s`` tries so many programs,
+each in both APIs, and prints what was right and what was refused.
 """
 
 import os

@@ -35,7 +35,7 @@ class Later:
     @property
     def ready(self) -> bool:
         """Has it arrived?"""
-        return self._arrived is None or bool(self._arrived.query())
+        return self._arrived is None or bool(self._arrived.query())  # type: ignore[no-untyped-call]
 
     def __call__(self) -> bool:
         if self._arrived is not None:

@@ -70,7 +70,7 @@ def minibatches(backend: Backend, data: Split, size: int, seed: int) -> Callable
 
     def traced(t: Any) -> Tree:
         normal, like = backend.random.normal, whole["x"]
-        chosen = backend.xp.argsort(normal(2 * seed, t, (len(data.x),), like))[:size]
+        chosen = normal(2 * seed, t, (len(data.x),), like).argsort()[:size]
         noise = normal(2 * seed + 1, t, (size, data.x.shape[1]), like)
         return {"x": whole["x"][chosen], "y": whole["y"][chosen], "noise": noise}
 

@@ -54,15 +54,15 @@ class TestSpaces:
             values = space.constrain(get_backend("numpy").xp, np.array([-700.0, 0.0, 700.0]))
         assert np.all(np.isfinite(values)) and np.all(values >= 0)
 
-    @pytest.mark.parametrize("space", [hg.Positive(), hg.Positive("softplus")], ids=repr)
+    # By softplus a million is a million; only the other end has to be moved.
+    @pytest.mark.parametrize("space, count", [(hg.Positive(), 2), (hg.Positive("softplus"), 1)], ids=repr)
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
-    def test_a_huge_step_leaves_a_positive_number(self, space, dtype, backend):
+    def test_a_huge_step_leaves_a_positive_number(self, space, count, dtype, backend):
         far = backend.asarray(np.array([-1e6, 1.0, 1e6], dtype))
         free, moved = spaces.project(backend, space, far)
         values = backend.to_numpy(spaces.constrain(backend, space, free))
-        assert (
-            int(moved) == 2 and values.dtype == dtype and np.all(values > 0) and np.all(np.isfinite(values))
-        )
+        assert int(moved) == count and values.dtype == dtype
+        assert np.all(values > 0) and np.all(np.isfinite(values))
 
     def test_projection_counts_what_it_moves(self):
         moved, count = spaces.project(get_backend("numpy"), hg.NonNegative(), np.array([-1.0, 2.0, -3.0]))

@@ -63,19 +63,8 @@ def check_estimator(estimator: HypergradientEstimator, optimizer: Optimizer) -> 
         ArgumentError: naming the estimator.
         UnsupportedOpError: for an optimiser that it would have to differentiate through and cannot.
     """
-    closure = signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is Parameter.empty:
-        raise UnsupportedOpError(
-            explain(
-                f"{type(optimizer).__name__}.step needs a closure",
-                "It evaluates the loss several times, and is no function of one gradient.",
-                (
-                    "train with another optimiser",
-                    "train by your own loop, and call hg.hypergradient with hg.Implicit where it ends",
-                ),
-            )
-        )
     if isinstance(estimator, Implicit):
+        _check_closure(optimizer)
         return
     if not isinstance(estimator, Greedy | Unrolled):
         raise ArgumentError(
@@ -92,6 +81,22 @@ def check_estimator(estimator: HypergradientEstimator, optimizer: Optimizer) -> 
         raise ArgumentError("ModuleTuner: the module begins where it stands; leave start= out of Unrolled")
     if isinstance(estimator, Unrolled) or estimator.response == "update":
         dialect(optimizer)
+    _check_closure(optimizer)
+
+
+def _check_closure(optimizer: Optimizer) -> None:
+    closure = signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is Parameter.empty:
+        raise UnsupportedOpError(
+            explain(
+                f"{type(optimizer).__name__}.step needs a closure",
+                "It evaluates the loss several times, and is no function of one gradient.",
+                (
+                    "train with another optimiser",
+                    "train by your own loop, and call hg.hypergradient with hg.Implicit where it ends",
+                ),
+            )
+        )
 
 
 def check_tuned(backend: TorchBackend, lam: Tree, hyper_update: object) -> None:

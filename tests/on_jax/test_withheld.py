@@ -107,3 +107,22 @@ class TestNonFiniteLoss:
         assert jnp.isnan(out.hypergradient)
         with pytest.raises(NonFiniteError, match="T1"):
             estimator.check(out)
+
+
+class TestSolve:
+    """`hg.solve` in a program: x is NaN where it failed, and ``failure`` says why."""
+
+    @staticmethod
+    def solved(diagonal, solver):
+        v = jnp.ones(diagonal.size)
+        return jax.jit(lambda v: hg.solve(lambda p: diagonal * p, v, solver))(v)
+
+    @pytest.mark.parametrize("solver", [hg.CG(3), hg.MINRES(3), hg.GMRES(3), hg.BiCGStab(4)], ids=repr)
+    def test_that_fails_is_nan(self, solver):
+        out = self.solved(HARD, solver)
+        assert jnp.isnan(out.x).all() and int(out.failure) != 0 and float(out.residual) > 1e-6
+
+    @pytest.mark.parametrize("solver", [hg.CG(), hg.CG(2, rtol=None), hg.Neumann(3)], ids=repr)
+    def test_that_succeeds_or_promises_nothing_is_a_number(self, solver):
+        out = self.solved(EASY, solver)
+        assert jnp.isfinite(out.x).all() and int(out.failure) == 0

@@ -78,7 +78,8 @@ class Network:
     def minibatches(self, copies, steps, seed):
         """For each step the examples that each copy sees."""
         rng, size = np.random.default_rng((*seed, 1)), len(self.data.train.x)
-        return [self.backend.asarray(rng.integers(size, size=(copies, self.batch))) for _ in range(steps)]
+        drawn = (rng.integers(size, size=(copies, self.batch)) for _ in range(steps))
+        return [{"rows": self.backend.asarray(rows)} for rows in drawn]
 
     def logits(self, params, x):
         return tanh_network(self.backend.xp, params, x)
@@ -88,8 +89,9 @@ class Network:
         xp = self.backend.xp
         return xp.mean(cross_entropies(xp, self.logits(params, x), y), axis=-1)
 
-    def inner(self, params, hparams, rows):
+    def inner(self, params, hparams, batch):
         # The sum, so that each copy has the gradient that it would have alone.
+        rows = batch["rows"]
         return self.backend.xp.sum(self.losses(params, self.x[rows], self.y[rows]))
 
     def outer(self, params, hparams, val):

@@ -129,7 +129,7 @@ class GraphPullback(Pullback):
     @cached_property
     def _nodes(self) -> set[Node]:
         # The inputs of an inner derivative have a history of their own, which is not that of the function.
-        inputs = {_node(x) for x in self._inputs if is_float(x) and x.requires_grad}
+        inputs = {x.grad_fn for x in self._inputs if isinstance(x, Tensor) and x.grad_fn is not None}
         return _before([end.node for end in self._outputs if end is not None], inputs)
 
     @cached_property

@@ -89,8 +89,14 @@ class Recomputation(NamedTuple):
 
 def recomputation(node: Node) -> Recomputation | None:
     """Return the block that will run again for what this node saved; ``None`` if it saved tensors itself."""
-    first = next(_saved(node), None)  # a checkpoint holds a place for every tensor that its block saves
-    if first is None or type(first.data).__name__ != "_Holder":
+    names = _saved_names(node.__class__)
+    if not names:
+        return None
+    # A checkpoint holds a place for every tensor that its block saves: one of them is enough.
+    first = getattr(node, names[0], None)
+    if first is None or isinstance(first, tuple | list):
+        first = next(_saved(node), None)
+    if getattr(first, "unpack_hook", None) is None or type(first.data).__name__ != "_Holder":
         return None
     frame = _variables_of(first.unpack_hook)["frame"]
     held = _variables_of(frame.recompute_fn)

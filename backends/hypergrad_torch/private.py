@@ -93,7 +93,7 @@ def recomputation(node: Node) -> Recomputation | None:
     if not names:
         return None
     # A checkpoint holds a place for every tensor that its block saves: one of them is enough.
-    first = getattr(node, names[0], None)
+    first: Any = getattr(node, names[0], None)
     if first is None or isinstance(first, tuple | list):
         first = next(_saved(node), None)
     if getattr(first, "unpack_hook", None) is None or type(first.data).__name__ != "_Holder":

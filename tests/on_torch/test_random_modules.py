@@ -131,6 +131,9 @@ def verdict(seed, api, name):
         reasons = [word for word, text in WORDS.items() if text in str(error)]
         assert reasons and set(reasons) & suspects, f"{seed}, {api}, {name}: refused for no reason: {error}"
         return f"refused: {reasons[0]}"
+    except errors.NonFiniteError:
+        assert not torch.isfinite(by_hand(seed, steps)), f"{seed}, {api}, {name}: the plain module is finite"
+        return "diverged"
     expected = by_hand(seed, steps)
     close = torch.allclose(got, expected, rtol=1e-7, atol=1e-12)
     assert close, f"{seed}, {api}, {name}: {float(got):.9g} and not {float(expected):.9g} ({suspects})"
@@ -142,4 +145,4 @@ def test_each_is_right_or_refused(api):
     names = list(ESTIMATORS)
     found = Counter(verdict(seed, api, names[seed % len(names)]) for seed in range(PROGRAMS))
     print(f"\n{api}: {dict(found)}")
-    assert found["right"] > PROGRAMS / 3 and len(found) == 4
+    assert found["right"] > PROGRAMS / 3 and len(found) >= 4

@@ -232,6 +232,8 @@ class DifferenceError(HypergradError, ArithmeticError):
 class InnerNotConvergedError(HypergradError, ArithmeticError):
     """An implicit estimate was requested away from the inner optimum, with ``Checks(away="raise")``.
 
+    `hypergrad.check_hypergradient` raises it where Newton's method does not solve the inner problem.
+
     Attributes:
         gradient_norm: ‖∇C̃1‖ at the parameters given.
         tolerance: the norm up to which they count as an optimum.

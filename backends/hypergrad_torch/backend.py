@@ -21,16 +21,8 @@ from hypergrad.backend.memory import Memory
 from hypergrad.backend.random import Random
 from hypergrad.errors import no_outer_derivative
 from hypergrad_torch.autocast import as_called, without_autocast
-from hypergrad_torch.graph import (
-    depth,
-    detach,
-    is_fixed,
-    is_float,
-    nested,
-    one_deeper,
-    vjp,
-    zeros_with_pullback,
-)
+from hypergrad_torch.graph import depth, detach, nested, one_deeper, vjp, zeros_with_pullback
+from hypergrad_torch.leaves import is_fixed, is_float
 from hypergrad_torch.loops import TorchLoops, where
 from hypergrad_torch.memory import TorchMemory
 from hypergrad_torch.private import axpy_of_all, is_symbolic

@@ -1,6 +1,6 @@
 """Custom functions, whose backward pass need not be the derivative of the forward one.
 
-No graph shows whether it is, so each kind is compared with differences once: in the first loss that holds it.
+No graph shows whether it is, so each is compared with differences until it agrees in a loss where it matters.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hypergrad.backend import Tree
 from hypergrad.errors import UnsupportedOpError, explain
+from hypergrad_torch.leaves import is_float
 from hypergrad_torch.private import custom_function, is_symbolic
 from hypergrad_torch.randomness import generators
 
@@ -36,14 +37,13 @@ def compare(loss: Loss, leaves: list[Any], customs: set[Any], second: bool) -> N
         (∂∇C)ᵀu · d   and   u · (∇C(x + εd) − ∇C(x − εd)) / 2ε
 
     Costs six evaluations of the loss, and as many gradients with ``second``, until a custom function has
-    agreed in a loss in which it matters.
-    Where values cannot be read, nothing is compared.
+    agreed in a loss in which it matters. Where values cannot be read, nothing is compared.
 
     Raises:
         UnsupportedOpError: naming the custom functions, if the two differ by more than rounding explains.
     """
     new = {kind for kind in customs if (kind, second) not in _trusted}
-    variables = [x for x in leaves if _is_variable(x)]
+    variables = [x for x in leaves if is_float(x)]
     if not new or not variables or any(x.is_meta or (is_symbolic(x) and not x.is_cuda) for x in variables):
         return
     with torch.enable_grad():
@@ -101,7 +101,7 @@ def _second(
 
 def _gradients(loss: Loss, leaves: list[Any], graph: bool = False) -> tuple[list[Tensor], list[Tensor]]:
     made = _variables(leaves)
-    inputs = [x for x in made if _is_variable(x)]
+    inputs = [x for x in made if is_float(x)]
     found = torch.autograd.grad(_evaluate(loss, made), inputs, create_graph=graph, allow_unused=True)
     return inputs, [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
 
@@ -126,7 +126,7 @@ def _doubled(after: Sequence[Any], before: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _variables(leaves: list[Any]) -> list[Any]:
-    return [x.detach().requires_grad_() if _is_variable(x) else x for x in leaves]
+    return [x.detach().requires_grad_() if is_float(x) else x for x in leaves]
 
 
 def _evaluate(loss: Loss, leaves: list[Any]) -> Tensor:
@@ -137,7 +137,7 @@ def _evaluate(loss: Loss, leaves: list[Any]) -> Tensor:
 
 def _moved(leaves: list[Any], directions: list[Tensor], step: float) -> list[Any]:
     each = iter(directions)
-    return [x.detach() + step * next(each) if _is_variable(x) else x for x in leaves]
+    return [x.detach() + step * next(each) if is_float(x) else x for x in leaves]
 
 
 def _random(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -148,10 +148,6 @@ def _random(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def _dot(xs: Sequence[Tensor | None], ys: Sequence[Tensor]) -> float:
     return sum(float((x.detach() * y).sum()) for x, y in zip(xs, ys, strict=True) if x is not None)
-
-
-def _is_variable(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.is_floating_point()
 
 
 def _wrong(new: set[Any], second: bool, analytic: float, difference: float) -> UnsupportedOpError:

@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
+_PLAIN = (bool, int, float, complex, str)
 _OURS = ("hypergrad", "hypergrad_torch", "torch")
 _MOST_LEVELS = 8
 """How deep functions and containers are searched."""
@@ -34,10 +35,13 @@ def settings(value: Any) -> tuple[Hashable, ...]:
 
 
 def held(value: Any) -> Iterator[Any]:
-    """Yield a value and what it holds, each object once."""
+    """Yield a value and what it holds: each object once, and numbers as often as they are held."""
     seen: set[int] = set()
 
     def walk(value: Any, levels: int) -> Iterator[Any]:
+        if isinstance(value, _PLAIN):  # equal numbers may be one object, in several places
+            yield value
+            return
         if id(value) in seen or levels == 0:
             return
         seen.add(id(value))
@@ -60,7 +64,7 @@ def _setting(value: Any) -> Hashable:
         return tuple(part.training for part in value.modules())
     if isinstance(value, np.ndarray):
         return value.shape, str(value.dtype), value.tobytes()
-    if isinstance(value, bool | int | float | complex | str):
+    if isinstance(value, _PLAIN):
         return repr(value)
     return None
 
@@ -85,6 +89,6 @@ def _parts(value: Any) -> Iterator[Any]:
     elif isinstance(value, tuple):
         yield from value
     elif isinstance(value, list):  # numbers in a list are a log more often than settings
-        yield from (part for part in value if not isinstance(part, int | float | complex | str))
+        yield from (part for part in value if not isinstance(part, _PLAIN))
     elif is_dataclass(value) and not isinstance(value, type):
         yield from (getattr(value, field.name) for field in fields(value))

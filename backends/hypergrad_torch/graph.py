@@ -15,12 +15,13 @@ from functools import cached_property
 from typing import Any, NamedTuple, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hypergrad.backend import Pullback, Tree
 from hypergrad.backend.trees import Trees
 from hypergrad.errors import DisconnectedError, explain
 from hypergrad_torch.backward import compare
+from hypergrad_torch.leaves import is_fixed, is_float
 from hypergrad_torch.private import Node, hook_unwatched, saved_bytes, watch_hooks
 from hypergrad_torch.recompute import refuse_other_tensors
 from hypergrad_torch.unsupported import changing_hook, refuse_undifferentiable, same, translated
@@ -54,16 +55,6 @@ def one_deeper() -> Iterator[None]:
             yield
     finally:
         _nesting.depth -= 1
-
-
-def is_float(leaf: Any) -> bool:
-    """Is this leaf one to differentiate by?"""
-    return isinstance(leaf, Tensor) and leaf.is_floating_point() and not is_fixed(leaf)
-
-
-def is_fixed(leaf: Any) -> bool:
-    """Is this a parameter of a module that its owner has frozen? A plain tensor's flag says nothing."""
-    return leaf.__class__ is nn.Parameter and not leaf.requires_grad
 
 
 class _End(NamedTuple):

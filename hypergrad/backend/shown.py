@@ -30,16 +30,12 @@ def _shown(value: Any, levels: int) -> str:
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         if levels == 0:
             return f"{type(value).__name__}(…)"
-        parts = (
-            f"{name}={_shown(part, levels - 1)}" for name, part in zip(value._fields, value, strict=True)
-        )
-        return f"{type(value).__name__}({', '.join(parts)})"
+        parts = zip(value._fields, value, strict=True)
+        texts = (f"{name}={_shown(part, levels - 1)}" for name, part in parts)
+        return f"{type(value).__name__}({', '.join(texts)})"
     if isinstance(value, dict):
-        return (
-            "{"
-            + _items([f"{k!r}: {_shown(v, levels - 1)}" for k, v in _few(value.items())], value, levels)
-            + "}"
-        )
+        entries = [f"{key!r}: {_shown(part, levels - 1)}" for key, part in _few(value.items())]
+        return f"{{{_items(entries, value, levels)}}}"
     if isinstance(value, list | tuple):
         inside = _items([_shown(part, levels - 1) for part in _few(value)], value, levels)
         return f"[{inside}]" if isinstance(value, list) else f"({inside})"

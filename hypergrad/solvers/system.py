@@ -94,11 +94,11 @@ class System:
         divisor = xp.maximum(xp.minimum(largest, high), low)
         scale = xp.where(inside, xp.ones_like(size), 1.0 / divisor)
 
-        def scaled(tree: Tree | None) -> Tree | None:
-            return None if tree is None else vectors.scale(backend, scale, tree)
-
-        v, x, direct = map(scaled, (self.v, self.x, self.direct))
-        return replace(self, v=v, x=x, direct=direct, scale=scale)
+        moved = replace(self, scale=scale)
+        v, x, direct = (
+            tree if tree is None else moved.scaled(tree) for tree in (self.v, self.x, self.direct)
+        )
+        return replace(moved, v=v, x=x, direct=direct)
 
     def restored(self, x: Tree) -> Tree:
         """Return a tree that is linear in v, such as x, as it is for the given v: divided by the scale."""

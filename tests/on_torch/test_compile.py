@@ -168,3 +168,12 @@ class TestWhatIsHeld:
         of = lambda: hg.Bilevel(loss, judged)  # noqa: E731
         self.compiled_and_eager(of, lambda params: hg.Greedy(hg.SGD(0.1)), change)
         self.compiled_and_eager(of, lambda params: hg.Greedy(hg.SGD(0.1)), lambda: held.update(weight=3.0))
+
+    def test_a_number_that_comes_to_equal_another(self):
+        held = {"first": 1, "second": 1, "third": 2}
+
+        def loss(params, hparams, batch):
+            return (held["first"] + 10 * held["second"]) * trained(params, hparams, batch)
+
+        of = lambda: hg.Bilevel(loss, judged)  # noqa: E731
+        self.compiled_and_eager(of, lambda params: hg.Greedy(hg.SGD(0.001)), lambda: held.update(second=2))

@@ -161,6 +161,27 @@ class TestTraining:
         assert len(set(rates)) == 4
         torch.testing.assert_close(module[2].weight.detach(), expected, rtol=1e-12, atol=0)
 
+    def test_goes_on_from_a_saved_state(self):
+        def fresh():
+            torch.manual_seed(0)
+            module = net()
+            optimizer = SGD(module.parameters(), 0.1, momentum=0.9)
+            rule = {"lr": lambda h: h[0]}
+            return module, tuner_of(module, optimizer, rule, [0.1], 2, hyper_update=hg.SGD(0.01))
+
+        module, tuner = fresh()
+        for _ in range(3):
+            tuner.step(TRAIN, VAL)
+        saved = {key: value for key, value in tuner.state_dict().items()}
+        saved = torch.utils._pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, saved)
+        for _ in range(3):
+            tuner.step(TRAIN, VAL)
+        expected = module[2].weight.detach().clone()
+        tuner.load_state_dict(saved)  # into the same tuner, whose rate has been learned on
+        for _ in range(3):
+            tuner.step(TRAIN, VAL)
+        assert torch.equal(module[2].weight.detach(), expected)
+
     def test_a_scheduler_beside_it_is_refused(self):
         module = net()
         optimizer = SGD(module.parameters(), 0.1)

@@ -40,6 +40,10 @@ class LearnedOptions:
         self.hypers, self._lam = hypers, lam
         self._written: list[dict[str, Any]] = [{} for _ in hypers]
 
+    def forget(self) -> None:
+        """Forget what was written: the optimiser has been put back to an earlier state."""
+        self._written = [{} for _ in self.hypers]
+
     def write(self, optimizer: Optimizer) -> None:
         """Give the groups the values at the present λ.
 

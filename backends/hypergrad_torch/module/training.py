@@ -155,6 +155,8 @@ class Training:
         window, start = stored["window"], stored["start"]
         self._model.load_state_dict(stored["model"])
         self._optimizer.load_state_dict(stored["optimizer"])
+        if self.trainer.learned is not None:
+            self.trainer.learned.forget()
         cpu, *cuda = stored["draws"]
         generators.restore(Draws(cpu, tuple(cuda)))
         self.window = None if window is None else read(self.trainer, window)

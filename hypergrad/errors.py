@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from enum import IntEnum
 from typing import Any, Literal
 
@@ -273,12 +275,33 @@ _INSIDE = {
 """Packages between the user's line and a warning."""
 
 
-def warn(message: str, category: type[HypergradWarning]) -> None:
-    """Give a warning that points at the user's line: the last one outside of this library."""
+_GIVEN: ContextVar[set[Any] | None] = ContextVar("warnings given", default=None)
+
+
+@contextmanager
+def each_warning_once(given: set[Any]) -> Iterator[None]:
+    """Within this block give no warning whose kind is in ``given``, and add the kind of each to it."""
+    token = _GIVEN.set(given)
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)
+
+
+def warn(message: str, category: type[HypergradWarning], about: str = "") -> None:
+    """Give a warning that points at the user's line: the last one outside of this library.
+
+    Category and ``about``, such as a path, make up its kind: see `each_warning_once`.
+    """
+    given = _GIVEN.get()
+    if given is not None and (category, about) in given:
+        return
     level, frame = 2, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+    if given is not None:
+        given.add((category, about))
 
 
 def explain(fact: str, consequence: str, causes: Sequence[str]) -> str:

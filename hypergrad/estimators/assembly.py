@@ -64,6 +64,7 @@ def assemble(
             Faults(observed.bad_step, observed.bad_leaf, validation.bad_leaf),
             solve,
             tape,
+            observed.inner_values,
             difference_error,
         ),
     )
@@ -104,6 +105,7 @@ def _check_connected(backend: Backend, direct: Tree, response: Tree, inner_used:
                     ),
                 ),
                 ZeroResponseWarning,
+                paths[i],
             )
         else:
             raise DisconnectedError(

@@ -194,9 +194,16 @@ class HypergradientEstimator(ABC):
             np.isfinite(backend.to_numpy(x)) for x in (out.report.direct_norm, out.report.response_norm)
         ):
             self._check_finite(backend, out)
+        self.check_report(backend, out.report)
         self._check(backend, out)
         self._check_finite(backend, out)
         return out
+
+    def check_report(self, backend: Backend, report: Report) -> None:  # noqa: B027
+        """Raise the faults, and give the warnings, that the estimator sees in the report alone.
+
+        `check` calls it. The report of a row of a history, `Report.from_columns`, is enough for it.
+        """
 
     def sound(self, out: Estimate[Any], *, backend: Backend | str | None = None) -> Any:
         """Return whether `check` would pass, as a boolean array that a compiled loop can branch on."""
@@ -244,10 +251,10 @@ class HypergradientEstimator(ABC):
         return fresh
 
     def _check(self, backend: Backend, out: Estimate[Any]) -> None:  # noqa: B027
-        """Raise an error for faults that only this estimator has; most have none."""
+        """Raise an error for faults that only this estimator has, beyond `check_report`; most have none."""
 
     def _sound(self, backend: Backend, out: Estimate[Any]) -> Any:
-        """Return whether `_check` would pass."""
+        """Return whether `check_report` and `_check` would pass."""
         return True
 
     def _check_losses(self, backend: Backend, out: Estimate[Any]) -> None:

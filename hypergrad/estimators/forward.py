@@ -134,10 +134,11 @@ class Forward(HypergradientEstimator):
             (params, opt_state), push, (aux, later) = backend.linearize(step, z.params, z.opt_state, hparams)
             all_reached[0] = backend.map(or_, all_reached[0], push.reached[2])
             pushed = backend.each(lambda tangent, axis: push(*tangent, axis), tangents, axes)
-            return (Inner(params, opt_state, aux), pushed, observed.then(backend, later)), None
+            return (Inner(params, opt_state, aux), pushed, observed.then(backend, later, k)), None
 
-        unobserved = Observation.none(backend, begin.params)
+        unobserved = Observation.none(backend, begin.params, self.steps)
         (final, tangents, observed), _ = backend.scan(body, (begin, tangents, unobserved), self.steps)
+        observed = observed._replace(inner_values=backend.dense(observed.inner_values))
         if self.start is not None:
             observed = observed.numbered_from(backend, state.step)
         end = state.step + self.steps

@@ -9,6 +9,7 @@ from hypergrad.backend import Backend, Tree, vectors
 from hypergrad.errors import ArgumentError
 from hypergrad.estimators.assembly import assemble, inner_state, state_after, used_by_inner
 from hypergrad.estimators.base import Estimate, HypergradientEstimator, State
+from hypergrad.estimators.report import Report
 from hypergrad.problems import Problem
 from hypergrad.problems.batches import Batches, one_batch
 from hypergrad.problems.step import Training
@@ -99,8 +100,8 @@ class Greedy(HypergradientEstimator):
             difference_error=pulled.error,
         )
 
-    def _check(self, backend: Backend, out: Estimate[Any]) -> None:
-        self.products.check(out.report.difference_error)
+    def check_report(self, backend: Backend, report: Report) -> None:
+        self.products.check(report.difference_error)
 
     def _sound(self, backend: Backend, out: Estimate[Any]) -> Any:
         return self.products.accepts(out.report.difference_error)

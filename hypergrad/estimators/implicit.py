@@ -21,7 +21,7 @@ from hypergrad.estimators.adjoint import solve_adjoint
 from hypergrad.estimators.assembly import assemble, inner_state, used_by_inner
 from hypergrad.estimators.assumptions import Checks
 from hypergrad.estimators.base import Estimate, HypergradientEstimator, State
-from hypergrad.estimators.report import SolveReport
+from hypergrad.estimators.report import Report, SolveReport
 from hypergrad.problems import Problem
 from hypergrad.problems.batches import Batches, every_batch, is_loader, one_batch, reading, stream
 from hypergrad.problems.step import Inner, Observation, observe
@@ -155,8 +155,8 @@ class Implicit(HypergradientEstimator):
 
         return product
 
-    def _check(self, backend: Backend, out: Estimate[Any]) -> None:
-        report, solve, checks = out.report, out.report.solve, self.checks
+    def check_report(self, backend: Backend, report: Report) -> None:
+        solve, checks = report.solve, self.checks
         assert solve is not None
         self.products.check(report.difference_error)
         failure = Failure(int(backend.to_numpy(solve.failure)))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from hypergrad.backend import Scalar, Tree
+import numpy as np
+
+from hypergrad.backend import Array, Scalar, Tree
 from hypergrad.backend.shown import shown
 from hypergrad.solvers import Solution
 
@@ -64,7 +66,7 @@ class TapeReport(NamedTuple):
 
 COLUMNS = (
     "inner_gradient_norm", "direct_norm", "response_norm", "gradients", "products", "bytes_held",
-    "solve.residual", "solve.iterations",
+    "solve.residual", "solve.iterations", "solve.failure", "solve.curvature",
 )  # fmt: skip
 """The numbers that a history keeps of each report."""
 
@@ -95,17 +97,28 @@ class Report(NamedTuple):
     """Set by `Implicit`."""
     tape: TapeReport | None = None
     """Set by `Unrolled`."""
+    inner_values: Array | None = None
+    """C̃1 at each training step of the estimate, an array of shape (T,). Set by `Unrolled` and `Forward`."""
     difference_error: Scalar | None = None
     """Estimated relative error of a mixed term computed by `FiniteDifference`."""
 
     def columns(self) -> dict[str, Scalar]:
         """Return the numbers of `COLUMNS` by name, NaN for those that do not apply."""
         own = {name: getattr(self, name) for name in COLUMNS if "." not in name}
-        solve, nan = self.solve, float("nan")
-        return own | {
-            "solve.residual": nan if solve is None else solve.residual,
-            "solve.iterations": nan if solve is None else solve.iterations,
+        for name in COLUMNS[len(own) :]:
+            own[name] = float("nan") if self.solve is None else getattr(self.solve, name.partition(".")[2])
+        return own
+
+    @classmethod
+    def from_columns(cls, columns: dict[str, Any]) -> Report:
+        """Return a report with the numbers that a history keeps, NaN and ``None`` for the others."""
+        nan = float("nan")
+        numbers = dict.fromkeys(SolveReport._fields, nan) | {
+            name.partition(".")[2]: value for name, value in columns.items() if "." in name
         }
+        own = {name: value for name, value in columns.items() if "." not in name}
+        solve = None if np.isnan(numbers["failure"]) else SolveReport(**numbers)
+        return cls(**own, reached=None, solve=solve)
 
     def __repr__(self) -> str:
         return shown(self)

@@ -117,7 +117,7 @@ class Unrolled(HypergradientEstimator):
         first = used_by_inner(backend, problem, begin, hparams, lambda: path.batch(0))
         # A hyperparameter of the start counts as used, even if truncation drops its term.
         used = first if pull_start is None else lambda: backend.map(or_, first(), pull_start.reached[0])
-        observed = before.then(backend, recording.observed)
+        observed = before.joined(backend, recording.observed)
         if self.start is not None:
             observed = observed.numbered_from(backend, state.step)
         return assemble(

@@ -27,40 +27,56 @@ class Observation(NamedTuple):
 
     ``bad_step`` is the first step at which the loss, its gradient or the update was not finite, −1 if
     there was none; ``bad_leaf`` is the leaf of the gradient or update, −1 if it was the loss.
+    ``inner_values`` are the losses of all steps, as rows, where they are collected.
     """
 
     inner_value: Scalar
     gradient_norm: Scalar
     bad_step: Any = -1
     bad_leaf: Any = -1
+    inner_values: Any = None
 
     @classmethod
-    def none(cls, backend: Backend, params: Tree) -> Observation:
+    def none(cls, backend: Backend, params: Tree, length: int | None = None) -> Observation:
         """Return the observation before the first step: NaN, wide enough for what follows.
 
-        With half-precision parameters, norms are float32, and losses may be.
+        With half-precision parameters, norms are float32, and losses may be. With ``length``, the losses of
+        so many steps are collected.
         """
         nan = backend.asarray(float("nan"), like=backend.flatten(params)[0][0])
         wide = backend.inner(nan, nan)
-        return cls(wide, wide)
+        return cls(wide, wide, inner_values=None if length is None else backend.empty_rows(wide, length))
 
     def numbered_from(self, backend: Backend, start: Any) -> Observation:
         """Return the observation of steps that were counted from 0, counted from a start instead."""
         bad = backend.xp.where(self.bad_step < 0, self.bad_step, self.bad_step + start)
         return self._replace(bad_step=bad)
 
-    def then(self, backend: Backend, later: Observation) -> Observation:
-        """Combine with a later observation: take its values, and the first fault of the two."""
+    def then(self, backend: Backend, later: Observation, k: Any = None) -> Observation:
+        """Combine with a later observation: take its values, and the first fault of the two.
+
+        With k, it is that of the k-th of the steps whose losses are collected.
+        """
         where, fine = backend.xp.where, self.bad_step < 0
         # Adding zeros casts the values to the dtypes that they had before.
         zeros = backend.zeros((self.inner_value, self.gradient_norm))
         value, norm = backend.axpy(1.0, (later.inner_value, later.gradient_norm), zeros)
+        values = self.inner_values
+        if values is not None and k is not None:
+            values = backend.set_row(values, k, value)
         return Observation(
             value,
             norm,
             where(fine, later.bad_step, self.bad_step),
             where(fine, later.bad_leaf, self.bad_leaf),
+            values,
         )
+
+    def joined(self, backend: Backend, later: Observation) -> Observation:
+        """Combine with the observation of the steps that follow, all of whose losses were collected."""
+        values = [backend.dense(x.inner_values) for x in (self, later) if x.inner_values is not None]
+        joined = values[0] if len(values) == 1 else backend.xp.concatenate(values)
+        return self.then(backend, later)._replace(inner_values=joined)
 
 
 @final

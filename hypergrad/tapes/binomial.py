@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
 
-from hypergrad.backend import Backend, Tree, vectors
+from hypergrad.backend import Backend, Scalar, Tree, vectors
 from hypergrad.errors import ArgumentError
 from hypergrad.problems.step import Inner, Observation
 from hypergrad.tapes.base import Checkpoint, Generator, Recording, Storage, Sweep, Tape
@@ -109,14 +109,12 @@ class _Run(NamedTuple):
 
         # The moves of the first round run their steps for the first time, so they are observed.
         def observe(carry: tuple[Inner, Observation], k: Any) -> tuple[Inner, Observation]:
-            z, observed = carry
-            z, later = self.path.step(z, self.hparams, k)
-            return z, observed.then(backend, later)
+            return self.path.step(*carry, self.hparams, k)
 
-        start = z, Observation.none(backend, z.params)
+        start = z, self.path.unobserved(z)
         checkpoints, (z, before) = self._make_moves(table, checkpoints, 0, start, observe)
         end, last, observed = backend.vjp(
-            lambda z, hparams: self.path.step(z, hparams, length - 1), z, self.hparams
+            lambda z, hparams: self.path.step(z, before, hparams, length - 1), z, self.hparams
         )
 
         def pull_last(v: Inner) -> Pulled:
@@ -125,7 +123,7 @@ class _Run(NamedTuple):
 
         return Recording(
             end,
-            before.then(backend, observed),
+            observed,
             length,
             lambda v: self._pull_back(table, checkpoints, v, pull_last, 1, length),
             plan.slots * vectors.nbytes(backend, z),
@@ -136,7 +134,7 @@ class _Run(NamedTuple):
     def online(self, z: Inner, slots: int) -> Recording:
         backend, held, k = self.path.backend, Online(slots), 0
         checkpoints, places = list[Checkpoint](), list[int]()
-        observed = Observation.none(backend, z.params)
+        observed, values = self.path.unobserved(z), list[Scalar]()
         while True:
             draws = self.generator.state()
             try:
@@ -150,8 +148,9 @@ class _Run(NamedTuple):
                 checkpoints.append(Checkpoint(self.storage.put(z, place), draws))
                 places.append(place)
             self.generator.restore(draws)
-            z, later = self.path.step(z, self.hparams, k)
-            observed, k = observed.then(backend, later), k + 1
+            z, observed = self.path.step(z, observed, self.hparams, k)
+            values.append(observed.inner_value)
+            k += 1
         if k == 0:
             raise ArgumentError("train (T1) is empty: at least one batch is needed")
         plan = held.schedule(k)
@@ -160,7 +159,7 @@ class _Run(NamedTuple):
         checkpoints.extend([None] * slots)  # type: ignore[list-item]
         return Recording(
             z,
-            observed,
+            observed._replace(inner_values=backend.stack(values)),
             k,
             lambda v: run._pull_back(_Table.of(backend, plan), checkpoints, v, None, 0, k),
             len(plan.held) * vectors.nbytes(backend, z),

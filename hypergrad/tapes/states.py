@@ -37,11 +37,9 @@ class States(Tape):
         ) -> tuple[tuple[Inner, Observation], Checkpoint]:
             z, observed = carry
             checkpoint = Checkpoint(storage.put(z, k), generator.state())
-            after, later = path.step(z, hparams, k)
-            return (after, observed.then(backend, later)), checkpoint
+            return path.step(z, observed, hparams, k), checkpoint
 
-        start = z, Observation.none(backend, z.params)
-        (end, observed), states = backend.scan(forward, start, path.length)
+        (end, observed), states = backend.scan(forward, (z, path.unobserved(z)), path.length)
         sweep = Sweep(path, hparams)
 
         def backward(

@@ -37,13 +37,17 @@ class Trajectory:
     def backend(self) -> Backend:
         return self.training.backend
 
-    def step(self, z: Inner, hparams: Tree, k: Any) -> tuple[Inner, Observation]:
-        """Run step k for the first time: (z_k, λ, k) -> (z_{k+1}, observation)."""
-        after, observed = self.training.step(z, hparams, self.batch(k), self.start + k)
-        self.note(k, observed.inner_value)
+    def unobserved(self, z: Inner) -> Observation:
+        """Return the observation before the first step, in which the losses of all steps are collected."""
+        return Observation.none(self.backend, z.params, self.length)
+
+    def step(self, z: Inner, observed: Observation, hparams: Tree, k: Any) -> tuple[Inner, Observation]:
+        """Run step k for the first time: return z_{k+1}, and what was observed until then."""
+        after, later = self.training.step(z, hparams, self.batch(k), self.start + k)
+        self.note(k, later.inner_value)
         if self.hashes is not None:
             self.hashes[k] = digest(self.backend, after)
-        return after, observed
+        return after, observed.then(self.backend, later, k)
 
     def replay(self, z: Inner, hparams: Tree, k: Any) -> Inner:
         """Replay step k: (z_k, λ, k) -> z_{k+1}.
@@ -93,16 +97,13 @@ class Trajectory:
 
     def run(self, z: Inner, hparams: Tree) -> tuple[Inner, Observation]:
         """Run all steps; keep no graph beyond what an outer derivative needs."""
-        nothing = Observation.none(self.backend, z.params)
         if self.length == 0:
-            return z, nothing
+            return z, Observation.none(self.backend, z.params)
 
         def body(carry: tuple[Inner, Observation], k: Any, _: Any) -> tuple[tuple[Inner, Observation], None]:
-            z, observed = carry
-            z, later = self.step(z, hparams, k)
-            return (z, observed.then(self.backend, later)), None
+            return self.step(*carry, hparams, k), None
 
-        (z, observed), _ = self.backend.scan(body, (z, nothing), self.length)
+        (z, observed), _ = self.backend.scan(body, (z, self.unobserved(z)), self.length)
         return z, observed
 
     def pull(self, z: Inner, hparams: Tree, k: Any, v: Inner) -> Pulled:

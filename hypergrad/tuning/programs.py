@@ -88,7 +88,10 @@ def _updated(
 ) -> tuple[TunerState, Step]:
     """Return the state with λ updated, and the step without its count of training steps."""
     if observed is None:
-        observed = Observation(out.inner_value, out.report.inner_gradient_norm)
+        report = out.report
+        observed = Observation(
+            out.inner_value, report.inner_gradient_norm, inner_values=report.inner_values
+        )
     updated = recipe.update_hparams(
         backend,
         state.free,

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, final
 from hypergrad.backend import Backend, Tree
 from hypergrad.errors import ArgumentError, NonFiniteError
 from hypergrad.estimators import Estimate, HypergradientEstimator
+from hypergrad.estimators.report import Report
 from hypergrad.problems.base import Problem
 from hypergrad.problems.step import Observation
 from hypergrad.tuning import spaces
-from hypergrad.tuning.history import Row
+from hypergrad.tuning.history import History, Row
 from hypergrad.tuning.spaces import Real, Spaces
 from hypergrad.tuning.state import Step, TunerState
 from hypergrad.updates import Adam, UpdateRule, Updates, as_update_rule
@@ -203,6 +204,15 @@ class Recipe:
             raise NonFiniteError("T1", bad, path)
         if step.estimate is not None and bool(step.updated):
             self.estimator.check(step.estimate, backend=backend)
+
+    def check_rows(self, backend: Backend, history: History, first: int) -> None:
+        """Give the warnings that rows of a history call for, from the row ``first`` on.
+
+        For runs that were one program. Rounds with a fault end such a run, and so does a fault in `check`.
+        """
+        for k in range(first, len(history.steps)):
+            columns = {name: column[k] for name, column in history.reports.items()}
+            self.estimator.check_report(backend, Report.from_columns(columns))
 
     def row(self, backend: Backend, step: Step, gradients: Any) -> Row:
         """Return an update's row; ``gradients`` were spent on training alone since the last update."""

@@ -6,7 +6,7 @@ from typing import final
 
 import numpy as np
 
-from hypergrad.backend import Backend, Scalar, Tree
+from hypergrad.backend import Array, Backend, Tree
 from hypergrad.tuning.history import History, Row
 from hypergrad.tuning.recipe import Recipe
 from hypergrad.tuning.state import Step
@@ -27,7 +27,7 @@ class Recorder:
         self, recipe: Recipe, backend: Backend, hparams: Tree, history: History | None = None
     ) -> None:
         self._recipe, self._backend, self._history = recipe, backend, history
-        self._losses: list[Scalar] = []
+        self._losses: list[Array] = []
         self._rows: list[Row] = []
         self._steps: list[int] = []
         self.trained = 0 if history is None else len(history.inner_values)
@@ -42,10 +42,12 @@ class Recorder:
         ``gradients`` is the number of training gradients that its estimate does not count, by default
         `Recipe.training_gradients`.
         """
-        before, count, value = self.trained - self._trained_at_row, int(step.trained), step.inner_value
+        before, count, values = self.trained - self._trained_at_row, int(step.trained), step.inner_values
         if count:
-            number = self._backend.number(value)
-            self._losses += [value if number is None else number] * count
+            backend = self._backend
+            # A copy, since a view would keep the framework's array alive.
+            read = np.array(backend.to_numpy(values)) if backend.readable(values) else values
+            self._losses.append(read)
             self.trained += count
         if step.updated:
             spent = self._recipe.training_gradients(step) if gradients is None else gradients
@@ -71,7 +73,7 @@ class Recorder:
         if history is None:
             history, rows, steps = History.first(self._backend.collect(rows[:1])), rows[1:], steps[1:]
         if self._losses:
-            losses = np.stack([np.asarray(self._backend.to_numpy(x)) for x in self._losses])
+            losses = np.concatenate([np.reshape(self._backend.to_numpy(x), -1) for x in self._losses])
             history = history.with_losses(losses)
         if rows:
             history = history.with_updates(self._backend.collect(rows), steps)

@@ -50,7 +50,7 @@ class Outcome(NamedTuple):
     """What one part of a run recorded; ``None`` where there were no such steps.
 
     Attributes:
-        rounds: for each round its row, the losses of its plain steps, and the loss of its update.
+        rounds: for each round its row, the losses of its plain steps, and those of its update.
         tail: the losses of the plain steps after the rounds.
         last: the last step.
     """
@@ -62,12 +62,12 @@ class Outcome(NamedTuple):
     def add_to(self, backend: Backend, history: History, plain: int, closing: int) -> History:
         """Return the history with these rounds, of ``plain`` steps and then ``closing`` with the update."""
         if self.rounds is not None:
-            rows, values, value = backend.collect(self.rounds)
-            count, done = len(value), len(history.inner_values)
+            rows, values, losses = backend.collect(self.rounds)
+            count, done = len(losses), len(history.inner_values)
             steps = done + (plain + closing) * np.arange(1, count + 1)
-            losses = namespace(value).broadcast_to(value[:, None], (count, closing))
+            losses = losses.reshape(count, closing)
             if plain:
-                losses = namespace(value).concatenate([values, losses], 1)
+                losses = namespace(losses).concatenate([values, losses], 1)
             history = history.with_updates(rows, steps).with_losses(losses.reshape(-1))
         return history if self.tail is None else history.with_losses(backend.collect(self.tail))
 
@@ -124,7 +124,7 @@ def run_part(
         row = recipe.row(backend, step, recipe.plain_steps + recipe.training_gradients(step))
         sound = recipe.allows(backend, out, step.observed)
         last = step._replace(observed=before.then(backend, step.observed), estimate=without_state(out))
-        rows = row, values, step.inner_value
+        rows = row, values, step.inner_values
         if loops_in_python:
             done.append(rows)
             latest.update(state=state, last=last)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from hypergrad.backend import Scalar, Tree
+from hypergrad.backend import Array, Scalar, Tree
 from hypergrad.backend.shown import shown
 from hypergrad.estimators import Estimate, State
 from hypergrad.problems.step import Observation
@@ -58,6 +58,12 @@ class Step(NamedTuple):
     def inner_value(self) -> Scalar:
         """C̃1 at the last training step."""
         return self.observed.inner_value
+
+    @property
+    def inner_values(self) -> Array:
+        """C̃1 at each training step: an array of them, or a number if there was one step."""
+        values = self.observed.inner_values
+        return self.inner_value if values is None else values
 
     @property
     def outer_value(self) -> Scalar | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from hypergrad.backend import Backend, Tree, find_backend
 from hypergrad.backend.arguments import check_variables
-from hypergrad.errors import ArgumentError, CheckpointError, HypergradError
+from hypergrad.errors import ArgumentError, CheckpointError, HypergradError, each_warning_once
 from hypergrad.estimators import HypergradientEstimator
 from hypergrad.problems.base import Problem
 from hypergrad.problems.batches import Batches, is_loader, stream
@@ -202,6 +202,10 @@ class Tuner:
             As `HypergradientEstimator.estimate`; ArgumentError if T1 or T2, as it says, runs out of batches.
             The error's ``run`` is the run up to the last update before it, in a compiled program up to the
             fault itself.
+
+        Warns:
+            As `HypergradientEstimator.estimate`, once a run for each kind of warning. The columns of
+            ``history.reports`` say of each update how its solve ended.
         """
         backend = find_backend(params, hparams, backend=backend)
         if save_every is not None:
@@ -227,6 +231,7 @@ class Tuner:
             return with_state(state, outcome.last), outcome.add_to(backend, history, part.plain, closing)
 
         with (
+            each_warning_once(set()),
             backend.random.undone_on_failure(),
             seeded,
             show_progress("training", steps, progress) as advance,
@@ -245,9 +250,12 @@ class Tuner:
                     try:
                         state, outcome = program(state._replace(since=0), train_data, val_data)
                         state = state._replace(since=since + part.tail)
+                        rows = len(history.steps)
                         last, history = ended(state, history, part, outcome)
                         if isinstance(history.cost, np.ndarray):  # otherwise a compiler is tracing
                             self.check(state, last, backend=backend)
+                            if backend.compiles:  # otherwise each round has been checked
+                                self.recipe.check_rows(backend, history, rows)
                     except HypergradError as error:
                         if error.run is not None:
                             state, outcome = error.run

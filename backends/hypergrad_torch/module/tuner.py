@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from hypergrad.backend import Tree
 from hypergrad.backend.arguments import check_variables
-from hypergrad.errors import CheckpointError, NonFiniteError
+from hypergrad.errors import CheckpointError, NonFiniteError, each_warning_once
 from hypergrad.estimators import Estimate, Greedy, HypergradientEstimator, State, Unrolled
 from hypergrad.problems.batches import Feed
 from hypergrad.problems.bilevel import Bilevel
@@ -150,6 +150,8 @@ class ModuleTuner:
         self._memory = self._fresh_memory()
         self._unread: list[tuple[Later, Step]] = []
         """Updates of which it is not known yet whether they were sound, the oldest first."""
+        self._given: set[Any] = set()
+        """The kinds of warnings that were given, which is done once."""
 
     @property
     def steps(self) -> int:
@@ -180,7 +182,11 @@ class ModuleTuner:
         training, estimator = self._training, self.recipe.estimator
         due = training.since + 1 == self.recipe.period
         again, record = training.begins_again, training.record(train_batch)
-        with training.undone_on_failure(record, due or again) as start, self._tuned.undone_on_failure(due):
+        with (
+            each_warning_once(self._given),
+            training.undone_on_failure(record, due or again) as start,
+            self._tuned.undone_on_failure(due),
+        ):
             if again:
                 start = training.begin_again()
                 record = training.record(train_batch)
@@ -223,7 +229,11 @@ class ModuleTuner:
         if isinstance(estimator, Unrolled):  # of one step, which is the same
             estimator = Greedy(estimator.update, allow_unused=estimator.allow_unused)
         record = training.record(train_batch)
-        with training.undone_on_failure(record, False), self._tuned.undone_on_failure(True):
+        with (
+            each_warning_once(self._given),
+            training.undone_on_failure(record, False),
+            self._tuned.undone_on_failure(True),
+        ):
             out = (
                 self._estimates.of_a_step_on_copies(estimator, record, val_batch)
                 if isinstance(estimator, Greedy)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, final
 
 from hypergrad.backend import Backend, Tree, vectors
 from hypergrad.errors import ArgumentError
-from hypergrad.problems.step import Inner, Observation, inner_gradient, observe
+from hypergrad.problems.step import Inner, inner_gradient, observe
 from hypergrad.tapes.base import Generator, Recording, Sweep, Tape
 from hypergrad.tapes.reversible.fixedpoint import SPILLS, WORD, FixedPoint, Ratio, digits
 from hypergrad.tapes.reversible.integers import Integers, Leaves, Rates, Steps
@@ -133,10 +133,10 @@ class _Run(NamedTuple):
             path.note(k, value)
             at, log = log.take_in(backend, self.form, at, ratio)
             at, misfit = steps.advance(at, list(backend.flatten(g)[0]), rates, ratio)
-            observed = observed.then(backend, observe(backend, value, g, self._params(at, like), t))
+            observed = observed.then(backend, observe(backend, value, g, self._params(at, like), t), k)
             return (at, log, later, observed, self._first(fault, misfit)), (aux, draws, log.count - before)
 
-        begin = at, log, z.aux, Observation.none(backend, z.params), fault
+        begin = at, log, z.aux, path.unobserved(z), fault
         (at, log, aux, observed, fault), kept = backend.scan(forward, begin, path.length)
         fault = self._first(fault, backend.xp.where(log.length <= capacity, -1, LOG_IS_FULL))
         flat, unflatten = backend.flatten(like)

@@ -20,7 +20,7 @@ from hypergrad.backend.random import Random
 from hypergrad.backend.trees import Trees
 from hypergrad.errors import no_outer_derivative
 from hypergrad_jax.leaves import is_float, is_key, tied, zeros
-from hypergrad_jax.linear import linearize, vjp
+from hypergrad_jax.linear import linearize, uses, vjp
 from hypergrad_jax.loops import JaxLoops
 from hypergrad_jax.memory import JaxMemory
 from hypergrad_jax.trees import JaxTrees
@@ -120,6 +120,9 @@ class JaxBackend(Backend):
         return ravel_pytree(tree)
 
     # Derivatives.
+
+    def uses(self, f: Callable[..., tuple[Tree, Tree]], *primals: Tree) -> tuple[Tree, ...]:
+        return uses(f, primals)
 
     def linearize(self, f: Callable[..., tuple[Tree, Tree]], *primals: Tree) -> tuple[Tree, Push, Tree]:
         return linearize(f, primals)

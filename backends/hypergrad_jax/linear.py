@@ -14,6 +14,7 @@ from jax.interpreters import partial_eval
 from hypergrad.backend import Pullback, Push, Tree
 from hypergrad_jax.leaves import is_float, zeros
 from hypergrad_jax.unsupported import translated
+from hypergrad_jax.uses import outputs_of
 
 
 @final
@@ -105,6 +106,16 @@ def vjp(f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) -> tuple
         values, pull, (outputs, aux) = jax.vjp(flat, *flat.variables, has_aux=True)
     outputs = _filled(outputs, values)
     return flat.rebuild(outputs), Transposed(pull, flat.leaves, outputs, flat.unflatten), aux
+
+
+def uses(f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) -> tuple[Tree, ...]:
+    """For each primal a tree of booleans: is the value of f computed from the leaf?"""
+    flat = _Flat(f, primals)
+    program = jax.make_jaxpr(lambda *variables: flat(*variables)[0])(*flat.variables).jaxpr
+    count = len(flat.variables)
+    used = iter([any(outputs_of(program, [i == k for i in range(count)])) for k in range(count)])
+    flags: tuple[Tree, ...] = flat.unflatten([is_float(x) and next(used) for x in flat.leaves])
+    return flags
 
 
 def linearize(f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) -> tuple[Tree, Tangent, Tree]:

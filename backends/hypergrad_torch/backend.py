@@ -165,6 +165,9 @@ class TorchBackend(Backend):
 
     # Derivatives.
 
+    def uses(self, f: Callable[..., tuple[Tree, Tree]], *primals: Tree) -> tuple[Tree, ...]:
+        return vjp(f, primals)[1].used
+
     def linear_solve(
         self, matvec: Any, v: Tree, solve: Any, solve_derivative: Any, symmetric: bool
     ) -> tuple[Tree, Tree]:

@@ -24,6 +24,7 @@ from hypergrad_torch.backward import compare
 from hypergrad_torch.leaves import is_fixed, is_float
 from hypergrad_torch.private import Node, hook_unwatched, saved_bytes, watch_hooks
 from hypergrad_torch.recompute import refuse_other_tensors
+from hypergrad_torch.slopes import any_flat, flat_inputs
 from hypergrad_torch.unsupported import changing_hook, refuse_undifferentiable, same, translated
 
 trees = Trees()
@@ -119,12 +120,21 @@ class GraphPullback(Pullback):
 
     @cached_property
     def _nodes(self) -> set[Node]:
+        return self._before(_before)
+
+    def _before(self, walk: Callable[..., set[Node]]) -> set[Node]:
         # The inputs of an inner derivative have a history of their own, which is not that of the function.
         inputs = {x.grad_fn for x in self._inputs if isinstance(x, Tensor) and x.grad_fn is not None}
-        return _before([end.node for end in self._outputs if end is not None], inputs)
+        return walk([end.node for end in self._outputs if end is not None], inputs)
 
     @cached_property
     def reached(self) -> tuple[Tree, ...]:
+        nodes = self._before(_sloped_before) if any_flat(self._nodes) else self._nodes
+        return self._unflatten(reached_by(self._inputs, nodes))
+
+    @property
+    def used(self) -> tuple[Tree, ...]:
+        """Like `reached`, but inputs that pass only through operations without a slope count, too."""
         return self._unflatten(reached_by(self._inputs, self._nodes))
 
     @cached_property
@@ -146,6 +156,21 @@ def _before(todo: list[Node], ends: Collection[Node] = ()) -> set[Node]:
             continue
         for parent, _ in node.next_functions:
             if parent is not None and parent not in nodes:
+                nodes.add(parent)
+                todo.append(parent)
+    return nodes
+
+
+def _sloped_before(todo: list[Node], ends: Collection[Node] = ()) -> set[Node]:
+    """Like `_before`, but nothing that only operations without a slope lead to."""
+    nodes = set(todo)
+    while todo:
+        node = todo.pop()
+        if node in ends:
+            continue
+        flat = flat_inputs(node)
+        for i, (parent, _) in enumerate(node.next_functions):
+            if parent is not None and parent not in nodes and i not in flat:
                 nodes.add(parent)
                 todo.append(parent)
     return nodes

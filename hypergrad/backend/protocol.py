@@ -267,6 +267,14 @@ class Backend(ABC):
         value, pullback, _ = self.vjp(lambda *xs: (f(*xs), None), *primals)
         return value, pullback
 
+    def uses(self, f: Callable[..., tuple[Tree, Tree]], *primals: Tree) -> tuple[Tree, ...]:
+        """Return for each primal a tree of booleans: is the value of f computed from the leaf?
+
+        Unlike in `Pullback.reached`, what passes only through operations without a slope counts, such as a
+        rounding, as far as the framework shows; what was detached does not. By default it is `reached`.
+        """
+        return self.vjp(f, *primals)[1].reached
+
     def linearize(self, f: Callable[..., tuple[Tree, Tree]], *primals: Tree) -> tuple[Tree, Push, Tree]:
         """Evaluate ``value, aux = f(*primals)`` and return ``(value, push, aux)``, where push is ẋ ↦ ∂f ẋ.
 

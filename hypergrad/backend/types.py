@@ -43,7 +43,10 @@ class Pullback(ABC):
     @property
     @abstractmethod
     def reached(self) -> tuple[Tree, ...]:
-        """For each primal a tree of booleans: whether f depends on the leaf, by its graph, not its values."""
+        """For each primal a tree of booleans: whether f depends on the leaf, by its graph, not its values.
+
+        It does not through operations that have no slope anywhere, such as a rounding.
+        """
 
     @property
     @abstractmethod

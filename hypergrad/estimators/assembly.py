@@ -32,18 +32,18 @@ def assemble(
 ) -> Estimate[Any]:
     """Add the direct and the response term, and report both.
 
-    ``inner_used`` returns, for each hyperparameter, whether C̃1 depends on it. It is called only if neither
-    term depends on some hyperparameter: one that is merely added to C̃1 has no response, but is used.
+    ``inner_used`` returns, for each hyperparameter, whether C̃1 is computed from it. It is called only if
+    neither term depends on some hyperparameter: one that is merely added to C̃1 has no response, but is used.
     ``None`` allows unused hyperparameters.
 
     Raises:
         DisconnectedError: for a hyperparameter that neither loss uses.
 
     Warns:
-        ZeroResponseWarning: for a hyperparameter that C̃1 uses and ∇C̃1 does not.
+        ZeroResponseWarning: for a hyperparameter that a loss is computed from, without effect on ∇C̃1 or C2.
     """
     if inner_used is not None:
-        _check_connected(backend, validation.reached, reached, inner_used)
+        _check_connected(backend, validation, reached, inner_used)
     held = spent.bytes_held
     if isinstance(held, int) and held >= 2**31:
         held = float(held)  # a compiled program may have only 32-bit integers
@@ -74,35 +74,42 @@ def used_by_inner(
     backend: Backend, problem: Problem, z: Inner, hparams: Tree, first: Callable[[], Tree]
 ) -> Callable[[], Tree]:
     """Return a function that finds which hyperparameters C̃1 uses, at the cost of one evaluation."""
-
-    def reached() -> Tree:
-        draws, batch = backend.random.state(), first()
-        used = problem.reached(backend, z.params, hparams, batch, z.aux)
-        backend.random.restore(draws)
-        return used
-
-    return reached
+    return lambda: problem.uses(backend, z.params, hparams, first(), z.aux)
 
 
-def _check_connected(backend: Backend, direct: Tree, response: Tree, inner_used: Callable[[], Tree]) -> None:
-    flags = zip(backend.flatten(direct)[0], backend.flatten(response)[0], strict=True)
+def _check_connected(
+    backend: Backend, validation: Validation, response: Tree, inner_used: Callable[[], Tree]
+) -> None:
+    flags = zip(backend.flatten(validation.reached)[0], backend.flatten(response)[0], strict=True)
     unreached = [i for i, (outer, inner) in enumerate(flags) if not (outer or inner)]
     if not unreached:
         return
-    used = backend.flatten(inner_used())[0]
-    paths = backend.paths(direct, "hparams")
+    draws = backend.random.state()
+    by_inner, by_outer = (backend.flatten(uses())[0] for uses in (inner_used, validation.uses))
+    backend.random.restore(draws)
+    paths = backend.paths(validation.reached, "hparams")
+    sloped = "it passes through operations without a slope, such as a rounding or a comparison: relax them"
     for i in unreached:
-        if used[i]:
+        if by_inner[i]:
             warn(
                 explain(
                     f"the T1 loss depends on {paths[i]}, and its gradient by the parameters does not",
                     "Its hypergradient is exactly zero.",
                     (
                         "it multiplies parameters that were detached inside the loss: leave them attached",
-                        "it passes through operations without a slope, such as a rounding or a comparison: "
-                        "relax them",
+                        sloped,
                         "it is merely added to the loss: remove it, or pass allow_unused=True",
                     ),
+                ),
+                ZeroResponseWarning,
+                paths[i],
+            )
+        elif by_outer[i]:
+            warn(
+                explain(
+                    f"the T2 loss depends on {paths[i]} in steps alone, which have no slope",
+                    "Its hypergradient is exactly zero.",
+                    (sloped, "it is meant so: pass allow_unused=True"),
                 ),
                 ZeroResponseWarning,
                 paths[i],
@@ -117,6 +124,7 @@ def _check_connected(backend: Backend, direct: Tree, response: Tree, inner_used:
                         "to get zeros",
                         "it was detached inside the loss, or its value was taken out of the framework: "
                         "use the framework's own operations, for NumPy those of autograd.numpy",
+                        "it is only compared or rounded, which has no slope: relax that",
                         "only the optimiser uses it, and this estimator does not differentiate through "
                         "the optimiser: use Greedy(response='update') or Unrolled",
                     ),

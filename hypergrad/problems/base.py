@@ -19,7 +19,8 @@ Loss = Callable[..., Any]
 class Validation(NamedTuple):
     """C2 and its derivatives at one point: the value, v = ∂_θ C2, ∂_λ C2, and which λ it depends on.
 
-    ``bad_leaf`` is the first leaf of v that is not finite, −1 if there is none.
+    ``bad_leaf`` is the first leaf of v that is not finite, −1 if there is none. ``uses`` finds which λ the
+    value is computed from, slope or not, at the cost of an evaluation.
     """
 
     value: Scalar
@@ -27,6 +28,7 @@ class Validation(NamedTuple):
     direct: Tree
     reached: Tree
     bad_leaf: Any
+    uses: Callable[[], Tree]
 
 
 class Problem(ABC):
@@ -61,8 +63,11 @@ class Problem(ABC):
         raise ArgumentError(f"{type(self).__name__} has no training loss that a framework differentiates")
 
     @abstractmethod
-    def reached(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Tree:
-        """Return which hyperparameters G depends on, at the cost of one evaluation."""
+    def uses(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Tree:
+        """Return which hyperparameters C̃1, or what takes its place, is computed from, slope or not.
+
+        Cost: one evaluation.
+        """
 
     def residual(
         self, backend: Backend, params: Tree, hparams: Tree, batches: list[Tree], aux: Tree
@@ -107,4 +112,9 @@ class Problem(ABC):
         value, pullback, _ = evaluate(backend, "outer", loss, batch, params, hparams)
         v, direct = pullback(backend.xp.ones_like(value))
         bad_leaf = first_nonfinite(backend, backend.detach(v))
-        return Validation(value, v, direct, pullback.reached[1], bad_leaf)
+
+        def uses() -> Tree:
+            with backend.as_called():
+                return backend.uses(loss, params, hparams)[1]
+
+        return Validation(value, v, direct, pullback.reached[1], bad_leaf, uses)

@@ -113,10 +113,9 @@ class Bilevel(Problem):
         (gradient,) = pullback(backend.xp.ones_like(value))
         return value, gradient, aux
 
-    def reached(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Tree:
-        loss = self.loss_on(backend, batch, aux)
-        _, pullback, _ = evaluate(backend, "inner", loss, batch, params, hparams)
-        return pullback.reached[1]
+    def uses(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Tree:
+        with backend.as_called():
+            return backend.uses(self.loss_on(backend, batch, aux), params, hparams)[1]
 
     def validation_loss(self, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Scalar:
         return self.outer(params, hparams, batch, *([aux] if self.has_aux else []))

@@ -65,7 +65,7 @@ class Derivatives(Problem):
         g = self._like(backend, "inner_grad", self.inner_grad(params, hparams, batch), "params", params)
         return self._value(backend, self.inner, params, hparams, batch), g, aux
 
-    def reached(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Tree:
+    def uses(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Tree:
         """Return True for every hyperparameter: no graph shows which are used."""
         return backend.map(lambda _: True, hparams)
 
@@ -84,7 +84,7 @@ class Derivatives(Problem):
             direct = self._like(backend, "outer_grads", pair[1], "hparams", hparams)
         reached = backend.map(lambda _: given, hparams)
         value = self._value(backend, self.outer, params, hparams, batch)
-        return Validation(value, v, direct, reached, first_nonfinite(backend, v))
+        return Validation(value, v, direct, reached, first_nonfinite(backend, v), lambda: reached)
 
     def condition(
         self, backend: Backend, params: Tree, hparams: Tree, batches: list[Tree], aux: Tree

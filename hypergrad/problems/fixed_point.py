@@ -88,9 +88,8 @@ class FixedPoint(Problem):
         g = vectors.subtract(backend, params, after)
         return vectors.norm(backend, backend.detach(g)), g, aux
 
-    def reached(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Tree:
-        _, pullback, _ = backend.vjp(lambda p, h: self._step(backend, p, h, batch, aux), params, hparams)
-        return pullback.reached[1]
+    def uses(self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Tree:
+        return backend.uses(lambda p, h: self._step(backend, p, h, batch, aux), params, hparams)[1]
 
     def validation_loss(self, params: Tree, hparams: Tree, batch: Tree, aux: Tree) -> Scalar:
         return self.outer(params, hparams, batch, *([aux] if self.has_aux else []))

@@ -158,6 +158,19 @@ def graphs_say_what_they_reach(backend: Backend) -> None:
     assert pullback.nbytes > 0
 
 
+def values_say_what_they_use(backend: Backend) -> None:
+    """``uses`` finds what a value is computed from: all that a derivative reaches, and nothing detached."""
+    names = ("used", "times_zero", "detached", "unused")
+    x = {name: vector(backend, k, 2) for k, name in enumerate(names)}
+
+    def f(x: Any, other: Any) -> tuple[Any, None]:
+        parts = x["used"] * x["used"] + 0.0 * x["times_zero"] + backend.detach(x["detached"])
+        return backend.xp.sum(parts), None
+
+    expected = {"used": True, "times_zero": True, "detached": False, "unused": False}
+    assert backend.uses(f, x, 2.0 * x["used"]) == (expected, False)
+
+
 def detached_values_are_constant(backend: Backend) -> None:
     """No derivative passes through what ``detach`` returned, and none through an aux result."""
     x, sum_of = vector(backend, 0, 2), backend.xp.sum
@@ -210,6 +223,7 @@ CALCULUS_LAWS = (
     outer_derivatives_reach_inside,
     linear_solves_have_the_derivatives_of_the_inverse,
     graphs_say_what_they_reach,
+    values_say_what_they_use,
     detached_values_are_constant,
     integers_pass_through,
     dtypes_are_kept,

@@ -89,9 +89,7 @@ def _updated(
     """Return the state with λ updated, and the step without its count of training steps."""
     if observed is None:
         report = out.report
-        observed = Observation(
-            out.inner_value, report.inner_gradient_norm, inner_values=report.inner_values
-        )
+        observed = Observation(out.inner_value, report.inner_gradient_norm, inner_values=report.inner_values)
     updated = recipe.update_hparams(
         backend,
         state.free,

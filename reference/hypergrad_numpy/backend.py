@@ -16,7 +16,7 @@ from hypergrad.backend.linear import LinearSolve
 from hypergrad.backend.memory import Memory
 from hypergrad.backend.random import Random
 from hypergrad_numpy.resources import GlobalGenerator, WritableMemory
-from hypergrad_numpy.tracing import cast, depth, is_float, trace, zeros_like, zeros_with_pullback
+from hypergrad_numpy.tracing import cast, depth, is_float, trace, uses, zeros_like, zeros_with_pullback
 
 
 @final
@@ -47,6 +47,9 @@ class NumpyBackend(Backend):
 
     def vjp(self, f: Callable[..., tuple[Tree, Tree]], *primals: Tree) -> tuple[Tree, Pullback, Tree]:
         return trace(f, primals)
+
+    def uses(self, f: Callable[..., tuple[Tree, Tree]], *primals: Tree) -> tuple[Tree, ...]:
+        return uses(f, primals)
 
     @cached_property
     def random(self) -> Random:

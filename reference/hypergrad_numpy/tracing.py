@@ -18,7 +18,7 @@ from typing import Any, final
 import numpy as np
 import optree
 from autograd.core import VJPNode, add_outgrads, defvjp, vspace
-from autograd.tracer import isbox, new_box, primitive, trace_stack
+from autograd.tracer import Node, isbox, new_box, primitive, trace_stack
 from autograd.util import toposort
 
 from hypergrad.backend import Pullback, Tree
@@ -128,6 +128,40 @@ def trace(f: Callable[..., tuple[Tree, Tree]], primals: Tree) -> tuple[Tree, Tap
     extras = [x._value if isbox(x) and x._trace == level else x for x in extras]
     pullback = TapedPullback(leaves, roots, form.unflatten, ends)
     return form_out.unflatten(results), pullback, form_aux.unflatten(extras)
+
+
+@final
+class _Use(Node):  # type: ignore[misc]
+    """A node that only knows which leaves its value was computed from.
+
+    autograd's list of functions without a derivative is one for each kind of node, and empty for this one, so
+    that a rounding and a comparison are traced, too.
+    """
+
+    __slots__ = ("leaves",)
+
+    def __init__(
+        self, value: Any, fun: Any, args: Any, kwargs: Any, parent_argnums: Any, parents: list[_Use]
+    ) -> None:
+        self.leaves: set[int] = set().union(*(parent.leaves for parent in parents))
+
+    def initialize_root(self, leaf: int) -> None:
+        self.leaves = {leaf}
+
+
+def uses(f: Callable[..., tuple[Tree, Tree]], primals: Tree) -> tuple[Tree, ...]:
+    """Return for each primal a tree of booleans: is the value of f computed from the leaf?"""
+    leaves, form = optree.tree_flatten(primals)
+    level = _new_level()
+    boxes = [new_box(x, level, _Use.new_root(i)) if is_float(x) else x for i, x in enumerate(leaves)]
+    try:
+        value, _ = f(*form.unflatten(boxes))
+    except TypeError:  # autograd has no box for a single boolean
+        return trace(f, primals)[1].reached
+    outputs = [x._node for x in optree.tree_leaves(value) if isbox(x) and x._trace == level]
+    used: set[int] = set().union(*(node.leaves for node in outputs))
+    flags: Any = form.unflatten([i in used for i in range(len(leaves))])
+    return tuple(flags)
 
 
 def depth(x: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, final
@@ -152,6 +153,9 @@ class JaxBackend(Backend):
 
 class _Keys(Random):
     """JAX has no generator of its own: keys come with the batch."""
+
+    def turn(self, problem: Any) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def normal(self, seed: int, count: Any, shape: tuple[int, ...], like: Array) -> Array:
         key = jax.random.fold_in(jax.random.key(seed), count)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 
+from hypergrad.backend.turns import turns
 from hypergrad.backend.types import Array
 
 
@@ -38,17 +39,29 @@ class Random:
         try:
             yield
         finally:
+            turns.compare(state, self.state)
             self.restore(before)
 
+    def turn(self, problem: Any) -> AbstractContextManager[None]:
+        """Run the block, in which losses of a problem may draw, and restore the generator if it raises.
+
+        No other estimate draws or replays meanwhile: see `hypergrad.backend.turns`. Where generators are
+        arguments, as in JAX, there is nothing to keep apart.
+        """
+        return self._turn(problem)
+
     @contextmanager
-    def undone_on_failure(self) -> Iterator[None]:
-        """Restore the generator's state if the block raises."""
-        before = self.state()
-        try:
-            yield
-        except BaseException:
-            self.restore(before)
-            raise
+    def _turn(self, problem: Any) -> Iterator[None]:
+        with turns.turn(problem, self._all_states):
+            before = self.state()
+            try:
+                yield
+            except BaseException:
+                self.restore(before)
+                raise
+
+    def _all_states(self) -> tuple[Any, Any]:
+        return self.state(), self.beside.state()
 
     def normal(self, seed: int, count: Any, shape: tuple[int, ...], like: Array) -> Array:
         """Return standard normal numbers in the dtype of ``like``, which depend on seed and count alone.

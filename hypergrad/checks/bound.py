@@ -63,57 +63,62 @@ def error_bound(
             "error_bound needs the curvature of C̃1 itself: use hg.Exact() or hg.FiniteDifference()"
         )
     backend = find_backend(params, hparams, backend=backend)
-    state = estimator.init(problem, params, hparams, aux=aux, backend=backend)
-    check_symmetry(estimator.solver, problem.symmetric)
-    z, batches, val = inner_state(state), every_batch("train", train, 0), one_batch("val", val, 0)
-    xp, random_state = backend.xp, backend.random.state()
+    with backend.random.turn(problem):
+        state = estimator.init(problem, params, hparams, aux=aux, backend=backend)
+        check_symmetry(estimator.solver, problem.symmetric)
+        z, batches, val = inner_state(state), every_batch("train", train, 0), one_batch("val", val, 0)
+        xp, random_state = backend.xp, backend.random.state()
 
-    def evaluate(params: Tree) -> tuple[Condition, Validation]:
-        with backend.random.replay(random_state):
-            condition = estimator.products.of(backend, problem, z._replace(params=params), hparams, batches)
-            return condition, problem.validation(backend, params, hparams, val, z.aux)
+        def evaluate(params: Tree) -> tuple[Condition, Validation]:
+            with backend.random.replay(random_state):
+                condition = estimator.products.of(
+                    backend, problem, z._replace(params=params), hparams, batches
+                )
+                return condition, problem.validation(backend, params, hparams, val, z.aux)
 
-    theta = backend.detach(z.params)
-    condition, validation = evaluate(theta)
-    if condition.residual is None:
-        raise ArgumentError("error_bound needs ‖∇C̃1‖: give Derivatives(inner_grad=…)")
-    solution, _ = solve_adjoint(backend, problem, condition, validation, estimator.solver, state.memory)
-    x = solution.x
+        theta = backend.detach(z.params)
+        condition, validation = evaluate(theta)
+        if condition.residual is None:
+            raise ArgumentError("error_bound needs ‖∇C̃1‖: give Derivatives(inner_grad=…)")
+        solution, _ = solve_adjoint(backend, problem, condition, validation, estimator.solver, state.memory)
+        x = solution.x
 
-    def norm(tree: Tree) -> Scalar:
-        return vectors.norm(backend, backend.detach(tree))
+        def norm(tree: Tree) -> Scalar:
+            return vectors.norm(backend, backend.detach(tree))
 
-    def parts(condition: Condition, validation: Validation) -> tuple[Tree, Tree, Tree, Tree]:
-        """Return D, r, (∂_θ G)ᵀ x and (∂_λ G)ᵀ x."""
-        hx, mixed, _ = condition.both(x)
-        term = vectors.subtract(backend, validation.direct, mixed)
-        return term, vectors.subtract(backend, validation.v, hx), hx, mixed
+        def parts(condition: Condition, validation: Validation) -> tuple[Tree, Tree, Tree, Tree]:
+            """Return D, r, (∂_θ G)ᵀ x and (∂_λ G)ᵀ x."""
+            hx, mixed, _ = condition.both(x)
+            term = vectors.subtract(backend, validation.direct, mixed)
+            return term, vectors.subtract(backend, validation.v, hx), hx, mixed
 
-    flat, unravel = backend.ravel(theta)
-    probes = [
-        norm(condition.both(unravel(backend.random.normal(0, k, tuple(flat.shape), flat))).mixed)
-        for k in range(_PROBES)
-    ]
-    term, r, hx, mixed = parts(condition, validation)
-    length = norm(x)
-    length = xp.where(length > 0, length, xp.ones_like(length))
-    stretch, nan = norm(hx) / length, float("nan") * length
-    # The solver met curvatures of A + δI. In these, curvatures of A below δ cannot be told apart.
-    shift = solution.shift
-    smallest = xp.minimum(solution.smallest - shift, xp.where(stretch > 0, stretch, float("inf") + stretch))
-    smallest = xp.where(smallest > shift, smallest, nan)
-    coupling = xp.maximum(xp.sqrt(sum(p * p for p in probes) / _PROBES), norm(mixed) / length)
+        flat, unravel = backend.ravel(theta)
+        probes = [
+            norm(condition.both(unravel(backend.random.normal(0, k, tuple(flat.shape), flat))).mixed)
+            for k in range(_PROBES)
+        ]
+        term, r, hx, mixed = parts(condition, validation)
+        length = norm(x)
+        length = xp.where(length > 0, length, xp.ones_like(length))
+        stretch, nan = norm(hx) / length, float("nan") * length
+        # The solver met curvatures of A + δI. In these, curvatures of A below δ cannot be told apart.
+        shift = solution.shift
+        smallest = xp.minimum(
+            solution.smallest - shift, xp.where(stretch > 0, stretch, float("inf") + stretch)
+        )
+        smallest = xp.where(smallest > shift, smallest, nan)
+        coupling = xp.maximum(xp.sqrt(sum(p * p for p in probes) / _PROBES), norm(mixed) / length)
 
-    # The length of a gradient step, but large enough for the changes to exceed rounding.
-    slope = norm(condition.residual)
-    smallest_distance = float(xp.finfo(slope.dtype).eps) ** 0.5 * (1.0 + norm(theta))
-    largest = xp.where(solution.curvature > stretch, solution.curvature, stretch)
-    distance = xp.maximum(slope / largest, smallest_distance)
-    divisor = xp.where(slope > 0, slope, xp.ones_like(slope))
-    shifted = evaluate(backend.axpy(-distance / divisor, backend.detach(condition.residual), theta))
-    changes = [
-        norm(vectors.subtract(backend, after, before)) / distance
-        for after, before in zip(parts(*shifted)[:2], (term, r), strict=True)
-    ]
-    gain = coupling / smallest
-    return gain * norm(r) + (changes[0] + gain * changes[1]) * slope / smallest
+        # The length of a gradient step, but large enough for the changes to exceed rounding.
+        slope = norm(condition.residual)
+        smallest_distance = float(xp.finfo(slope.dtype).eps) ** 0.5 * (1.0 + norm(theta))
+        largest = xp.where(solution.curvature > stretch, solution.curvature, stretch)
+        distance = xp.maximum(slope / largest, smallest_distance)
+        divisor = xp.where(slope > 0, slope, xp.ones_like(slope))
+        shifted = evaluate(backend.axpy(-distance / divisor, backend.detach(condition.residual), theta))
+        changes = [
+            norm(vectors.subtract(backend, after, before)) / distance
+            for after, before in zip(parts(*shifted)[:2], (term, r), strict=True)
+        ]
+        gain = coupling / smallest
+        return gain * norm(r) + (changes[0] + gain * changes[1]) * slope / smallest

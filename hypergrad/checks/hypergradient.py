@@ -183,68 +183,76 @@ def check_hypergradient(
     if is_loader(train):
         train = BatchList(train)  # they are read several times
     val_batch = one_batch("val", val, 0)
-    random_state = backend.random.state()
+    with backend.random.turn(problem):
+        random_state = backend.random.state()
 
-    state = estimator.init(problem, params, hparams, aux=aux, backend=backend)
-    with backend.random.replay(random_state):
-        out = estimator.estimate(problem, state, hparams, train, lambda _: val_batch, backend=backend)
-
-    rule = update if update is not None else getattr(estimator, "update", None)
-    if update is not None and steps is None and not estimator.training_steps:
-        raise ArgumentError("check_hypergradient: update= needs steps=, the length of the real training")
-    if rule is not None and problem.by_hand:
-        raise ArgumentError(
-            "check_hypergradient compares with an unroll, which hg.Derivatives do not support: "
-            "use hg.check_derivatives"
-        )
-    if rule is not None:
-        reference = _training(backend, problem, params, aux, train, rule, steps or estimator.training_steps)
-    else:
-        reference = _optimum(backend, problem, params, aux, train)
-    with backend.random.replay(random_state):
-        final_aux = reference.train(hparams).aux
-
-    def value(hparams: Tree) -> float:
+        state = estimator.init(problem, params, hparams, aux=aux, backend=backend)
         with backend.random.replay(random_state):
-            theta = reference.train(hparams).params
-            return float(
-                backend.to_numpy(
-                    problem.validation_loss(theta, hparams, val_batch, backend.map(lambda x: x, final_aux))
-                )
+            out = estimator.estimate(problem, state, hparams, train, lambda _: val_batch, backend=backend)
+
+        rule = update if update is not None else getattr(estimator, "update", None)
+        if update is not None and steps is None and not estimator.training_steps:
+            raise ArgumentError("check_hypergradient: update= needs steps=, the length of the real training")
+        if rule is not None and problem.by_hand:
+            raise ArgumentError(
+                "check_hypergradient compares with an unroll, which hg.Derivatives do not support: "
+                "use hg.check_derivatives"
             )
-
-    with backend.random.replay(random_state):
-        exact = reference.exact(hparams, lambda _: val_batch)
-
-    axes = _directions(backend, hparams, directions, seed)
-    own = None
-    if rule is not None and (steps or update) and _is_exact_for_its_steps(estimator):
+        if rule is not None:
+            reference = _training(
+                backend, problem, params, aux, train, rule, steps or estimator.training_steps
+            )
+        else:
+            reference = _optimum(backend, problem, params, aux, train)
         with backend.random.replay(random_state):
-            mine = estimator.update, estimator.training_steps  # type: ignore[attr-defined]
-            its_own = _training(backend, problem, params, aux, train, *mine)
-            own = _along(backend, its_own.exact(hparams, lambda _: val_batch), axes)
+            final_aux = reference.train(hparams).aux
 
-    # C2 at λ twice, and a few roundings away from it: its noise.
-    rounding = backend.xp.finfo(backend.flatten(hparams)[0][0].dtype).eps
-    (first, h0), at = axes[0], value(hparams)
-    repeated = abs(value(hparams) - at)
-    nearby = [at, *(value(_shifted(backend, hparams, k * 20 * rounding * h0, first)) for k in range(1, 5))]
-    noise = max(nearby) - min(nearby) + rounding * abs(at)
-    slopes = [
-        ridders(lambda h, d=d: value(_shifted(backend, hparams, h, d)), h0, noise=noise)  # type: ignore[misc]
-        for d, h0 in axes
-    ]
-    return Check(
-        name=repr(estimator),
-        training=reference.name,
-        estimate=_along(backend, out.hypergradient, axes),
-        differences=np.array([slope for slope, _ in slopes]),
-        uncertainty=np.array([error for _, error in slopes]),
-        exact=_along(backend, exact, axes),
-        own=own,
-        repeated=repeated,
-        rounding=float(rounding),
-    )
+        def value(hparams: Tree) -> float:
+            with backend.random.replay(random_state):
+                theta = reference.train(hparams).params
+                return float(
+                    backend.to_numpy(
+                        problem.validation_loss(
+                            theta, hparams, val_batch, backend.map(lambda x: x, final_aux)
+                        )
+                    )
+                )
+
+        with backend.random.replay(random_state):
+            exact = reference.exact(hparams, lambda _: val_batch)
+
+        axes = _directions(backend, hparams, directions, seed)
+        own = None
+        if rule is not None and (steps or update) and _is_exact_for_its_steps(estimator):
+            with backend.random.replay(random_state):
+                mine = estimator.update, estimator.training_steps  # type: ignore[attr-defined]
+                its_own = _training(backend, problem, params, aux, train, *mine)
+                own = _along(backend, its_own.exact(hparams, lambda _: val_batch), axes)
+
+        # C2 at λ twice, and a few roundings away from it: its noise.
+        rounding = backend.xp.finfo(backend.flatten(hparams)[0][0].dtype).eps
+        (first, h0), at = axes[0], value(hparams)
+        repeated = abs(value(hparams) - at)
+        nearby = [
+            at,
+            *(value(_shifted(backend, hparams, k * 20 * rounding * h0, first)) for k in range(1, 5)),
+        ]
+        noise = max(nearby) - min(nearby) + rounding * abs(at)
+        slopes = [
+            ridders(lambda h, d=d: value(_shifted(backend, hparams, h, d)), h0, noise=noise)  # type: ignore[misc]
+            for d, h0 in axes
+        ]
+        return Check(
+            name=repr(estimator),
+            training=reference.name,
+            estimate=_along(backend, out.hypergradient, axes),
+            differences=np.array([slope for slope, _ in slopes]),
+            uncertainty=np.array([error for _, error in slopes]),
+            exact=_along(backend, exact, axes),
+            own=own,
+            repeated=repeated,
+            rounding=float(rounding),
+        )
 
 
 class _Reference(NamedTuple):

@@ -89,41 +89,46 @@ def probe(
     if not isinstance(estimator, Greedy | Implicit):
         raise ArgumentError(f"probe: {type(estimator).__name__} has no products= to choose")
     backend = find_backend(params, hparams, backend=backend)
-    random_state = backend.random.state()
+    with backend.random.turn(problem):
+        random_state = backend.random.state()
 
-    def estimate(products: Products) -> Estimate[Any]:
-        chosen: Any = replace(estimator, products=products)
-        with backend.random.replay(random_state):
-            state = chosen.init(problem, params, hparams, aux=aux, backend=backend)
-            out: Estimate[Any] = chosen.estimate(problem, state, hparams, train, val, backend=backend)
-        return out
+        def estimate(products: Products) -> Estimate[Any]:
+            chosen: Any = replace(estimator, products=products)
+            with backend.random.replay(random_state):
+                state = chosen.init(problem, params, hparams, aux=aux, backend=backend)
+                out: Estimate[Any] = chosen.estimate(problem, state, hparams, train, val, backend=backend)
+            return out
 
-    first: list[Estimate[Any] | str] = []
-    for products in ways:
-        try:
-            first.append(estimate(products))
-        except HypergradError as error:
-            first.append(str(error))
-    times: list[list[float]] = [[] for _ in ways]
-    for _ in range(repeats):
-        for k, products in enumerate(ways):
-            if not isinstance(first[k], str):
-                begin = time.perf_counter()
-                # Reading a number waits for the device, if there is one.
-                backend.to_numpy(estimate(products).outer_value)
-                times[k].append(time.perf_counter() - begin)
-    exact = next((out for way, out in zip(ways, first, strict=True) if isinstance(way, Exact)), "")
+        first: list[Estimate[Any] | str] = []
+        for products in ways:
+            try:
+                first.append(estimate(products))
+            except HypergradError as error:
+                first.append(str(error))
+        times: list[list[float]] = [[] for _ in ways]
+        for _ in range(repeats):
+            for k, products in enumerate(ways):
+                if not isinstance(first[k], str):
+                    begin = time.perf_counter()
+                    # Reading a number waits for the device, if there is one.
+                    backend.to_numpy(estimate(products).outer_value)
+                    times[k].append(time.perf_counter() - begin)
+        exact = next((out for way, out in zip(ways, first, strict=True) if isinstance(way, Exact)), "")
 
-    def way(k: int) -> Way:
-        out = first[k]
-        if isinstance(out, str):
-            return Way(ways[k], float("nan"), float("nan"), out)
-        seconds = sorted(times[k])[len(times[k]) // 2]
-        if isinstance(exact, str):
-            error = out.report.difference_error
-            return Way(ways[k], seconds, float("nan") if error is None else float(backend.to_numpy(error)))
-        gap = vectors.norm(backend, vectors.subtract(backend, out.hypergradient, exact.hypergradient))
-        size = vectors.norm(backend, exact.hypergradient)
-        return Way(ways[k], seconds, float(backend.to_numpy(gap)) / (float(backend.to_numpy(size)) or 1.0))
+        def way(k: int) -> Way:
+            out = first[k]
+            if isinstance(out, str):
+                return Way(ways[k], float("nan"), float("nan"), out)
+            seconds = sorted(times[k])[len(times[k]) // 2]
+            if isinstance(exact, str):
+                error = out.report.difference_error
+                return Way(
+                    ways[k], seconds, float("nan") if error is None else float(backend.to_numpy(error))
+                )
+            gap = vectors.norm(backend, vectors.subtract(backend, out.hypergradient, exact.hypergradient))
+            size = vectors.norm(backend, exact.hypergradient)
+            return Way(
+                ways[k], seconds, float(backend.to_numpy(gap)) / (float(backend.to_numpy(size)) or 1.0)
+            )
 
-    return Probe(repr(estimator), tuple(way(k) for k in range(len(ways))))
+        return Probe(repr(estimator), tuple(way(k) for k in range(len(ways))))

@@ -153,12 +153,15 @@ class HypergradientEstimator(ABC):
         Where values cannot be read (in a compiled program, or on a device that would have to be waited for),
         `NonFiniteError`, `SolveError` and `InnerNotConvergedError` are not raised here. The hypergradient is
         then NaN, and the report has the reason: call `check` later.
+
+        In several threads, estimates whose losses draw run one after the other, since the generators are the
+        process's. What your own threads draw meanwhile is not kept apart.
         """
         backend = find_backend(state.params, hparams, backend=backend)
         check_variables(backend, params=state.params, hparams=hparams)
         self._check_problem(problem)
         state, hparams = backend.constants((state, hparams))
-        with backend.random.undone_on_failure(), backend.estimating():
+        with backend.random.turn(problem), backend.estimating():
             out = self._estimate(backend, problem, state, hparams, train, val)
             check_same(backend, type(self).__name__, out.hypergradient, "hparams", hparams)
             if backend.readable(*backend.flatten((out.hypergradient, out.outer_value, out.report))[0]):

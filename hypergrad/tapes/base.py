@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 
 from hypergrad.backend import Backend, Scalar, Tree, vectors
+from hypergrad.backend.turns import same_state
 from hypergrad.problems.step import Inner, Observation
 from hypergrad.tapes.trajectory import Pulled, Trajectory
 
@@ -117,7 +118,7 @@ class Generator:
             return Draws(self._own, None)
         beside, self._calls = random.beside.state(), self._calls + 1
         if self._calls == 2:
-            self._draws = not _same_state(beside, self._beside)
+            self._draws = not same_state(beside, self._beside)
         self._beside = beside
         return Draws(self._own, _Opaque(beside) if self._draws else None)
 
@@ -149,9 +150,3 @@ def _same(backend: Backend, x: Any, y: Any) -> bool:
     return all(
         a is b or (len(np.shape(a)) > 0 and np.shape(a)[0] == 0) or np.array_equal(a, b) for a, b in pairs
     )
-
-
-def _same_state(x: Any, y: Any) -> bool:
-    if isinstance(x, tuple):
-        return len(x) == len(y) and all(map(_same_state, x, y))
-    return bool(np.array_equal(x, y)) if isinstance(x, np.ndarray) else bool(x == y)

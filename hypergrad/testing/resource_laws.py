@@ -32,7 +32,7 @@ def randomness_replays(backend: Backend) -> None:
     assert repr(backend.random.state()) == repr(before)
     backend.random.restore(before)
     assert repr(backend.random.state()) == repr(before)
-    with suppress(ZeroDivisionError), backend.random.undone_on_failure():
+    with suppress(ZeroDivisionError), backend.random.turn(backend):
         backend.random.restore(backend.random.state(seed=1))
         raise ZeroDivisionError
     assert repr(backend.random.state()) == repr(before)

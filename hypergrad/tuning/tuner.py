@@ -122,7 +122,7 @@ class Tuner:
             As `HypergradientEstimator.estimate`; the given state then remains valid.
         """
         backend = find_backend(state.inner.params, state.free, backend=backend)
-        with backend.random.undone_on_failure():
+        with backend.random.turn(self.problem):
             state = backend.constants(state)
             if not backend.readable(state.since):
                 return Steps(self.recipe, backend).train_or_update(state, train, val)
@@ -148,7 +148,7 @@ class Tuner:
             As `HypergradientEstimator.estimate`; the given state then remains valid.
         """
         backend = find_backend(state.inner.params, state.free, backend=backend)
-        with backend.random.undone_on_failure():
+        with backend.random.turn(self.problem):
             state = backend.constants(state)
             programs = self._programs if backend.readable(state.since) else None
             return Steps(self.recipe, backend, programs).tune(state, train, val)
@@ -232,7 +232,7 @@ class Tuner:
 
         with (
             each_warning_once(set()),
-            backend.random.undone_on_failure(),
+            backend.random.turn(self.problem),
             seeded,
             show_progress("training", steps, progress) as advance,
         ):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
 import torch
@@ -177,36 +178,36 @@ class ModuleTuner:
         Raises:
             As `HypergradientEstimator.estimate`, and whatever the losses raise.
         """
-        self._raise_fault(wait=False)
-        self._refresh()
-        training, estimator = self._training, self.recipe.estimator
-        due = training.since + 1 == self.recipe.period
-        again, record = training.begins_again, training.record(train_batch)
-        with (
-            each_warning_once(self._given),
-            training.undone_on_failure(record, due or again) as start,
-            self._tuned.undone_on_failure(due),
-        ):
-            if again:
-                start = training.begin_again()
-                record = training.record(train_batch)
-            window = training.window_from_here()
-            if due and isinstance(estimator, Greedy):
-                assert start is not None
-                step = self._update(self._estimates.of_the_step(estimator, record, val_batch, start), 1)
-            else:
-                value, record = training.step(record)
-                step = Step(Observation(value, float("nan")), 1, False, None, 0, self._tuned.values)
-                if window is not None:
-                    window = window._replace(records=(*window.records, record))
-                if due:
-                    out = (
-                        self._estimates.where_it_stands(estimator, record, val_batch, self._memory)
-                        if window is None
-                        else self._estimates.of_a_window(estimator, window, val_batch)
-                    )
-                    step = self._update(out._replace(inner_value=value), 1)
-            self._finish(step, window, 0 if due and isinstance(estimator, Greedy) else 1)
+        with self._turn():
+            self._raise_fault(wait=False)
+            self._refresh()
+            training, estimator = self._training, self.recipe.estimator
+            due = training.since + 1 == self.recipe.period
+            again, record = training.begins_again, training.record(train_batch)
+            with (
+                training.undone_on_failure(record, due or again) as start,
+                self._tuned.undone_on_failure(due),
+            ):
+                if again:
+                    start = training.begin_again()
+                    record = training.record(train_batch)
+                window = training.window_from_here()
+                if due and isinstance(estimator, Greedy):
+                    assert start is not None
+                    step = self._update(self._estimates.of_the_step(estimator, record, val_batch, start), 1)
+                else:
+                    value, record = training.step(record)
+                    step = Step(Observation(value, float("nan")), 1, False, None, 0, self._tuned.values)
+                    if window is not None:
+                        window = window._replace(records=(*window.records, record))
+                    if due:
+                        out = (
+                            self._estimates.where_it_stands(estimator, record, val_batch, self._memory)
+                            if window is None
+                            else self._estimates.of_a_window(estimator, window, val_batch)
+                        )
+                        step = self._update(out._replace(inner_value=value), 1)
+                self._finish(step, window, 0 if due and isinstance(estimator, Greedy) else 1)
         return step
 
     def tune(self, train_batch: Any, val_batch: Any) -> Step:
@@ -223,24 +224,24 @@ class ModuleTuner:
             As `HypergradientEstimator.estimate`, and whatever the losses raise.
         """
         self.recipe.check_can_tune()
-        self._raise_fault(wait=False)
-        self._refresh()
-        training, estimator = self._training, self.recipe.estimator
-        if isinstance(estimator, Unrolled):  # of one step, which is the same
-            estimator = Greedy(estimator.update, allow_unused=estimator.allow_unused)
-        record = training.record(train_batch)
-        with (
-            each_warning_once(self._given),
-            training.undone_on_failure(record, False),
-            self._tuned.undone_on_failure(True),
-        ):
-            out = (
-                self._estimates.of_a_step_on_copies(estimator, record, val_batch)
-                if isinstance(estimator, Greedy)
-                else self._estimates.where_it_stands(estimator, record, val_batch, self._memory)
-            )
-            step = self._update(out, 0)
-            self._finish(step, None, 0)
+        with self._turn():
+            self._raise_fault(wait=False)
+            self._refresh()
+            training, estimator = self._training, self.recipe.estimator
+            if isinstance(estimator, Unrolled):  # of one step, which is the same
+                estimator = Greedy(estimator.update, allow_unused=estimator.allow_unused)
+            record = training.record(train_batch)
+            with (
+                training.undone_on_failure(record, False),
+                self._tuned.undone_on_failure(True),
+            ):
+                out = (
+                    self._estimates.of_a_step_on_copies(estimator, record, val_batch)
+                    if isinstance(estimator, Greedy)
+                    else self._estimates.where_it_stands(estimator, record, val_batch, self._memory)
+                )
+                step = self._update(out, 0)
+                self._finish(step, None, 0)
         return step
 
     def run(
@@ -261,7 +262,7 @@ class ModuleTuner:
         """
         train_feed, val_feed = Feed("train", train, self.steps), Feed("val", val, self.updates)
         seeded = nullcontext() if seed is None else generators.replay(generators.state(seed))
-        with seeded, show_progress("training", steps, progress) as advance:
+        with self._turn(), seeded, show_progress("training", steps, progress) as advance:
             advance(self.steps, "")
             while self.steps < steps:
                 due = self._training.since + 1 == self.recipe.period
@@ -284,6 +285,12 @@ class ModuleTuner:
         self.recipe.check(self._backend, self._training.trainer.values(), step)
 
     # The parts of a step.
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Run the block in a turn of this tuner's losses, with each kind of warning given once."""
+        with each_warning_once(self._given), generators.turn(self.recipe.problem):
+            yield
 
     def _update(self, out: Estimate[Any], trained: int) -> Step:
         """λ updated by an estimate."""

@@ -61,6 +61,15 @@ class Estimate(NamedTuple, Generic[H]):
     """C2 where ∂_θ C2 was taken."""
     report: Report
 
+    def readable(self, backend: Backend) -> bool:
+        """Return whether all that `HypergradientEstimator.check` reads can be read now.
+
+        Under ``jax.vmap`` some numbers may be mapped over, and others not.
+        """
+        return backend.readable(
+            *backend.flatten((self.hypergradient, self.inner_value, self.outer_value, self.report))[0]
+        )
+
     def __repr__(self) -> str:
         return shown(self)
 
@@ -164,7 +173,7 @@ class HypergradientEstimator(ABC):
         with backend.random.turn(problem), backend.estimating():
             out = self._estimate(backend, problem, state, hparams, train, val)
             check_same(backend, type(self).__name__, out.hypergradient, "hparams", hparams)
-            if backend.readable(*backend.flatten((out.hypergradient, out.outer_value, out.report))[0]):
+            if out.readable(backend):
                 return self.check(out, backend=backend)
             return out._replace(hypergradient=self.withheld(backend, out, out.hypergradient))
 

@@ -172,7 +172,7 @@ class Recipe:
 
         If they can, the estimate has been checked already, and any fault was raised.
         """
-        if backend.readable(out.outer_value):
+        if out.readable(backend):
             return True
         return self.estimator.sound(out, backend=backend) & (observed.bad_step < 0)
 

@@ -110,7 +110,8 @@ class Steps:
     def _checked(self, state: TunerState, step: Step) -> tuple[TunerState, Step]:
         """Raise the faults of a step, as far as they can be read."""
         step = with_state(state, step)
-        if self.backend.readable(step.inner_value):
+        estimate = step.estimate
+        if self.backend.readable(*step.observed) and (estimate is None or estimate.readable(self.backend)):
             # Without a compiler the estimate was already checked when it was made, warnings included.
             unchecked = step if self.backend.compiles else step._replace(updated=False)
             self.recipe.check(self.backend, state.inner.params, unchecked)

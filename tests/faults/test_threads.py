@@ -124,7 +124,8 @@ def test_what_a_seeded_run_draws_is_not_hidden_by_its_end():
     with ThreadPoolExecutor(2) as pool:
         runs = list(
             pool.map(
-                lambda _: tuner.run(np.ones(2), np.array(0.1), [None], [None], 5, seed=3, progress=False), range(8)
+                lambda _: tuner.run(np.ones(2), np.array(0.1), [None], [None], 5, seed=3, progress=False),
+                range(8),
             )
         )
     assert not turns._is_quiet(problem)

@@ -126,3 +126,57 @@ class TestSolve:
     def test_that_succeeds_or_promises_nothing_is_a_number(self, solver):
         out = self.solved(EASY, solver)
         assert jnp.isfinite(out.x).all() and int(out.failure) == 0
+
+
+class TestMappedInPart:
+    """Only a loss's value depends on what is mapped over, and the hypergradient does not."""
+
+    problem = hg.Bilevel(
+        lambda w, h, b: jnp.sum((w - 1.0) ** 2) + h * jnp.sum(w**2) + b,
+        lambda w, h, b: jnp.sum((w - 2.0) ** 2) + jnp.sqrt(b),
+    )
+    w, h, zero = jnp.ones(3), jnp.asarray(0.3), jnp.asarray(0.0)
+
+    def batches(self, which, b):
+        return (b, self.zero) if which == "train" else (self.zero, b)
+
+    @pytest.mark.parametrize("which", ["train", "val"])
+    @pytest.mark.parametrize(
+        "estimator",
+        [
+            hg.Greedy(hg.SGD(0.1)),
+            hg.Unrolled(hg.SGD(0.1), 3),
+            hg.Implicit(hg.CG(), checks=hg.Checks(away="ignore")),
+        ],
+        ids=["greedy", "unrolled", "implicit"],
+    )
+    def test_an_estimate(self, estimator, which):
+        state = estimator.init(self.problem, self.w, self.h)
+
+        def one(b):
+            return estimator.estimate(self.problem, state, self.h, *self.batches(which, b))
+
+        alone, mapped = one(self.zero), jax.vmap(one)(jnp.array([0.0, 1.0, 4.0]))
+        np.testing.assert_allclose(mapped.hypergradient, [alone.hypergradient] * 3)
+        value = mapped.inner_value if which == "train" else mapped.outer_value
+        np.testing.assert_allclose(value - value[0], [0.0, 1.0, 4.0] if which == "train" else [0.0, 1.0, 2.0])
+
+    def test_the_member_whose_loss_is_not_finite_is_withheld(self):
+        def one(b):
+            return hg.hypergradient(self.problem, self.w, self.h, self.zero, b, hg.Greedy(hg.SGD(0.1)))
+
+        good, bad = jax.vmap(one)(jnp.array([1.0, -1.0]))
+        assert jnp.isfinite(good) and jnp.isnan(bad)
+
+    @pytest.mark.parametrize("call", ["step", "tune"])
+    @pytest.mark.parametrize("which", ["train", "val"])
+    def test_a_tuner(self, call, which):
+        tuner = hg.Tuner(self.problem, hg.Greedy(hg.SGD(0.1)), every=1)
+
+        def one(b):
+            return getattr(tuner, call)(tuner.init(self.w, self.h), *self.batches(which, b))[1].hparams
+
+        np.testing.assert_allclose(jax.vmap(one)(jnp.array([0.0, 1.0])), [one(self.zero)] * 2)
+        if which == "val":  # a fault of one member alone
+            stays, moves = jax.vmap(one)(jnp.array([-1.0, 1.0]))
+            assert stays == self.h and moves != self.h

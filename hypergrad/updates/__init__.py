@@ -2,8 +2,9 @@
 
 from hypergrad.updates.adagrad import Adagrad
 from hypergrad.updates.adam import Adam, AdamW
-from hypergrad.updates.base import Hyper, Schedule, UpdateRule, Updates, as_update_rule, register_optimiser
+from hypergrad.updates.base import UpdateRule, Updates, as_update_rule, register_optimiser
 from hypergrad.updates.clip import ClipNorm
+from hypergrad.updates.formula import Hyper, Schedule
 from hypergrad.updates.partition import Partition
 from hypergrad.updates.proximal import Proximal, soft_threshold
 from hypergrad.updates.rmsprop import RMSprop

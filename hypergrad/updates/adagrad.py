@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, final
 
 from hypergrad.backend import Array, Backend, Tree
-from hypergrad.updates.base import Hyper, UpdateRule, check_range, clock, is_off, resolve, safe_sqrt
+from hypergrad.updates.formula import Formula, Hyper, check_range, clock, is_off, safe_sqrt
 
 
 class Total(NamedTuple):
@@ -17,7 +17,7 @@ class Total(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class Adagrad(UpdateRule):
+class Adagrad(Formula):
     r"""Adagrad (Duchi et al. 2011, section 1.3), as ``torch.optim.Adagrad``.
 
         g ← ∇C̃1 + w θ                         w: weight_decay
@@ -25,15 +25,15 @@ class Adagrad(UpdateRule):
         θ ← θ − η / (1 + t d) · g / (√s + ε)   η: lr,  d: lr_decay,  t = step
 
     One copy of θ as state. The derivative of √s at 0 is taken as 0, which is exact here: see
-    `hypergrad.updates.base.safe_sqrt`. Each of ``lr, lr_decay, eps, weight_decay`` is a number, a function
-    of the hyperparameters, or a `Schedule`.
+    `hypergrad.updates.formula.safe_sqrt`. Each of ``lr, lr_decay, eps, weight_decay`` is a
+    `hypergrad.updates.Hyper`: a number, a function of the hyperparameters, or a `Schedule`, of one rate or of
+    a tree of them.
 
     Raises:
         ArgumentError: for a number outside its range.
     """
 
-    leafwise: ClassVar[bool] = True
-    connected = True
+    hypers: ClassVar[tuple[str, ...]] = ("lr", "lr_decay", "eps", "weight_decay")
 
     lr: Hyper = 1e-2
     lr_decay: Hyper = 0.0
@@ -48,19 +48,15 @@ class Adagrad(UpdateRule):
     def init(self, backend: Backend, params: Tree) -> Tree:
         return Total(backend.map(lambda zero: zero + self.initial_accumulator, backend.zeros(params)))
 
-    def update(
-        self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
+    def step(
+        self, backend: Backend, rates: Any, gradient: Tree, opt_state: Tree, params: Tree, t: Any
     ) -> tuple[Tree, Tree]:
-        lr, lr_decay, eps = (
-            resolve(backend, name, getattr(self, name), hparams, step) for name in ("lr", "lr_decay", "eps")
-        )
         if not is_off(self.weight_decay):
-            decay = resolve(backend, "weight_decay", self.weight_decay, hparams, step)
-            gradient = backend.axpy(decay, params, gradient)
+            gradient = backend.axpy(rates.weight_decay, params, gradient)
         square = backend.map(lambda s, g: s + g * g, opt_state.square, gradient)
-        rate = lr / (1 + clock(backend, step, params) * lr_decay)
+        rate = rates.lr / (1 + clock(backend, t, params) * rates.lr_decay)
 
         def leaf(theta: Array, g: Array, s: Array) -> Array:
-            return theta - rate * g / (safe_sqrt(backend, s) + eps)
+            return theta - rate * g / (safe_sqrt(backend, s) + rates.eps)
 
         return backend.map(leaf, params, gradient, square), Total(square)

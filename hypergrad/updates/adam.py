@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, final
 
 from hypergrad.backend import Array, Backend, Scalar, Tree
-from hypergrad.updates.base import Hyper, UpdateRule, check_range, clock, is_off, resolve, safe_sqrt
+from hypergrad.updates.formula import Formula, Hyper, check_range, clock, is_off, safe_sqrt
 
 
 class Moments(NamedTuple):
@@ -20,7 +20,7 @@ class Moments(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class Adam(UpdateRule):
+class Adam(Formula):
     r"""Adam (Kingma and Ba 2015, algorithm 1), as ``torch.optim.Adam``.
 
         g ← ∇C̃1 + w θ                         w: weight_decay, here an L2 penalty
@@ -30,15 +30,15 @@ class Adam(UpdateRule):
 
     With ``amsgrad`` (Reddi et al. 2018) the largest s so far is used instead. Two copies of θ as state,
     three with AMSGrad. The derivative of √s at 0 is taken as 0, which is exact here:
-    see `hypergrad.updates.base.safe_sqrt`. Each of ``lr, beta1, beta2, eps, weight_decay`` is a number,
-    a function of the hyperparameters, or a `Schedule`.
+    see `hypergrad.updates.formula.safe_sqrt`. Each of ``lr, beta1, beta2, eps, weight_decay`` is a
+    `hypergrad.updates.Hyper`: a number, a function of the hyperparameters, or a `Schedule`, of one rate or of
+    a tree of them.
 
     Raises:
         ArgumentError: for a number outside its range.
     """
 
-    leafwise: ClassVar[bool] = True
-    connected = True
+    hypers: ClassVar[tuple[str, ...]] = ("lr", "beta1", "beta2", "eps", "weight_decay")
 
     lr: Hyper = 1e-3
     beta1: Hyper = 0.9
@@ -53,18 +53,17 @@ class Adam(UpdateRule):
     def init(self, backend: Backend, params: Tree) -> Tree:
         return _start(self, backend, params)
 
-    def update(
-        self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
+    def step(
+        self, backend: Backend, rates: Any, gradient: Tree, opt_state: Tree, params: Tree, t: Any
     ) -> tuple[Tree, Tree]:
         if not is_off(self.weight_decay):
-            decay = resolve(backend, "weight_decay", self.weight_decay, hparams, step)
-            gradient = backend.axpy(decay, params, gradient)
-        return _adam(self, backend, gradient, opt_state, params, hparams, step)
+            gradient = backend.axpy(rates.weight_decay, params, gradient)
+        return _adam(self.amsgrad, backend, rates, gradient, opt_state, params, t)
 
 
 @final
 @dataclass(frozen=True)
-class AdamW(UpdateRule):
+class AdamW(Formula):
     r"""Adam with decoupled weight decay (Loshchilov and Hutter 2019), as ``torch.optim.AdamW``.
 
         θ ← (1 − η w) θ, then the step of `Adam` without a penalty
@@ -72,8 +71,7 @@ class AdamW(UpdateRule):
     State, arguments and errors as for `Adam`.
     """
 
-    leafwise: ClassVar[bool] = True
-    connected = True
+    hypers: ClassVar[tuple[str, ...]] = ("lr", "beta1", "beta2", "eps", "weight_decay")
 
     lr: Hyper = 1e-3
     beta1: Hyper = 0.9
@@ -88,14 +86,12 @@ class AdamW(UpdateRule):
     def init(self, backend: Backend, params: Tree) -> Tree:
         return _start(self, backend, params)
 
-    def update(
-        self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
+    def step(
+        self, backend: Backend, rates: Any, gradient: Tree, opt_state: Tree, params: Tree, t: Any
     ) -> tuple[Tree, Tree]:
         if not is_off(self.weight_decay):
-            lr = resolve(backend, "lr", self.lr, hparams, step)
-            decay = resolve(backend, "weight_decay", self.weight_decay, hparams, step)
-            params = backend.axpy(-lr * decay, params, params)
-        return _adam(self, backend, gradient, opt_state, params, hparams, step)
+            params = backend.axpy(-rates.lr * rates.weight_decay, params, params)
+        return _adam(self.amsgrad, backend, rates, gradient, opt_state, params, t)
 
 
 def _start(adam: Adam | AdamW, backend: Backend, params: Tree) -> Moments:
@@ -111,27 +107,19 @@ def _check(rule: str, adam: Adam | AdamW) -> None:
 
 
 def _adam(
-    adam: Adam | AdamW,
-    backend: Backend,
-    gradient: Tree,
-    moments: Moments,
-    params: Tree,
-    hparams: Tree,
-    step: Any,
+    amsgrad: bool, backend: Backend, rates: Any, gradient: Tree, moments: Moments, params: Tree, t: Any
 ) -> tuple[Tree, Moments]:
-    lr, beta1, beta2, eps = (
-        resolve(backend, name, getattr(adam, name), hparams, step) for name in ("lr", "beta1", "beta2", "eps")
-    )
+    beta1, beta2 = rates.beta1, rates.beta2
     mean = backend.map(lambda m, g: beta1 * m + (1 - beta1) * g, moments.mean, gradient)
     square = backend.map(lambda s, g: beta2 * s + (1 - beta2) * g * g, moments.square, gradient)
-    largest = backend.map(backend.xp.maximum, moments.largest, square) if adam.amsgrad else moments.largest
-    t = clock(backend, step, params) + 1
-    correction1, correction2 = _correction(backend, beta1, t), _correction(backend, beta2, t)
+    largest = backend.map(backend.xp.maximum, moments.largest, square) if amsgrad else moments.largest
+    count = clock(backend, t, params) + 1
+    correction1, correction2 = _correction(backend, beta1, count), _correction(backend, beta2, count)
 
     def leaf(theta: Array, m: Array, s: Array) -> Array:
-        return theta - lr * (m / correction1) / (safe_sqrt(backend, s / correction2) + eps)
+        return theta - rates.lr * (m / correction1) / (safe_sqrt(backend, s / correction2) + rates.eps)
 
-    scale = largest if adam.amsgrad else square
+    scale = largest if amsgrad else square
     return backend.map(leaf, params, mean, scale), Moments(mean, square, largest)
 
 

@@ -1,4 +1,4 @@
-"""The interface of update rules, and how they read their own hyperparameters."""
+"""The interface of update rules, and which objects are taken for one."""
 
 from __future__ import annotations
 
@@ -8,25 +8,9 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Any, ClassVar, Protocol, final
 
-from hypergrad.backend import Array, Backend, Scalar, Tree, loaded
+from hypergrad.backend import Backend, Tree, loaded
 from hypergrad.backend.arguments import check_same
 from hypergrad.errors import ArgumentError, DisconnectedError, explain
-
-
-@final
-@dataclass(frozen=True)
-class Schedule:
-    """A hyperparameter of an update rule that changes over training: ``f(hparams, step)``.
-
-    ``Schedule(lambda h, t: h["lr"] * 0.99**t)`` decays a learned rate;
-    ``Schedule(lambda h, t: h["lr"][t])`` learns a rate for each step.
-    """
-
-    f: Callable[[Tree, Any], Scalar]
-
-
-Hyper = float | Callable[[Tree], Scalar] | Schedule
-"""A number, a function of the hyperparameters, or a `Schedule`."""
 
 
 class UpdateRule(ABC):
@@ -214,68 +198,3 @@ def as_update_rule(update: Updates) -> UpdateRule:
         f"{update!r} is not an update rule: pass hg.SGD, hg.Adam, hg.AdamW, hg.RMSprop, hg.Adagrad, an "
         "optimiser of the framework, or a pair (init, update)"
     )
-
-
-def resolve(backend: Backend, name: str, hyper: Hyper, hparams: Tree, step: Any) -> Scalar:
-    """Read a hyperparameter of an update rule at one step.
-
-    Raises:
-        ArgumentError: if a function did not return a scalar: another shape would broadcast against the
-            parameters.
-    """
-    if isinstance(hyper, Schedule):
-        value = hyper.f(hparams, step)
-    elif callable(hyper):
-        value = hyper(hparams)
-    else:
-        return hyper
-    if backend.owns(value) and backend.describe(value).shape != ():
-        raise ArgumentError(
-            f"{name} is a function and returned shape {backend.describe(value).shape}, not ()"
-        )
-    return value
-
-
-def is_off(hyper: Hyper) -> bool:
-    """Return whether a term is permanently off: the number 0, and never a function or a `Schedule`."""
-    return isinstance(hyper, int | float) and hyper == 0
-
-
-def check_range(rule: str, name: str, hyper: Hyper, low: float, high: float) -> None:
-    """Check a hyperparameter that is given as a number: low ≤ value < high.
-
-    Raises:
-        ArgumentError: if it is out of range, or neither a number, a function nor a `Schedule`.
-    """
-    if isinstance(hyper, Schedule) or callable(hyper):
-        return
-    if isinstance(hyper, bool) or not isinstance(hyper, int | float) or not low <= hyper < high:
-        raise ArgumentError(
-            f"{rule}: {name} = {hyper!r}; it must be a number in [{low:g}, {high:g}), a function of the "
-            "hyperparameters, or a Schedule"
-        )
-
-
-def clock(backend: Backend, step: Any, params: Tree) -> Any:
-    """Return the step as a number to compute with: a traced integer in the dtype of the parameters.
-
-    Frameworks give an integer times a Python number their default dtype, which may be too narrow.
-    """
-    if isinstance(step, int):
-        return step
-    return step * backend.asarray(1.0, like=backend.flatten(params)[0][0])
-
-
-def safe_sqrt(backend: Backend, x: Array) -> Array:
-    r"""Return √x with a derivative of 0 at x = 0, where √x has none.
-
-    Adam and RMSprop divide m by √s + ε with s = Σ w_i g_i² and m = Σ u_i g_i over past gradients. Where
-    s = 0 all of them were 0, so m = 0 too, and
-
-        d[m / (√s + ε)] = dm / ε − m d√s / ε² = dm / ε
-
-    whatever bounded slope is assumed for √s: the result is exact, where it would otherwise be NaN.
-    """
-    xp = backend.xp
-    positive = x > 0
-    return xp.where(positive, xp.sqrt(xp.where(positive, x, xp.ones_like(x))), xp.zeros_like(x))

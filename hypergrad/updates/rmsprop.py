@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, final
 
 from hypergrad.backend import Backend, Tree
-from hypergrad.updates.base import Hyper, UpdateRule, check_range, is_off, resolve, safe_sqrt
+from hypergrad.updates.formula import Formula, Hyper, check_range, is_off, safe_sqrt
 
 
 class Square(NamedTuple):
@@ -19,7 +19,7 @@ class Square(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class RMSprop(UpdateRule):
+class RMSprop(Formula):
     r"""RMSprop (Tieleman and Hinton 2012), as ``torch.optim.RMSprop``.
 
         g ← ∇C̃1 + w θ                   w: weight_decay
@@ -28,15 +28,15 @@ class RMSprop(UpdateRule):
         θ ← θ − η b                      η: lr
 
     One copy of θ as state, one more with momentum and one more if centred. The derivative of √s at 0 is
-    taken as 0, which is exact here: see `hypergrad.updates.base.safe_sqrt`. Each of ``lr, alpha, eps,
-    momentum, weight_decay`` is a number, a function of the hyperparameters, or a `Schedule`.
+    taken as 0, which is exact here: see `hypergrad.updates.formula.safe_sqrt`. Each of ``lr, alpha, eps,
+    momentum, weight_decay`` is a `hypergrad.updates.Hyper`: a number, a function of the hyperparameters, or a
+    `Schedule`, of one rate or of a tree of them.
 
     Raises:
         ArgumentError: for a number outside its range.
     """
 
-    leafwise: ClassVar[bool] = True
-    connected = True
+    hypers: ClassVar[tuple[str, ...]] = ("lr", "alpha", "eps", "momentum", "weight_decay")
 
     lr: Hyper = 1e-2
     alpha: Hyper = 0.99
@@ -55,23 +55,19 @@ class RMSprop(UpdateRule):
         zeros = backend.zeros(params)
         return Square(zeros, () if is_off(self.momentum) else zeros, zeros if self.centered else ())
 
-    def update(
-        self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
+    def step(
+        self, backend: Backend, rates: Any, gradient: Tree, opt_state: Tree, params: Tree, t: Any
     ) -> tuple[Tree, Tree]:
-        lr, alpha, eps = (
-            resolve(backend, name, getattr(self, name), hparams, step) for name in ("lr", "alpha", "eps")
-        )
+        alpha = rates.alpha
         if not is_off(self.weight_decay):
-            decay = resolve(backend, "weight_decay", self.weight_decay, hparams, step)
-            gradient = backend.axpy(decay, params, gradient)
+            gradient = backend.axpy(rates.weight_decay, params, gradient)
         square = backend.map(lambda s, g: alpha * s + (1 - alpha) * g * g, opt_state.square, gradient)
         mean, variance = opt_state.mean, square
         if self.centered:
             mean = backend.map(lambda m, g: alpha * m + (1 - alpha) * g, mean, gradient)
             variance = backend.map(lambda s, m: s - m * m, square, mean)
-        direction = backend.map(lambda g, s: g / (safe_sqrt(backend, s) + eps), gradient, variance)
+        direction = backend.map(lambda g, s: g / (safe_sqrt(backend, s) + rates.eps), gradient, variance)
         velocity = opt_state.velocity
         if not is_off(self.momentum):
-            momentum = resolve(backend, "momentum", self.momentum, hparams, step)
-            direction = velocity = backend.axpy(momentum, velocity, direction)
-        return backend.axpy(-lr, direction, params), Square(square, velocity, mean)
+            direction = velocity = backend.axpy(rates.momentum, velocity, direction)
+        return backend.axpy(-rates.lr, direction, params), Square(square, velocity, mean)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple, final
 
 from hypergrad.backend import Backend, Tree
 from hypergrad.errors import ArgumentError
-from hypergrad.updates.base import Hyper, UpdateRule, check_range, is_off, resolve
+from hypergrad.updates.formula import Formula, Hyper, check_range, is_off
 
 
 class Momentum(NamedTuple):
@@ -18,7 +18,7 @@ class Momentum(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class SGD(UpdateRule):
+class SGD(Formula):
     r"""Gradient descent with heavy-ball or Nesterov momentum, as ``torch.optim.SGD``.
 
         g ← ∇C̃1 + w θ          w: weight_decay
@@ -26,15 +26,15 @@ class SGD(UpdateRule):
         θ ← θ − η b             η: lr;  with nesterov: θ ← θ − η (g + μ b)
 
     One copy of θ as state if there is momentum, none otherwise. Each of ``lr``, ``momentum``, ``dampening``
-    and ``weight_decay`` is a number, a function of the hyperparameters, or a `Schedule`.
+    and ``weight_decay`` is a `hypergrad.updates.Hyper`: a number, a function of the hyperparameters, or a
+    `Schedule`, of one rate or of a tree of them.
 
     Raises:
         ArgumentError: for a negative number, a momentum of 1 or more, or Nesterov without momentum or with
             dampening.
     """
 
-    leafwise: ClassVar[bool] = True
-    connected = True
+    hypers: ClassVar[tuple[str, ...]] = ("lr", "momentum", "weight_decay", "dampening")
 
     lr: Hyper
     momentum: Hyper = 0.0
@@ -53,32 +53,22 @@ class SGD(UpdateRule):
     def init(self, backend: Backend, params: Tree) -> Tree:
         return () if is_off(self.momentum) else Momentum(backend.zeros(params))
 
-    def update(
-        self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
+    def step(
+        self, backend: Backend, rates: Any, gradient: Tree, opt_state: Tree, params: Tree, t: Any
     ) -> tuple[Tree, Tree]:
-        lr = resolve(backend, "lr", self.lr, hparams, step)
-        gradient = self.decayed(backend, gradient, params, hparams, step)
+        if not is_off(self.weight_decay):
+            gradient = backend.axpy(rates.weight_decay, params, gradient)
         if is_off(self.momentum):
-            return backend.axpy(-lr, gradient, params), opt_state
-        momentum = resolve(backend, "momentum", self.momentum, hparams, step)
-        fresh = self.damped(backend, gradient, hparams, step)
-        velocity = backend.axpy(momentum, opt_state.velocity, fresh)
-        direction = backend.axpy(momentum, velocity, gradient) if self.nesterov else velocity
-        return backend.axpy(-lr, direction, params), Momentum(velocity)
+            return backend.axpy(-rates.lr, gradient, params), opt_state
+        fresh = gradient if is_off(self.dampening) else damped(backend, rates.dampening, gradient, t)
+        velocity = backend.axpy(rates.momentum, opt_state.velocity, fresh)
+        direction = backend.axpy(rates.momentum, velocity, gradient) if self.nesterov else velocity
+        return backend.axpy(-rates.lr, direction, params), Momentum(velocity)
 
-    def decayed(self, backend: Backend, gradient: Tree, params: Tree, hparams: Tree, step: Any) -> Tree:
-        """Return g + w θ."""
-        if is_off(self.weight_decay):
-            return gradient
-        decay = resolve(backend, "weight_decay", self.weight_decay, hparams, step)
-        return backend.axpy(decay, params, gradient)
 
-    def damped(self, backend: Backend, gradient: Tree, hparams: Tree, step: Any) -> Tree:
-        """Return (1 − δ) g, which is added to the running sum."""
-        if is_off(self.dampening):
-            return gradient
-        dampening = resolve(backend, "dampening", self.dampening, hparams, step)
-        return backend.axpy(_after_first(backend, step, gradient) * -dampening, gradient, gradient)
+def damped(backend: Backend, dampening: Any, gradient: Tree, t: Any) -> Tree:
+    """Return what is added to the running sum: (1 − δ) g, and g in the first step."""
+    return backend.axpy(_after_first(backend, t, gradient) * -dampening, gradient, gradient)
 
 
 def _after_first(backend: Backend, step: Any, params: Tree) -> Any:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from hypergrad.backend import Array, Backend, Scalar, Tree
 from hypergrad.tapes.reversible.fixedpoint import FixedPoint, Ratio, pooled
-from hypergrad.updates.base import is_off, resolve
-from hypergrad.updates.sgd import SGD
+from hypergrad.updates.formula import is_off, scalar_of
+from hypergrad.updates.sgd import SGD, damped
 
 Leaves = list[Array]
 
@@ -42,12 +42,13 @@ class Rates(NamedTuple):
     @classmethod
     def of(cls, rule: SGD, backend: Backend, hparams: Tree, t: Any, like: Array) -> Rates:
         """Return the rates of a rule at step t."""
+        lr, momentum, decay, dampening = (
+            scalar_of(backend, name, getattr(rule, name), hparams, t) for name in rule.hypers
+        )
         share: Any = 1.0
         if not is_off(rule.dampening):
-            share = rule.damped(backend, backend.asarray(1.0, like=like), hparams, t)
-        decay = resolve(backend, "weight_decay", rule.weight_decay, hparams, t)
-        momentum = resolve(backend, "momentum", rule.momentum, hparams, t)
-        return cls(resolve(backend, "lr", rule.lr, hparams, t), momentum, decay, share)
+            share = damped(backend, dampening, backend.asarray(1.0, like=like), t)
+        return cls(lr, momentum, decay, share)
 
 
 class Steps(NamedTuple):

@@ -15,7 +15,7 @@ from hypergrad.tapes.reversible.fixedpoint import SPILLS, WORD, FixedPoint, Rati
 from hypergrad.tapes.reversible.integers import Integers, Leaves, Rates, Steps
 from hypergrad.tapes.reversible.log import EACH, Log
 from hypergrad.tapes.trajectory import Pulled, Trajectory
-from hypergrad.updates.base import is_off
+from hypergrad.updates.formula import is_off
 from hypergrad.updates.sgd import SGD, Momentum
 
 NOT_RECOVERED, LOG_IS_FULL = -2, -3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, final
@@ -13,152 +13,9 @@ from torch.optim import Optimizer
 
 from hypergrad.backend import Backend, Tree
 from hypergrad.errors import ArgumentError, UnsupportedOpError, explain
-from hypergrad.updates import SGD, Adagrad, Adam, AdamW, RMSprop, UpdateRule, register_optimiser
-from hypergrad.updates.adagrad import Total
-from hypergrad.updates.adam import Moments
-from hypergrad.updates.rmsprop import Square
-from hypergrad.updates.sgd import Momentum
+from hypergrad.updates import Partition, UpdateRule, Updates, register_optimiser
+from hypergrad_torch.dialects import Hypers, Options, by_group, dialect, refuse_captured
 from hypergrad_torch.private import has_step_hooks
-
-Options = Mapping[str, Any]
-
-
-class Dialect(NamedTuple):
-    """How one class of optimiser is read.
-
-    ``rule`` makes the update rule from a group's options, ``state`` the rule's state from the tensors that
-    the optimiser keeps for some parameters, given as a function of their name, and of what they begin with
-    if that is not 0.
-    """
-
-    rule: Callable[[Options], UpdateRule]
-    state: Callable[[Options, Callable[..., list[Tensor]]], Tree]
-
-
-def _adam(kind: type[Adam] | type[AdamW]) -> Callable[[Options], UpdateRule]:
-    def rule(o: Options) -> UpdateRule:
-        beta1, beta2 = o["betas"]
-        decoupled = AdamW if o.get("decoupled_weight_decay") else kind
-        return decoupled(_number(o["lr"]), beta1, beta2, o["eps"], o["weight_decay"], o["amsgrad"])
-
-    return rule
-
-
-def _moments(o: Options, kept: Callable[..., list[Tensor]]) -> Moments:
-    return Moments(kept("exp_avg"), kept("exp_avg_sq"), kept("max_exp_avg_sq") if o["amsgrad"] else ())
-
-
-def _number(x: Any) -> Any:
-    """Return a number unchanged, and a tensor as a constant function: reading it could wait for a device.
-
-    Raises:
-        ArgumentError: for a tensor with a graph, whose derivative the optimiser would lose.
-    """
-    if not isinstance(x, Tensor):
-        return x
-    if x.requires_grad:
-        raise ArgumentError(f"an option of the optimiser is a tensor with a graph, {_SPELLING}")
-    held = x.detach().clone()
-    return lambda _: held
-
-
-_SPELLING = (
-    "which it takes for a constant: for a learned rate write "
-    'hypergrad_torch.TorchOptimizer(optimizer, {"lr": lambda h: h["lr"]}) in place of the optimiser'
-)
-_LEARNABLE = ("lr", "weight_decay", "momentum", "dampening", "betas", "eps", "alpha", "lr_decay")
-
-Hypers = Mapping[str, Any]
-"""Options of a group that are functions of the hyperparameters; ``betas`` is a pair of functions."""
-
-
-def refuse_captured(optimizer: Optimizer, paths: Sequence[str], leaves: Sequence[Any]) -> None:
-    """Refuse options of an optimiser that are hyperparameters themselves.
-
-    Raises:
-        ArgumentError: naming the option and the hyperparameter.
-    """
-    for group in optimizer.param_groups:
-        for name, option in group.items():
-            if isinstance(option, Tensor):
-                for path, leaf in zip(paths, leaves, strict=True):
-                    if option.device == leaf.device and option.data_ptr() == leaf.data_ptr():
-                        raise ArgumentError(f"the optimiser's {name} is {path}, {_SPELLING}")
-
-
-def by_group(optimizer: Optimizer, hypers: Hypers | Sequence[Hypers]) -> tuple[Hypers, ...]:
-    """Return the learned options of each group.
-
-    Raises:
-        ArgumentError: unless there is one dict for each group, of functions of options that can be learned.
-    """
-    groups = optimizer.param_groups
-    each = (hypers,) * len(groups) if isinstance(hypers, Mapping) else tuple(hypers)
-    if len(each) != len(groups):
-        raise ArgumentError(f"TorchOptimizer: {len(each)} dicts of options for {len(groups)} groups")
-    for group, given in zip(groups, each, strict=True):
-        for name, f in given.items():
-            if name not in _LEARNABLE or name not in group:
-                known = ", ".join(key for key in _LEARNABLE if key in group)
-                raise ArgumentError(f"TorchOptimizer: {name!r} cannot be learned; these can: {known}")
-            if not all(map(callable, f if name == "betas" and isinstance(f, tuple) else (f,))):
-                raise ArgumentError(
-                    f"TorchOptimizer: {name} = {f!r}; it must be a function of the hyperparameters, such as "
-                    'lambda h: h["lr"]' + (", in a pair of two" if name == "betas" else "")
-                )
-    return each
-
-
-DIALECTS: dict[type[Optimizer], Dialect] = {
-    torch.optim.SGD: Dialect(
-        lambda o: SGD(_number(o["lr"]), o["momentum"], o["nesterov"], o["weight_decay"], o["dampening"]),
-        lambda o, kept: Momentum(kept("momentum_buffer")) if o["momentum"] else (),
-    ),
-    torch.optim.Adam: Dialect(_adam(Adam), _moments),
-    torch.optim.AdamW: Dialect(_adam(AdamW), _moments),
-    torch.optim.RMSprop: Dialect(
-        lambda o: RMSprop(
-            _number(o["lr"]), o["alpha"], o["eps"], o["momentum"], o["weight_decay"], o["centered"]
-        ),
-        lambda o, kept: Square(
-            kept("square_avg"),
-            kept("momentum_buffer") if o["momentum"] else (),
-            kept("grad_avg") if o["centered"] else (),
-        ),
-    ),
-    torch.optim.Adagrad: Dialect(
-        lambda o: Adagrad(
-            _number(o["lr"]), o["lr_decay"], o["eps"], o["weight_decay"], o["initial_accumulator_value"]
-        ),
-        lambda o, kept: Total(kept("sum", o["initial_accumulator_value"])),
-    ),
-}
-"""The optimisers that are differentiated through. A subclass may do anything, and is not among them."""
-
-
-def dialect(optimizer: Optimizer) -> Dialect:
-    """How an optimiser is read.
-
-    Raises:
-        UnsupportedOpError: if it is none of `DIALECTS`, with their names and the way out.
-    """
-    known = DIALECTS.get(type(optimizer))
-    if known is None:
-        names = ", ".join(f"torch.optim.{kind.__name__}" for kind in DIALECTS)
-        raise UnsupportedOpError(
-            explain(
-                f"the step of {type(optimizer).__module__}.{type(optimizer).__qualname__} cannot be "
-                "differentiated through",
-                "Its formula is not known here, and the hypergradient passes through it.",
-                (
-                    f"train with one of {names}",
-                    "take the hypergradient of eq. 3 instead, which leaves the optimiser out: "
-                    'hg.Greedy(optimizer, response="gradient") works with any',
-                    "write the optimiser as a pair (init, update)",
-                ),
-            )
-        )
-    return known
 
 
 class Taken(NamedTuple):
@@ -293,56 +150,104 @@ class TorchOptimizer(UpdateRule):
         TorchOptimizer(optimizer, {"lr": lambda h: h["lr"], "weight_decay": lambda h: h["l2"].exp()})
 
     `init` gives zeros however many steps the optimiser has taken, and the optimiser's own state is never
-    touched. In functions it must have one group of parameters: groups of a module are trained by
-    `ModuleTuner`, and those of a tree by `hypergrad.Partition`.
+    touched. It also finds out to which group each parameter belongs, if there are several: the parameters are
+    then those that the optimiser was made with, as in ``dict(module.named_parameters())``.
 
     Args:
-        optimizer: an optimiser of `DIALECTS`.
+        optimizer: an optimiser of `hypergrad_torch.dialects.DIALECTS`.
         hypers: functions λ -> scalar by the names of options, for ``betas`` a pair of them; or a list of such
             dicts, one for each group. `ModuleTuner` writes their values into the optimiser before each step,
             which reads them (and so waits for a device).
 
     Raises:
-        UnsupportedOpError: when it is used, for an optimiser not in `DIALECTS`.
-        ArgumentError: for options that cannot be learned; when it is used, for several groups, and for an
-            option that is a hyperparameter itself.
+        UnsupportedOpError: when it is used, for an optimiser not in `hypergrad_torch.dialects.DIALECTS`.
+        ArgumentError: for options that cannot be learned; when it is used, for an option that is a
+            hyperparameter itself, and for parameters of unknown groups.
     """
 
     connected = True
 
     optimizer: Optimizer
     hypers: Hypers | Sequence[Hypers] = field(default_factory=dict)
+    _rules: dict[Any, Partition] = field(default_factory=dict, init=False, repr=False)
+    """The rule for each structure of parameters that `init` has seen, if there are several groups."""
 
     def __post_init__(self) -> None:
         by_group(self.optimizer, self.hypers)
 
     @property
     def formula(self) -> UpdateRule:
-        return self if self._options.get("maximize") else dialect(self.optimizer).rule(self._options)
-
-    @property
-    def _options(self) -> Options:
-        learned = by_group(self.optimizer, self.hypers)[0]
-        return {**self.optimizer.param_groups[0], **learned, **_of_no_group(self.optimizer)}
+        return self if len(self.optimizer.param_groups) > 1 else _Group(self, 0).formula
 
     def init(self, backend: Backend, params: Tree) -> Tree:
-        speak = dialect(self.optimizer)
-        if len(self.optimizer.param_groups) > 1:
-            raise ArgumentError(
-                "an optimiser with several groups belongs to a module: use hypergrad_torch.ModuleTuner, or "
-                "hg.Partition with a rule for each group"
-            )
-        return speak.rule(self._options).init(backend, params)
+        labels = self._group_of(backend, params) if len(self.optimizer.param_groups) > 1 else None
+        if labels is not None:  # otherwise they are other tensors, perhaps of a known structure
+            each: dict[Hashable, Updates] = {
+                k: _Group(self, k) for k in range(len(self.optimizer.param_groups))
+            }
+            self._rules[backend.trees.structure(params)] = Partition(each, labels)
+        return self._rule(backend, params).init(backend, params)
 
     def update(
         self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
     ) -> tuple[Tree, Tree]:
+        return self._rule(backend, params).update(backend, gradient, opt_state, params, hparams, step)
+
+    def _rule(self, backend: Backend, params: Tree) -> UpdateRule:
+        if len(self.optimizer.param_groups) == 1:
+            return _Group(self, 0)
+        known = self._rules.get(backend.trees.structure(params))
+        if known is None:
+            raise ArgumentError(
+                "it is not known to which of the optimiser's groups these parameters belong: begin with the "
+                "tensors that it was made with, by estimator.init(problem, dict(module.named_parameters()), "
+                "…), use hg.Partition with a rule for each group, or for a module hypergrad_torch.ModuleTuner"
+            )
+        return known
+
+    def _group_of(self, backend: Backend, params: Tree) -> Tree | None:
+        """Return the number of each parameter's group; ``None`` if these are not the optimiser's tensors."""
+        groups = self.optimizer.param_groups
+        owner = {p.data_ptr(): k for k, group in enumerate(groups) for p in group["params"]}
+        leaves, unflatten = backend.flatten(params)
+        labels = [owner.get(leaf.data_ptr()) if isinstance(leaf, Tensor) else None for leaf in leaves]
+        apart = len(owner) == sum(len(group["params"]) for group in groups)
+        return unflatten(labels) if apart and None not in labels else None
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Group(UpdateRule):
+    """The step of one group of an optimiser."""
+
+    connected = True
+
+    whole: TorchOptimizer
+    number: int
+
+    @property
+    def formula(self) -> UpdateRule:
         options = self._options
+        return self if options.get("maximize") else dialect(self.whole.optimizer).rule(options)
+
+    @property
+    def _options(self) -> Options:
+        optimizer = self.whole.optimizer
+        learned = by_group(optimizer, self.whole.hypers)[self.number]
+        return {**optimizer.param_groups[self.number], **learned, **_of_no_group(optimizer)}
+
+    def init(self, backend: Backend, params: Tree) -> Tree:
+        return dialect(self.whole.optimizer).rule(self._options).init(backend, params)
+
+    def update(
+        self, backend: Backend, gradient: Tree, opt_state: Tree, params: Tree, hparams: Tree, step: Any
+    ) -> tuple[Tree, Tree]:
+        options, optimizer = self._options, self.whole.optimizer
         if any(isinstance(option, Tensor) for option in options.values()):
-            refuse_captured(self.optimizer, backend.paths(hparams, "hparams"), backend.flatten(hparams)[0])
+            refuse_captured(optimizer, backend.paths(hparams, "hparams"), backend.flatten(hparams)[0])
         if options.get("maximize"):
             gradient = backend.map(lambda g: -g, gradient)
-        rule = dialect(self.optimizer).rule(options)
+        rule = dialect(optimizer).rule(options)
         return rule.update(backend, gradient, opt_state, params, hparams, step)
 
 

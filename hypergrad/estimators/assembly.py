@@ -127,6 +127,10 @@ def _check_connected(
                         "it is only compared or rounded, which has no slope: relax that",
                         "only the optimiser uses it, and this estimator does not differentiate through "
                         "the optimiser: use Greedy(response='update') or Unrolled",
+                        "the optimiser was made with its value, which is a constant to it: give it a "
+                        "function, as in hg.SGD(lambda h: h['lr']), or for optax in "
+                        "hypergrad_jax.Optax(optax.inject_hyperparams(optax.sgd)(learning_rate=0.1), "
+                        "{'learning_rate': lambda h: h['lr']})",
                     ),
                 ),
                 paths[i],

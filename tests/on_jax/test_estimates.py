@@ -166,6 +166,13 @@ class TestOptax:
         rule = Optax(tx, {"learning_rate": lambda h: h["lr"]})
         self.agrees(hg.Unrolled(rule, steps), {"lr": jnp.asarray(0.05)})
 
+    def test_a_rate_that_was_baked_in_is_refused_with_the_spelling(self):
+        problem, params, hparams, train, val = regression(JAX)
+        hparams = hparams | {"lr": jnp.asarray(0.05)}
+        baked = optax.sgd(hparams["lr"])
+        with pytest.raises(errors.DisconnectedError, match=r"inject_hyperparams.*lambda h: h\['lr'\]"):
+            hg.hypergradient(problem, params, hparams, train, val, hg.Greedy(baked))
+
     def test_a_rate_that_is_not_held(self):
         problem, params, hparams, train, val = regression(JAX)
         with pytest.raises(errors.ArgumentError, match="inject_hyperparams"):

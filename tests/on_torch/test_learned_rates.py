@@ -136,6 +136,27 @@ class TestTraining:
         got = np.array([float(h) for h in done.estimate.hypergradient])
         np.testing.assert_allclose(got, differences(make, values, STEPS, groups), rtol=1e-5)
 
+    @pytest.mark.parametrize("tape", [hg.Full(), hg.States()], ids=repr)
+    @pytest.mark.parametrize("kind", [SGD, AdamW])
+    def test_groups_of_functions_have_rates_of_their_own(self, kind, tape):
+        # The groups take every second tensor, and not in the order of the tree.
+        def groups(m):
+            w, b, v, c = m.parameters()
+            return [{"params": [c, w]}, {"params": [b, v]}]
+
+        def make(groups, values):
+            return kind([{**g, "lr": v} for g, v in zip(groups, values, strict=True)])
+
+        module, values = net(), [0.1, 0.02]
+        rule = TorchOptimizer(make(groups(module), values), [{"lr": lambda h: h[0]}, {"lr": lambda h: h[1]}])
+        lam = [torch.tensor(v, dtype=torch.float64) for v in values]
+        params = dict(module.named_parameters())
+        found = hg.hypergradient(
+            of(module), params, lam, lambda t: TRAIN, VAL, hg.Unrolled(rule, STEPS, tape=tape)
+        )
+        got = np.array([float(h) for h in found])
+        np.testing.assert_allclose(got, differences(make, values, STEPS, groups), rtol=1e-5)
+
     def test_goes_on_at_the_rate_that_was_learned(self):
         module = net()
         optimizer = SGD(module.parameters(), 0.1)

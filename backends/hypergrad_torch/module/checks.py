@@ -12,7 +12,8 @@ from hypergrad.backend import Tree
 from hypergrad.errors import ArgumentError, UnsupportedOpError, explain
 from hypergrad.estimators import Greedy, HypergradientEstimator, Implicit, Unrolled
 from hypergrad_torch.backend import TorchBackend
-from hypergrad_torch.optimizers import TorchOptimizer, dialect
+from hypergrad_torch.dialects import dialect
+from hypergrad_torch.optimizers import TorchOptimizer
 
 _WRAPPERS = {
     "OptimizedModule": (

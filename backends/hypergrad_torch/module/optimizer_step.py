@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from hypergrad.backend import Backend, Tree
 from hypergrad.errors import ArgumentError
 from hypergrad.updates import ClipNorm, UpdateRule
+from hypergrad_torch.dialects import Hypers, Options
 from hypergrad_torch.graph import trees
-from hypergrad_torch.optimizers import Hypers, Options, Taken, replay
+from hypergrad_torch.optimizers import Taken, replay
 
 
 @final

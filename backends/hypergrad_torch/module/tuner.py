@@ -26,6 +26,7 @@ from hypergrad.tuning.recorder import Recorder
 from hypergrad.tuning.spaces import Spaces
 from hypergrad.updates import SGD, Adam, ClipNorm, UpdateRule
 from hypergrad_torch.backend import TorchBackend
+from hypergrad_torch.dialects import by_group, refuse_captured
 from hypergrad_torch.module.checkpoint import read_history, read_tree, write_history, write_tree
 from hypergrad_torch.module.checks import check_distinct, check_estimator, check_module, check_tuned
 from hypergrad_torch.module.estimates import Estimates
@@ -35,7 +36,7 @@ from hypergrad_torch.module.losses import Objective
 from hypergrad_torch.module.optimizer_step import HyperOptimizer, LearnedOptions, Trainer
 from hypergrad_torch.module.training import Training
 from hypergrad_torch.module.window import Window
-from hypergrad_torch.optimizers import TorchOptimizer, by_group, refuse_captured
+from hypergrad_torch.optimizers import TorchOptimizer
 from hypergrad_torch.private import Later, read_later
 from hypergrad_torch.randomness import generators
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ from hypergrad.backend.random import Random
 
 
 class Draws(NamedTuple):
-    """State of torch's generators: the CPU's, and those of the CUDA devices if any is in use."""
+    """State of torch's generators: the CPU's, and those of the other devices if any is in use."""
 
     cpu: Tensor
-    cuda: tuple[Tensor, ...] = ()
+    devices: tuple[Tensor, ...] = ()
 
 
 class Trace:
@@ -44,27 +44,47 @@ def tracing() -> Iterator[Trace]:
         _current.trace = None
 
 
+def _in_use() -> tuple[str, Any] | None:
+    """Return the kind of accelerator that this process uses, if any, and torch's module for it.
+
+    Torch makes generators of CUDA and XPU when such a device is first used, and that of MPS at once.
+    """
+    for kind in ("cuda", "xpu"):
+        module: Any = getattr(torch, kind, None)
+        if module is not None and module.is_initialized():
+            return kind, module
+    if torch.backends.mps.is_available() and torch.mps.driver_allocated_memory() > 0:
+        return "mps", torch.mps
+    return None
+
+
 class Generators(Random):
-    """Torch's default generators, of the CPU and of every CUDA device in use."""
+    """Torch's default generators, of the CPU and of every device in use: CUDA, XPU or MPS."""
 
     def state(self, seed: int | None = None) -> Draws:
         if _current.trace is not None:
             return Draws(torch.empty(0))
-        cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        used = _in_use()
         if seed is None:
-            return Draws(torch.get_rng_state(), tuple(torch.cuda.get_rng_state_all()) if cuda else ())
-        count = torch.cuda.device_count() if cuda else 0
-        return Draws(
-            torch.Generator().manual_seed(seed).get_state(),
-            tuple(torch.Generator(f"cuda:{i}").manual_seed(seed).get_state() for i in range(count)),
-        )
+            return Draws(torch.get_rng_state(), () if used is None else _states(used[1]))
+        cpu = torch.Generator().manual_seed(seed).get_state()
+        if used is None:
+            return Draws(cpu)
+        kind, module = used
+        devices = [f"{kind}:{i}" for i in range(module.device_count())]
+        return Draws(cpu, tuple(torch.Generator(device).manual_seed(seed).get_state() for device in devices))
 
     def restore(self, state: Draws) -> None:
         if _current.trace is not None:
             return
         torch.set_rng_state(state.cpu)
-        if state.cuda:
-            torch.cuda.set_rng_state_all(state.cuda)
+        used = _in_use() if state.devices else None
+        if used is None:
+            return
+        if hasattr(used[1], "set_rng_state_all"):
+            used[1].set_rng_state_all(state.devices)
+        else:
+            used[1].set_rng_state(*state.devices)
 
     @contextmanager
     def replay(self, state: Draws) -> Iterator[None]:
@@ -74,6 +94,14 @@ class Generators(Random):
             return
         with super().replay(state):
             yield
+
+
+def _states(module: Any) -> tuple[Tensor, ...]:
+    return (
+        tuple(module.get_rng_state_all())
+        if hasattr(module, "get_rng_state_all")
+        else (module.get_rng_state(),)
+    )
 
 
 generators = Generators(None)

@@ -143,7 +143,7 @@ class Training:
         return {
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "draws": [draws.cpu, *draws.cuda],
+            "draws": [draws.cpu, *draws.devices],
             "steps": self.steps,
             "since": self.since,
             "window": None if self.window is None else write(self.window),
@@ -157,8 +157,8 @@ class Training:
         self._optimizer.load_state_dict(stored["optimizer"])
         if self.trainer.learned is not None:
             self.trainer.learned.forget()
-        cpu, *cuda = stored["draws"]
-        generators.restore(Draws(cpu, tuple(cuda)))
+        cpu, *devices = stored["draws"]
+        generators.restore(Draws(cpu, tuple(devices)))
         self.window = None if window is None else read(self.trainer, window)
         if self._start is not None:
             self._start = (Snapshot.read(self.trainer, start["snapshot"]), start["buffers"])

@@ -36,7 +36,7 @@ def write(window: Window) -> dict[str, Any]:
     records = [
         {
             "batch": r.batch,
-            "draws": [r.draws.cpu, *r.draws.cuda],
+            "draws": [r.draws.cpu, *r.draws.devices],
             "buffers": r.buffers,
             "modes": r.modes,
             "options": [dict(o) for o in r.taken.options],

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 
 import torch
 
-_DEVICES = ("cpu", "cuda")
+_DEVICES = ("cpu", "cuda", "xpu", "mps")
 
 
 class _Ambient(threading.local):
@@ -32,6 +32,24 @@ def without_autocast() -> AbstractContextManager[None]:
 def as_called() -> AbstractContextManager[None]:
     """Return a context with the modes that `without_autocast` has switched off."""
     return nullcontext() if not _ambient.modes else _modes(_ambient.modes)
+
+
+def precision(dtype: torch.dtype) -> float:
+    """Return the machine epsilon of losses on tensors of this dtype, in the present modes of the caller."""
+    dtypes = [dtype, *(torch.get_autocast_dtype(d) for d in _DEVICES if torch.is_autocast_enabled(d))]
+    return max(torch.finfo(dtype).eps for dtype in dtypes)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Return a context without autocast, not even in losses."""
+    before, _ambient.modes = _ambient.modes, ()
+    try:
+        with without_autocast():
+            _ambient.modes = ()
+            yield
+    finally:
+        _ambient.modes = before
 
 
 @contextmanager

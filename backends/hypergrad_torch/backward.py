@@ -1,35 +1,52 @@
 """Custom functions, whose backward pass need not be the derivative of the forward one.
 
-No graph shows whether it is, so each is compared with differences until it agrees in a loss where it matters.
+No graph shows whether it is, so each is compared with differences, in every loss until it agrees where it
+matters. Agreement is that of one loss: what is wrong in a function may cancel there, or be too small to see.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hypergrad.backend import Tree
 from hypergrad.errors import UnsupportedOpError, explain
+from hypergrad_torch.autocast import full_precision
 from hypergrad_torch.leaves import is_float
-from hypergrad_torch.private import custom_function, is_symbolic
+from hypergrad_torch.private import HookFunction, custom_function, is_symbolic, nodes_before
 from hypergrad_torch.randomness import generators
+from hypergrad_torch.unsupported import refuse_changes
 
-_trusted: set[tuple[Any, bool]] = set()
-"""The custom functions that agreed with a difference, in their first or second derivative."""
+
+class _Agreed(NamedTuple):
+    """A custom function that agreed with a difference, in the first or second derivative of a loss.
+
+    ``size``, the number of nodes in the graph of the loss, tells one loss from another.
+    """
+
+    function: Any
+    second: bool
+    size: int
+
+
+_agreed: set[_Agreed] = set()
 
 _MATTERS = 1e-3
-"""How much of the derivative of a loss has to come through a custom function for it to be trusted."""
+"""How much of the derivative of a loss has to come through a custom function for agreement to count."""
+
+_COARSEST = 1e-4
+"""The machine epsilon above which differences say nothing of a derivative: that of float16 is 1e-3."""
 
 Loss = Callable[[list[Any]], tuple[Tree, Tree]]
 """The leaves of θ and λ -> (value, aux)."""
 
 
-def compare(loss: Loss, leaves: list[Any], customs: set[Any], second: bool) -> None:
-    """Compare the derivative of a loss with a difference, if a custom function in it is new.
+def compare(loss: Loss, leaves: list[Any], customs: set[Any], second: bool, size: int) -> None:
+    """Compare the derivative of a loss with a difference, if a custom function is new in it.
 
     Without ``second`` that is its gradient ∇C, against C. With ``second`` it is the derivative of the
     gradient that the backward pass gives, against that gradient: along one random direction d,
@@ -37,34 +54,47 @@ def compare(loss: Loss, leaves: list[Any], customs: set[Any], second: bool) -> N
         (∂∇C)ᵀu · d   and   u · (∇C(x + εd) − ∇C(x − εd)) / 2ε
 
     Costs six evaluations of the loss, and as many gradients with ``second``, until a custom function has
-    agreed in a loss in which it matters. Where values cannot be read, nothing is compared.
+    agreed in a loss in which it matters. They run without autocast. Where values cannot be read, nothing is
+    compared.
 
     Raises:
-        UnsupportedOpError: naming the custom functions, if the two differ by more than rounding explains.
+        UnsupportedOpError: naming the custom functions, if the two differ by more than rounding explains, or
+            if the parameters are of half precision, in which a comparison says nothing.
     """
-    new = {kind for kind in customs if (kind, second) not in _trusted}
+    new = {kind for kind in customs if _Agreed(kind, second, size) not in _agreed}
     variables = [x for x in leaves if is_float(x)]
     if not new or not variables or any(x.is_meta or (is_symbolic(x) and not x.is_cuda) for x in variables):
         return
-    with torch.enable_grad():
+    eps = max(torch.finfo(x.dtype).eps for x in variables)
+    if eps > _COARSEST:
+        new -= {known.function for known in _agreed if known.second == second}
+        if not new:
+            return
+        raise _too_coarse(new, next(x.dtype for x in variables if torch.finfo(x.dtype).eps == eps))
+    with torch.enable_grad(), full_precision():
         generator = torch.Generator().manual_seed(0)
         directions = [_random(x, generator) for x in variables]
         judge = _second if second else _first
         analytic, difference = judge(loss, leaves, directions, generator.manual_seed(1))
-        eps = max(torch.finfo(x.dtype).eps for x in variables)
         fine, coarse = difference(eps ** (1 / 3)), difference(2 * eps ** (1 / 3))
-    scale = max(abs(analytic), abs(fine))
-    # Tight, since the function may have a small part in this loss, and is trusted afterwards.
-    if abs(analytic - fine) > eps**0.5 * scale + 10 * abs(fine - coarse):
-        raise _wrong(new, second, analytic, fine)
-    # Agreement says something of a function only if its backward pass matters in this loss.
-    for kind in new:
-        with torch.enable_grad():
+        scale = max(abs(analytic), abs(fine))
+        # Tight, since the function may have a small part in this loss.
+        tolerance = eps**0.5 * scale + 10 * abs(fine - coarse)
+        if abs(analytic - fine) > tolerance:
+            # Near a jump, as that of a norm over two numbers, smaller steps come nearer; else they do not.
+            if any(
+                abs(analytic - difference(eps ** (1 / 3) / k)) < abs(analytic - fine) / 2 for k in (4, 16, 64)
+            ):
+                return
+            raise _wrong(new, second, analytic, fine)
+        # Agreement says something of a function only if its backward pass matters in this loss, by more than
+        # the comparison would overlook.
+        for kind in new:
             changed, _ = judge(
                 partial(_with_changed, loss, kind), leaves, directions, generator.manual_seed(1)
             )
-        if abs(changed - analytic) > _MATTERS * scale:
-            _trusted.add((kind, second))
+            if abs(changed - analytic) > max(_MATTERS * scale, 20 * tolerance):
+                _agreed.add(_Agreed(kind, second, size))
 
 
 Difference = Callable[[float], float]
@@ -102,20 +132,18 @@ def _second(
 def _gradients(loss: Loss, leaves: list[Any], graph: bool = False) -> tuple[list[Tensor], list[Tensor]]:
     made = _variables(leaves)
     inputs = [x for x in made if is_float(x)]
-    found = torch.autograd.grad(_evaluate(loss, made), inputs, create_graph=graph, allow_unused=True)
+    value = _evaluate(loss, made)
+    for node in nodes_before([value.grad_fn] if value.grad_fn is not None else []):
+        if custom_function(node.__class__) is HookFunction:
+            refuse_changes(node)  # otherwise the custom function would be blamed
+    found = torch.autograd.grad(value, inputs, create_graph=graph, allow_unused=True)
     return inputs, [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
 
 
 def _with_changed(loss: Loss, kind: Any, leaves: list[Any]) -> tuple[Tree, Tree]:
     """The loss, with the backward pass of one custom function doubled."""
     value, aux = loss(leaves)
-    todo, seen = [value.grad_fn], set[Any]()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        todo.extend(parent for parent, _ in node.next_functions)
+    for node in nodes_before([value.grad_fn]):
         if custom_function(node.__class__) is kind:
             node.register_hook(_doubled)
     return value, aux
@@ -148,6 +176,21 @@ def _random(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def _dot(xs: Sequence[Tensor | None], ys: Sequence[Tensor]) -> float:
     return sum(float((x.detach() * y).sum()) for x, y in zip(xs, ys, strict=True) if x is not None)
+
+
+def _too_coarse(new: set[Any], dtype: torch.dtype) -> UnsupportedOpError:
+    names = ", ".join(sorted(kind.__name__ for kind in new))
+    return UnsupportedOpError(
+        explain(
+            f"differences in {dtype} are too coarse to judge the custom "
+            f"function{'s'[: len(new) > 1]} {names} by",
+            "Nothing shows whether the backward pass is the derivative of the forward pass.",
+            (
+                "take one estimate in float32 first, in which the function matters: its agreement counts",
+                "keep the parameters in float32 and use torch.autocast",
+            ),
+        )
+    )
 
 
 def _wrong(new: set[Any], second: bool, analytic: float, difference: float) -> UnsupportedOpError:

@@ -22,7 +22,7 @@ from hypergrad.backend.trees import Trees
 from hypergrad.errors import DisconnectedError, explain
 from hypergrad_torch.backward import compare
 from hypergrad_torch.leaves import is_fixed, is_float
-from hypergrad_torch.private import Node, hook_unwatched, saved_bytes, watch_hooks
+from hypergrad_torch.private import Node, hook_unwatched, nodes_before, saved_bytes, watch_hooks
 from hypergrad_torch.recompute import refuse_other_tensors
 from hypergrad_torch.slopes import any_flat, flat_inputs
 from hypergrad_torch.unsupported import changing_hook, refuse_undifferentiable, same, translated
@@ -120,7 +120,7 @@ class GraphPullback(Pullback):
 
     @cached_property
     def _nodes(self) -> set[Node]:
-        return self._before(_before)
+        return self._before(nodes_before)
 
     def _before(self, walk: Callable[..., set[Node]]) -> set[Node]:
         # The inputs of an inner derivative have a history of their own, which is not that of the function.
@@ -144,25 +144,11 @@ class GraphPullback(Pullback):
 
 def history(outputs: Sequence[Any]) -> set[Node]:
     """Every node of the graph from some outputs back to where it begins."""
-    return _before([_node(x) for x in outputs if is_float(x) and x.requires_grad])
-
-
-def _before(todo: list[Node], ends: Collection[Node] = ()) -> set[Node]:
-    """The nodes before some others, these included, and nothing before the ``ends``."""
-    nodes = set(todo)
-    while todo:
-        node = todo.pop()
-        if node in ends:
-            continue
-        for parent, _ in node.next_functions:
-            if parent is not None and parent not in nodes:
-                nodes.add(parent)
-                todo.append(parent)
-    return nodes
+    return nodes_before([_node(x) for x in outputs if is_float(x) and x.requires_grad])
 
 
 def _sloped_before(todo: list[Node], ends: Collection[Node] = ()) -> set[Node]:
-    """Like `_before`, but nothing that only operations without a slope lead to."""
+    """Like `nodes_before`, but nothing that only operations without a slope lead to."""
     nodes = set(todo)
     while todo:
         node = todo.pop()
@@ -193,7 +179,8 @@ def vjp(f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) -> tuple
         refuse_other_tensors(pullback._nodes)
         second = inner and any(x.requires_grad for x in leaves if is_float(x))
         if customs := refuse_undifferentiable(pullback._nodes, inner, second):
-            compare(lambda leaves: f(*unflatten(leaves)), leaves, customs, inner)
+            with one_deeper():  # so that hooks are watched
+                compare(lambda leaves: f(*unflatten(leaves)), leaves, customs, inner, len(pullback._nodes))
     if inner:
         return value, pullback, aux
     return detach(value), pullback, detach(aux)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import cache, wraps
 from typing import Any, NamedTuple
@@ -170,3 +170,17 @@ def once_differentiable(custom: Any) -> bool:
 def has_step_hooks(optimizer: Optimizer) -> bool:
     """Were hooks registered around this optimiser's step?"""
     return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+
+
+def nodes_before(todo: list[Node], ends: Collection[Node] = ()) -> set[Node]:
+    """The nodes before some others, these included, and nothing before the ``ends``."""
+    nodes = set(todo)
+    while todo:
+        node = todo.pop()
+        if node in ends:
+            continue
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in nodes:
+                nodes.add(parent)
+                todo.append(parent)
+    return nodes

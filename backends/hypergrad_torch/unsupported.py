@@ -140,7 +140,7 @@ def refuse_undifferentiable(nodes: Iterable[Any], nested: bool, second: bool) ->
         if custom is None:
             continue
         if custom is HookFunction:
-            node.register_hook(_refuse_change)
+            refuse_changes(node)
         elif nested and once_differentiable(custom):
             raise unsupported(f"the custom function {custom.__name__}", _REMEDIES["custom"])
         else:
@@ -176,6 +176,11 @@ def _refuse_captured(buffers: Iterable[Tensor]) -> None:
 def _about(kind: Any) -> tuple[Any, Any]:
     """The entry of a kind of node in `_WRONG`, and its custom function."""
     return _WRONG.get(kind.__name__), custom_function(kind)
+
+
+def refuse_changes(node: Any) -> None:
+    """Let the node of a module's backward hooks raise an error when they change a gradient."""
+    node.register_hook(_refuse_change)
 
 
 def _refuse_change(after: Sequence[Any], before: Sequence[Any]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hypergrad.backend import Backend, Scalar, Tree, find_backend, vectors
 from hypergrad.backend.arguments import check_variables
-from hypergrad.checks.ridders import ridders
+from hypergrad.checks.ridders import jump, ridders
 from hypergrad.errors import ArgumentError, InnerNotConvergedError
 from hypergrad.estimators import Checks, Forward, Greedy, HypergradientEstimator, Implicit, State, Unrolled
 from hypergrad.problems.base import Problem
@@ -42,7 +42,8 @@ class Check:
     differences of real training, and of that training unrolled exactly. ``uncertainty`` is the error
     of each difference, by its own estimate. ``own`` is the exact derivative of what the estimator itself
     takes for training, if it is another one, and ``None`` if it has no such definition. ``repeated`` is how
-    much C2 differs between two runs at the same λ, and ``rounding`` the machine epsilon.
+    much C2 differs between two runs at the same λ, and ``rounding`` the machine epsilon. ``jump`` is the
+    largest difference between the slopes of C2 to both sides of λ: where it is not 0, C2 has a kink there.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Check:
     own: Any = None
     repeated: float = 0.0
     rounding: float = 2.0**-52
+    jump: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -77,6 +79,11 @@ class Check:
         """What the numbers say, in words."""
         if self.repeated:
             return f"the loss is not deterministic: two evaluations differ by {self.repeated:.1e}"
+        if self.jump:
+            return (
+                f"C2 has a kink at these hyperparameters: slopes to both sides differ by {self.jump:.1e}, "
+                "and an estimate is one of its subgradients"
+            )
         if not np.any(self.estimate) and not np.any(self.differences):
             return "both are exactly zero: these hyperparameters have no effect here"
         if self.relative_error <= self._tolerance:
@@ -238,10 +245,9 @@ def check_hypergradient(
             *(value(_shifted(backend, hparams, k * 20 * rounding * h0, first)) for k in range(1, 5)),
         ]
         noise = max(nearby) - min(nearby) + rounding * abs(at)
-        slopes = [
-            ridders(lambda h, d=d: value(_shifted(backend, hparams, h, d)), h0, noise=noise)  # type: ignore[misc]
-            for d, h0 in axes
-        ]
+        lines = [(lambda h, d=d: value(_shifted(backend, hparams, h, d)), h0) for d, h0 in axes]
+        slopes = [ridders(line, h0, noise=noise) for line, h0 in lines]
+        jumps = [jump(line, h0, at, noise) for line, h0 in lines]
         return Check(
             name=repr(estimator),
             training=reference.name,
@@ -252,6 +258,7 @@ def check_hypergradient(
             own=own,
             repeated=repeated,
             rounding=float(rounding),
+            jump=max(map(abs, jumps)),
         )
 
 

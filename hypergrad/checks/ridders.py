@@ -45,3 +45,15 @@ def ridders(
     if not np.isfinite(best):
         raise NonFiniteError("T2", 0)
     return best, error
+
+
+def jump(f: Callable[[float], float], h: float, at: float, noise: float = 0.0) -> float:
+    """Return f′(0+) − f′(0−), the size of a kink of f at 0, or 0 if there is none above the noise.
+
+    [f(h) − 2 f(0) + f(−h)] / h tends to it, and for a smooth f to 0, as h does. ``at`` is f(0).
+    """
+    wide, narrow = h / 2**8, h / 2**11
+    with np.errstate(all="ignore"):
+        far, near = ((f(step) - 2 * at + f(-step)) / step for step in (wide, narrow))
+    is_kink = abs(near) > abs(far) / 2 and abs(near) > 20 * noise / narrow
+    return near if is_kink and np.isfinite(near) else 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypergrad.errors import Failure, explain
 from hypergrad.solvers.base import Solver
+from hypergrad.solvers.direct import Direct
 
 
 def diagnosis(
@@ -19,11 +20,13 @@ def diagnosis(
     conditioned = "the Hessian is ill-conditioned: wrap the solver in hg.Damped, or give CG a preconditioner"
     accept = 'the bias is acceptable: checks=hg.Checks(unsolved="warn")'
     bias = "The hypergradient would have an error of that order."
+    exact = 'θ is meant to be a saddle, where Direct is exact: checks=hg.Checks(unsolved="warn")'
+    after = "" if isinstance(solver, Direct) else f" after {iterations} iterations"
     match failure:
         case Failure.SINGULAR:
             return explain(
-                f"the Hessian is singular: {name} found a direction without curvature after {iterations} "
-                f"iterations, at relative residual {residual:.1e}",
+                f"the Hessian is singular: {name} found a direction without curvature{after}, at relative "
+                f"residual {residual:.1e}",
                 "H x = v has no solution, so the hypergradient is not defined.",
                 (
                     "C̃1 does not determine all parameters: add a penalty, or wrap the solver in hg.Damped",
@@ -33,15 +36,17 @@ def diagnosis(
             )
         case Failure.NEGATIVE_CURVATURE:
             return explain(
-                f"the Hessian is not positive definite: {name} found negative curvature at iteration "
-                f"{iterations}",
+                f"the Hessian is not positive definite: {name} found negative curvature{after}",
                 "θ is not a minimum of C̃1, so the implicit function theorem does not apply.",
                 (
                     far,
                     f"make H + δI definite (‖H‖ ≈ {curvature:.1e}): wrap the solver in hg.Damped, or in "
                     "hg.LevenbergMarquardt, which finds δ",
-                    "θ is meant to be a saddle: use hg.MINRES",
-                    accept,
+                    *(
+                        [exact]
+                        if isinstance(solver, Direct)
+                        else ["θ is meant to be a saddle: use hg.MINRES", accept]
+                    ),
                 ),
             )
         case Failure.DIVERGED:

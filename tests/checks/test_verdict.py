@@ -123,3 +123,27 @@ def test_an_inner_problem_without_a_solution_is_an_error(backend):
     estimator = hg.Implicit(hg.Direct(), checks=hg.Checks(away="ignore"))
     with pytest.raises(errors.InnerNotConvergedError):
         hg.check_hypergradient(problem, at, at, None, None, estimator)
+
+
+@each_backend
+@pytest.mark.parametrize("where", [0.0, 0.7])
+def test_a_kink(backend, where):
+    xp = backend.xp
+    lam = backend.asarray(np.array([where, 0.4]))
+    problem = hg.Bilevel(
+        lambda p, h, b: xp.sum((p - 1.0) ** 4) + h[1] ** 2 * xp.sum(p**2),
+        lambda p, h, b: xp.sum((p - 0.5) ** 2) + 3.0 * xp.maximum(h[0] - 0.7, 0.7 - h[0]),
+    )
+    found = hg.check_hypergradient(problem, backend.asarray(PARAMS), lam, None, None, hg.Greedy(RULE))
+    if where:
+        assert found.jump == pytest.approx(6.0) and "differ by 6.0e+00" in found.verdict
+        assert "subgradients" in str(found)
+    else:
+        assert found.jump == 0.0 and found.verdict.startswith("agrees")
+
+
+@pytest.mark.parametrize("f", [np.exp, np.square, lambda x: np.abs(x) ** 1.5, lambda x: x**3, np.sin])
+def test_what_is_smooth_has_no_jump(f):
+    from hypergrad.checks.ridders import jump
+
+    assert jump(f, 0.1, f(0.0), 1e-16) == 0.0

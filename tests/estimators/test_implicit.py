@@ -10,7 +10,7 @@ from support.frameworks import COMPILED, each_backend, program
 from support.known import Logistic
 
 import hypergrad as hg
-from hypergrad.errors import ArgumentError, SolveError
+from hypergrad.errors import ArgumentError, SolveError, SolveWarning
 
 
 @each_backend
@@ -113,6 +113,18 @@ class TestLevenbergMarquardt:
             out = estimator.estimate(told.problem(backend), state, lam, *told.data(backend), backend=backend)
             state = out.state
         assert float(out.report.solve.shift) == pytest.approx(1e-8)
+
+
+@each_backend
+def test_a_direct_solve_of_a_saddle_advises_what_it_has(backend):
+    problem, h, v, lam, theta = saddle(backend)
+    given = problem, *arrays(backend, theta, lam, h, v)
+    with pytest.raises(SolveError) as error:
+        hg.hypergradient(*given, hg.Implicit(hg.Direct()))
+    assert "iteration" not in str(error.value) and "where Direct is exact" in str(error.value)
+    with pytest.warns(SolveWarning, match="saddle"):
+        found = hg.hypergradient(*given, hg.Implicit(hg.Direct(), checks=hg.Checks(unsolved="warn")))
+    np.testing.assert_allclose(numbers(backend, found), np.linalg.solve(h, v), rtol=1e-10)
 
 
 @each_backend

@@ -183,6 +183,33 @@ class TestCustomFunctions:
         with pytest.raises(errors.UnsupportedOpError, match="SavedIntermediate"):
             run(wrong)
 
+    def test_under_autocast_it_is_compared_without(self, steps, estimator):
+        wrong = with_function(SavedIntermediate).float()
+        single = lambda *xs: tuple(x.float() for x in xs)  # noqa: E731
+        for _ in range(2):  # noise of bfloat16 must not pass for agreement, and be trusted
+            with (
+                torch.autocast("cpu", torch.bfloat16),
+                pytest.raises(errors.UnsupportedOpError, match="Saved"),
+            ):
+                hg.hypergradient(
+                    of(wrong), values(wrong), LAM.float(), lambda t: single(X, Y), single(XV, YV), estimator()
+                )
+
+    def test_half_precision_needs_trust_from_single(self, steps, estimator):
+        fresh = type("Fresh", (FromOutput,), {})  # not trusted yet
+        module = with_function(fresh)
+
+        def run(dtype):
+            made = module.to(dtype)
+            data = [tuple(x.to(dtype) for x in pair) for pair in ((X, Y), (XV, YV))]
+            given = of(made), values(made), LAM.to(dtype), lambda t: data[0], data[1]
+            return hg.hypergradient(*given, estimator())
+
+        with pytest.raises(errors.UnsupportedOpError, match="too coarse to judge .* Fresh"):
+            run(torch.bfloat16)
+        expected = run(torch.float32)
+        torch.testing.assert_close(run(torch.bfloat16).float(), expected, rtol=0.2, atol=0)
+
 
 @each_estimator
 class TestHooks:

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-import torch
-
 from hypergrad.backend import Tree, vectors
 from hypergrad.errors import ReplayError
 from hypergrad.estimators import Estimate, Greedy, HypergradientEstimator, State
 from hypergrad.updates import UpdateRule
+from hypergrad_torch.autocast import precision
 from hypergrad_torch.backend import TorchBackend
 from hypergrad_torch.graph import trees
 from hypergrad_torch.module.losses import Objective, Pass
@@ -100,7 +99,7 @@ class Estimates:
         way = vectors.norm(backend, vectors.subtract(backend, now, start))
         if not backend.readable(apart):
             return
-        eps = torch.finfo(apart.dtype).eps
+        eps = precision(apart.dtype)
         if apart > eps**0.5 * way + 100 * eps * vectors.norm(backend, now):
             raise ReplayError(
                 f"replayed training steps ended {float(apart):.1e} away from where they ended before, "

@@ -9,7 +9,7 @@ parameters and graph into a cycle.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple, final
@@ -24,7 +24,7 @@ from hypergrad_torch.backward import compare
 from hypergrad_torch.leaves import is_fixed, is_float
 from hypergrad_torch.private import Node, hook_unwatched, nodes_before, saved_bytes, watch_hooks
 from hypergrad_torch.recompute import refuse_other_tensors
-from hypergrad_torch.slopes import any_flat, flat_inputs
+from hypergrad_torch.slopes import History
 from hypergrad_torch.unsupported import changing_hook, refuse_undifferentiable, same, translated
 
 trees = Trees()
@@ -119,47 +119,28 @@ class GraphPullback(Pullback):
         return [_or_zeros(next(each), x) if is_float(x) else _zeros(x) for x in inputs]
 
     @cached_property
-    def _nodes(self) -> set[Node]:
-        return self._before(nodes_before)
-
-    def _before(self, walk: Callable[..., set[Node]]) -> set[Node]:
+    def _history(self) -> History:
         # The inputs of an inner derivative have a history of their own, which is not that of the function.
         inputs = {x.grad_fn for x in self._inputs if isinstance(x, Tensor) and x.grad_fn is not None}
-        return walk([end.node for end in self._outputs if end is not None], inputs)
+        return History.of([end.node for end in self._outputs if end is not None], inputs)
 
     @cached_property
     def reached(self) -> tuple[Tree, ...]:
-        nodes = self._before(_sloped_before) if any_flat(self._nodes) else self._nodes
-        return self._unflatten(reached_by(self._inputs, nodes))
+        return self._unflatten(reached_by(self._inputs, self._history.sloped))
 
     @property
     def used(self) -> tuple[Tree, ...]:
         """Like `reached`, but inputs that pass only through operations without a slope count, too."""
-        return self._unflatten(reached_by(self._inputs, self._nodes))
+        return self._unflatten(reached_by(self._inputs, self._history.nodes))
 
     @cached_property
     def nbytes(self) -> int:
-        return saved_bytes(self._nodes)
+        return saved_bytes(self._history.nodes)
 
 
 def history(outputs: Sequence[Any]) -> set[Node]:
     """Every node of the graph from some outputs back to where it begins."""
     return nodes_before([_node(x) for x in outputs if is_float(x) and x.requires_grad])
-
-
-def _sloped_before(todo: list[Node], ends: Collection[Node] = ()) -> set[Node]:
-    """Like `nodes_before`, but nothing that only operations without a slope lead to."""
-    nodes = set(todo)
-    while todo:
-        node = todo.pop()
-        if node in ends:
-            continue
-        flat = flat_inputs(node)
-        for i, (parent, _) in enumerate(node.next_functions):
-            if parent is not None and parent not in nodes and i not in flat:
-                nodes.add(parent)
-                todo.append(parent)
-    return nodes
 
 
 def vjp(f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) -> tuple[Tree, GraphPullback, Tree]:
@@ -176,11 +157,13 @@ def vjp(f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) -> tuple
         value, aux = f(*unflatten(inputs))
     pullback = GraphPullback(inputs, trees.flatten(value)[0], unflatten)
     if inner or (isinstance(value, Tensor) and value.numel() == 1):
-        refuse_other_tensors(pullback._nodes)
+        refuse_other_tensors(pullback._history.nodes)
         second = inner and any(x.requires_grad for x in leaves if is_float(x))
-        if customs := refuse_undifferentiable(pullback._nodes, inner, second):
+        if customs := refuse_undifferentiable(pullback._history.nodes, inner, second):
             with one_deeper():  # so that hooks are watched
-                compare(lambda leaves: f(*unflatten(leaves)), leaves, customs, inner, len(pullback._nodes))
+                compare(
+                    lambda leaves: f(*unflatten(leaves)), leaves, customs, inner, len(pullback._history.nodes)
+                )
     if inner:
         return value, pullback, aux
     return detach(value), pullback, detach(aux)

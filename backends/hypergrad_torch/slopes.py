@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple, final
+
+from hypergrad_torch.private import Node, nodes_before
 
 FLAT = {
     # Values without a slope, and draws whose parameters torch does not differentiate.
@@ -46,17 +48,46 @@ _ROUNDED = {"DivBackward2", "DivBackward3"}
 """Divisions, which may have a ``rounding_mode``."""
 
 
-def any_flat(nodes: Iterable[Any]) -> bool:
-    """Is there an operation without a slope among the nodes?"""
-    return any(_may_be_flat(kind) for kind in {node.__class__ for node in nodes})
-
-
 def flat_inputs(node: Any) -> set[int]:
     """The inputs in which the node's operation has no slope."""
     name = node.__class__.__name__
     if name in _ROUNDED:
         return {0, 1} if node._saved_rounding_mode is not None else set()
     return FLAT.get(name, set())
+
+
+@final
+class History(NamedTuple):
+    """The nodes of a graph from some outputs back to where it begins.
+
+    ``sloped`` are those among them to which a derivative comes.
+    """
+
+    nodes: set[Node]
+    sloped: set[Node]
+
+    @classmethod
+    def of(cls, outputs: list[Node], ends: Collection[Node]) -> History:
+        """Return the nodes before the outputs, these included, and nothing before the ``ends``."""
+        nodes, todo, behind_flat = set(outputs), list(outputs), list[Node]()
+        while todo:
+            node = todo.pop()
+            if node in ends:
+                continue
+            flat = flat_inputs(node) if _may_be_flat(node.__class__) else ()
+            for i, (parent, _) in enumerate(node.next_functions):
+                if parent is None or parent in nodes:
+                    continue
+                if i in flat:
+                    behind_flat.append(parent)
+                else:
+                    nodes.add(parent)
+                    todo.append(parent)
+        rest = [node for node in behind_flat if node not in nodes]
+        if not rest:
+            return cls(nodes, nodes)
+        behind = nodes_before(rest, {*ends, *nodes})
+        return cls(nodes | behind, nodes)
 
 
 @cache

@@ -26,6 +26,17 @@ class HypergradError(Exception):
 
     run: Any = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel between processes as itself: with its message and attributes, whatever made the message."""
+        return _revived, (type(self), self.args, dict(vars(self)))
+
+
+def _revived(kind: type[HypergradError], args: tuple[Any, ...], attributes: dict[str, Any]) -> HypergradError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update(attributes)
+    return error
+
 
 class ArgumentError(HypergradError, ValueError):
     """An argument has the wrong value, shape or structure."""
@@ -251,6 +262,10 @@ class InnerNotConvergedError(HypergradError, ArithmeticError):
 
 class HypergradWarning(UserWarning):
     """Base class of every warning that this library gives."""
+
+
+class BackendWarning(HypergradWarning):
+    """The backend of an imported framework cannot be loaded, and its arrays are not recognised."""
 
 
 class InnerNotConvergedWarning(HypergradWarning):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hypergrad.backend.protocol import Backend
 from hypergrad.backend.types import Tree
-from hypergrad.errors import ArgumentError, BackendError, LeafTypeError
+from hypergrad.errors import ArgumentError, BackendError, BackendWarning, LeafTypeError, warn
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -38,12 +38,23 @@ def available() -> list[Listing]:
     """List every registered backend, whether its framework is installed, and how to install it."""
     rows = []
     for name, entry in sorted(registered().items()):
-        distribution = entry.dist.name if entry.dist is not None else "hypergradients"
+        distribution = _distribution(entry)
         ours = distribution == "hypergradients"
         requirement = f"'{distribution}[{name}]'" if ours else f"{distribution} {name}"
         install = f"python -m pip install {requirement}"
-        rows.append(Listing(name, find_spec(name) is not None, install, distribution))
+        rows.append(Listing(name, _is_installed(name), install, distribution))
     return rows
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else "hypergradients"
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ValueError:  # it has been imported by other means, and says nothing of where it lies
+        return name in sys.modules
 
 
 @cache
@@ -51,16 +62,22 @@ def get_backend(name: str) -> Backend:
     """Load a backend by the name of its framework.
 
     Raises:
-        BackendError: if no such backend is registered, or its framework is not installed.
+        BackendError: if no such backend is registered, its framework is not installed, or it fails to load.
     """
     entries = registered()
     if name not in entries:
         names = ", ".join(sorted(entries)) or "none: is hypergradients installed?"
         raise BackendError(f"no backend {name!r} is registered; available: {names}")
-    if find_spec(name) is None:
+    if not _is_installed(name):
         hint = next(row.install for row in available() if row.name == name)
         raise BackendError(f"the backend {name!r} needs its framework: {hint}")
-    backend: Backend = entries[name].load()()
+    try:
+        backend: Backend = entries[name].load()()
+    except Exception as error:
+        where = _distribution(entries[name])
+        raise BackendError(
+            f"the backend {name!r} of the package {where} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
     return backend
 
 
@@ -102,8 +119,22 @@ def find_backend(*trees: Tree, backend: Backend | str | None = None) -> Backend:
 
 
 def loaded() -> list[Backend]:
-    """Return the backends whose frameworks have been imported."""
-    return [get_backend(name) for name in _registered_names() if name in sys.modules]
+    """Return the backends whose frameworks have been imported.
+
+    Warns:
+        BackendWarning: once, for one that cannot be loaded. It is left out.
+    """
+    backends = [_backend_or_none(name) for name in _registered_names() if name in sys.modules]
+    return [backend for backend in backends if backend is not None]
+
+
+@cache
+def _backend_or_none(name: str) -> Backend | None:
+    try:
+        return get_backend(name)
+    except BackendError as error:
+        warn(str(error), BackendWarning)
+        return None
 
 
 @cache

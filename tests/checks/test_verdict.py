@@ -147,3 +147,20 @@ def test_what_is_smooth_has_no_jump(f):
     from hypergrad.checks.ridders import jump
 
     assert jump(f, 0.1, f(0.0), 1e-16) == 0.0
+
+
+def test_each_figure_has_its_own_witness():
+    numbers = [np.array(x) for x in ([1.0, 0.0], [1.0, 1.0], [0.0, 2.0])]
+    found = hg.checks.Check("it", "training", numbers[0], numbers[1], 0.1 * numbers[1], numbers[2])
+    assert found.cosine == pytest.approx(0.5**0.5) and found.exact_cosine == 0.0
+    assert found.relative_error == pytest.approx(0.5**0.5)
+    assert found.exact_relative_error == pytest.approx(5**0.5 / 2)
+
+
+def test_extrapolation_is_that_of_even_powers():
+    """With the factors 4, 16, … of central differences few steps give all digits."""
+    from hypergrad.checks.ridders import ridders
+
+    seen = []
+    slope, error = ridders(lambda x: seen.append(x) or np.exp(x), 0.5, levels=6)
+    assert abs(slope - 1.0) < 1e-12 and error < 1e-10 and len(seen) <= 12

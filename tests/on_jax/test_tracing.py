@@ -63,7 +63,7 @@ OF_UPDATES = {
         SINGLE,
         errors.LeafTypeError,
     ),
-    "by-a-vector-of-rates": (hg.SGD(lambda h: h["x"]), {}, errors.ArgumentError),
+    "by-too-few-rates": (hg.SGD(lambda h: h["x"][:1]), {}, errors.ArgumentError),
 }
 
 

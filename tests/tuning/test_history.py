@@ -1,6 +1,7 @@
 """`History`: what it notes of a run, in files that are whole or not there, and in a picture."""
 
 import io
+import os
 
 import autograd.numpy as anp
 import numpy as np
@@ -114,6 +115,13 @@ class TestFiles:
             history(steps=40).history.save(path)
         equal(hg.History.load(path), old)
         assert list(tmp_path.iterdir()) == [path]
+
+    def test_it_lies_on_disk_before_it_takes_the_place_of_the_old_one(self, tmp_path, monkeypatch):
+        done, fsync, replace = [], os.fsync, os.replace
+        monkeypatch.setattr(os, "fsync", lambda fd: (done.append("fsync"), fsync(fd))[1])
+        monkeypatch.setattr(os, "replace", lambda a, b: (done.append("replace"), replace(a, b))[1])
+        history().history.save(tmp_path / "run.npz")
+        assert done[:2] == ["fsync", "replace"]
 
     def test_none_is_no_damage(self, tmp_path):
         with pytest.raises(FileNotFoundError):

@@ -10,6 +10,7 @@ from hypergrad.backend import get_backend
 from hypergrad.errors import ArgumentError, CheckpointError, NonFiniteError
 from hypergrad.problems.step import Inner, Training
 from hypergrad.testing.problems import regression
+from hypergrad.tuning.checkpoint import write_arrays
 
 NUMPY = get_backend("numpy")
 RULE = hg.SGD(0.02, momentum=0.9)
@@ -201,6 +202,21 @@ class TestResuming:
         np.savez(path, a=np.array([{}], dtype=object))
         with pytest.raises(CheckpointError):
             hg.History.load(path)
-        np.savez(path, a=np.ones(1))
+        write_arrays(path, {"a": np.ones(1)})
         with pytest.raises(CheckpointError, match="not a history"):
             hg.History.load(path)
+
+
+@pytest.mark.parametrize("every", [1, 3])  # an update, and a plain step
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_a_fault_names_its_own_leaf(backend, every, name):
+    xp = backend.xp
+    problem = hg.Bilevel(
+        lambda p, h, b: sum(xp.sum((x - 1.0) ** 2) for x in p.values()) + h * xp.sqrt(xp.sum(p[name] ** 2)),
+        lambda p, h, b: sum(xp.sum(x**2) for x in p.values()),
+    )
+    tuner = hg.Tuner(problem, hg.Greedy(hg.SGD(0.1)), every=every)
+    params = {leaf: backend.asarray(np.full(2, float(leaf != name))) for leaf in "abc"}
+    with np.errstate(all="ignore"), pytest.raises(NonFiniteError) as caught:
+        tuner.run(params, backend.asarray(np.array(0.5)), [None], [None], 3, progress=False)
+    assert (caught.value.path, caught.value.step) == (f"params['{name}']", 0)

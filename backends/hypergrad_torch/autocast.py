@@ -43,10 +43,10 @@ def precision(dtype: torch.dtype) -> float:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Return a context without autocast, not even in losses."""
-    before, _ambient.modes = _ambient.modes, ()
+    before = _ambient.modes
     try:
         with without_autocast():
-            _ambient.modes = ()
+            _ambient.modes = ()  # so that `as_called` brings none back
             yield
     finally:
         _ambient.modes = before

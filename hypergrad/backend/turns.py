@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -40,10 +41,10 @@ class Turns:
             return
         quiet = self._is_quiet(problem)
         self._begin(alone=not quiet)
-        # A program of one thread need not know what is quiet.
-        self._own.learns, self._own.drew = threading.active_count() > 1, False
-        before = state() if self._own.learns else None
         try:
+            # A program of one thread need not know what is quiet.
+            self._own.learns, self._own.drew = threading.active_count() > 1, False
+            before = state() if self._own.learns else None
             yield
             if before is not None:
                 self._learn(problem, not self._own.drew and same_state(before, state()))
@@ -98,3 +99,7 @@ def same_state(x: Any, y: Any) -> bool:
 
 turns = Turns()
 """Those of this process, for all backends: they share the generators of Python and NumPy."""
+
+if hasattr(os, "register_at_fork"):
+    # A child has one thread, and would wait forever for the turn of another one.
+    os.register_at_fork(after_in_child=turns.__init__)

@@ -217,6 +217,14 @@ class HypergradientEstimator(ABC):
         `check` calls it. The report of a row of a history, `Report.from_columns`, is enough for it.
         """
 
+    def remarkable(self, columns: dict[str, Any]) -> Any:
+        """Return for each row of a history's reports whether `check_report` has something new to say.
+
+        A boolean NumPy array, which marks the first row of each kind of warning: a run gives each once. It is
+        computed from all rows together, since a compiled run takes microseconds for each.
+        """
+        return np.zeros(len(columns["gradients"]), bool)
+
     def sound(self, out: Estimate[Any], *, backend: Backend | str | None = None) -> Any:
         """Return whether `check` would pass, as a boolean array that a compiled loop can branch on."""
         backend = find_backend(out.hypergradient, backend=backend)

@@ -155,6 +155,12 @@ class Implicit(HypergradientEstimator):
 
         return product
 
+    def remarkable(self, columns: dict[str, Any]) -> Any:
+        checks = self.checks
+        unsolved = (columns["solve.failure"] != Failure.NONE) & (checks.unsolved != "ignore")
+        away = (columns["inner_gradient_norm"] > checks.tolerance) & (checks.away != "ignore")
+        return (unsolved & (unsolved.cumsum() == 1)) | (away & (away.cumsum() == 1))
+
     def check_report(self, backend: Backend, report: Report) -> None:
         solve, checks = report.solve, self.checks
         assert solve is not None

@@ -20,8 +20,10 @@ def diagnosis(
     conditioned = "the Hessian is ill-conditioned: wrap the solver in hg.Damped, or give CG a preconditioner"
     accept = 'the bias is acceptable: checks=hg.Checks(unsolved="warn")'
     bias = "The hypergradient would have an error of that order."
-    exact = 'θ is meant to be a saddle, where Direct is exact: checks=hg.Checks(unsolved="warn")'
-    after = "" if isinstance(solver, Direct) else f" after {iterations} iterations"
+    after, saddle = f" after {iterations} iterations", ["θ is meant to be a saddle: use hg.MINRES", accept]
+    if isinstance(solver, Direct):  # it does not iterate, and is exact at a saddle
+        after = ""
+        saddle = ['θ is meant to be a saddle, where Direct is exact: checks=hg.Checks(unsolved="warn")']
     match failure:
         case Failure.SINGULAR:
             return explain(
@@ -42,11 +44,7 @@ def diagnosis(
                     far,
                     f"make H + δI definite (‖H‖ ≈ {curvature:.1e}): wrap the solver in hg.Damped, or in "
                     "hg.LevenbergMarquardt, which finds δ",
-                    *(
-                        [exact]
-                        if isinstance(solver, Direct)
-                        else ["θ is meant to be a saddle: use hg.MINRES", accept]
-                    ),
+                    *saddle,
                 ),
             )
         case Failure.DIVERGED:

@@ -210,8 +210,9 @@ class Recipe:
 
         For runs that were one program. Rounds with a fault end such a run, and so does a fault in `check`.
         """
-        for k in range(first, len(history.steps)):
-            columns = {name: column[k] for name, column in history.reports.items()}
+        rows = {name: column[first:] for name, column in history.reports.items()}
+        for k in self.estimator.remarkable(rows).nonzero()[0]:
+            columns = {name: column[k] for name, column in rows.items()}
             self.estimator.check_report(backend, Report.from_columns(columns))
 
     def row(self, backend: Backend, step: Step, gradients: Any) -> Row:

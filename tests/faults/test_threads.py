@@ -1,6 +1,7 @@
 """Estimates in several threads."""
 
 import itertools
+import os
 import threading
 import time
 import warnings
@@ -147,6 +148,38 @@ def test_a_thread_may_estimate_inside_of_a_loss():
             for _ in range(8)
         ]
         assert len({float(call.result(timeout=60)) for call in calls}) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_does_not_wait_for_a_thread_of_its_parent():
+    inside, leave = threading.Event(), threading.Event()
+
+    def inner(w, h, b):
+        inside.set()
+        leave.wait(60)
+        return quiet(w, h, b)
+
+    one = lambda f: hg.hypergradient(  # noqa: E731
+        hg.Bilevel(f, lambda w, h, _: (w**2).sum()), np.ones(2), np.array(0.1), None, None, hg.Greedy(RULE)
+    )
+    thread = threading.Thread(target=one, args=(inner,))
+    thread.start()
+    inside.wait(60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a fork of a process with threads, which is what is tried here
+        child = os.fork()
+    if not child:
+        one(quiet)
+        os._exit(0)
+    for _ in range(600):
+        if ended := os.waitpid(child, os.WNOHANG)[0]:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, 9)
+    leave.set()
+    thread.join()
+    assert ended == child
 
 
 def test_an_error_ends_its_turn():

@@ -183,6 +183,24 @@ class TestCustomFunctions:
         with pytest.raises(errors.UnsupportedOpError, match="SavedIntermediate"):
             run(wrong)
 
+    def test_a_right_one_beside_a_steep_step_is_not_blamed(self, steps, estimator):
+        """In single precision the differences are too wide for the step, and shrink until they see it."""
+        plain = of(with_function(FromOutput).float())
+
+        def inner(params, hparams, batch):
+            return (
+                plain.inner(params, hparams, batch)
+                + torch.sigmoid(3e4 * (params["0.bias"][0] - at)) * 4 / 3e4
+            )
+
+        params = {name: p.float() for name, p in values(net()).items()}
+        at, single = params["0.bias"][0].clone(), lambda *xs: tuple(x.float() for x in xs)
+        problem = hg.Bilevel(inner, plain.outer)
+        data = single(X, Y), single(XV, YV)
+        assert torch.isfinite(
+            hg.hypergradient(problem, params, LAM.float(), lambda t: data[0], data[1], estimator())
+        )
+
     def test_under_autocast_it_is_compared_without(self, steps, estimator):
         wrong = with_function(SavedIntermediate).float()
         single = lambda *xs: tuple(x.float() for x in xs)  # noqa: E731

@@ -71,7 +71,11 @@ class MissingExtraError(HypergradError, ImportError):
 
 
 class CheckpointError(HypergradError, ValueError):
-    """A saved file is damaged, or belongs to another problem, backend or version."""
+    """A saved run is damaged, or belongs to another recipe, structure, backend or version of the format."""
+
+
+class DamagedFileError(CheckpointError):
+    """A saved file is not as it was written: it is damaged, or some other program wrote it."""
 
 
 class DisconnectedError(HypergradError, ValueError):
@@ -266,6 +270,10 @@ class HypergradWarning(UserWarning):
 
 class BackendWarning(HypergradWarning):
     """The backend of an imported framework cannot be loaded, and its arrays are not recognised."""
+
+
+class CheckpointWarning(HypergradWarning):
+    """A damaged checkpoint was passed over, and an older one was read."""
 
 
 class InnerNotConvergedWarning(HypergradWarning):

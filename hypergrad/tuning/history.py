@@ -12,9 +12,11 @@ from hypergrad.backend import Array, Backend, Scalar, Tree, vectors
 from hypergrad.errors import CheckpointError
 from hypergrad.estimators import Estimate
 from hypergrad.estimators.report import COLUMNS
-from hypergrad.tuning.checkpoint import read_arrays, write_arrays
+from hypergrad.tuning.checkpoint import check_head, head_of
+from hypergrad.tuning.files import read_arrays, write_arrays
 from hypergrad.tuning.plot import plot_history
 
+_HEAD = head_of("history", None, None, {})
 LARGEST_LEAF = 1024
 """Leaves with more entries than this are recorded by their minimum, mean and maximum alone."""
 
@@ -116,11 +118,11 @@ class History:
         return History(**{**vars(self), "inner_values": joined})
 
     def arrays(self) -> dict[str, Any]:
-        """Return all columns as named arrays."""
+        """Return all columns as named arrays, with float32 in place of dtypes that NumPy does not have."""
         columns = {name: column for name, column in vars(self).items() if name not in ("values", "reports")}
         columns |= {f"value:{path}": rows for path, rows in self.values.items()}
         columns |= {f"report:{name}": rows for name, rows in self.reports.items()}
-        return columns
+        return {name: x.astype(np.float32) if x.dtype.kind == "V" else x for name, x in columns.items()}
 
     def save(self, path: str | Path) -> None:
         """Write an ``.npz`` file. If that fails, an older file is unchanged.
@@ -128,7 +130,7 @@ class History:
         Raises:
             OSError: if the file cannot be written.
         """
-        write_arrays(path, self.arrays())
+        write_arrays(path, _HEAD, self.arrays())
 
     @classmethod
     def load(cls, path: str | Path) -> History:
@@ -138,25 +140,39 @@ class History:
             CheckpointError: if the file is not a history. No code in it is run.
             FileNotFoundError: if it does not exist.
         """
-        return cls.from_arrays(read_arrays(path))
+        _, columns = read_arrays(path, lambda head: check_head(head, _HEAD, str(path)))
+        return cls.from_arrays(columns)
 
     @classmethod
     def from_arrays(cls, columns: dict[str, Any]) -> History:
         """Rebuild a history from the result of `arrays`.
 
         Raises:
-            CheckpointError: if a column is missing.
+            CheckpointError: if a column is missing, unknown, too short, or of another kind of numbers.
         """
-        grouped: dict[str, Any] = {"values": {}, "reports": {}}
-        for key, rows in columns.items():
-            kind, _, name = key.partition(":")
-            if name and kind in ("value", "report"):
-                grouped[kind + "s"][name] = rows
-        try:
-            names = [name for name in cls.__dataclass_fields__ if name not in grouped]
-            return cls(**grouped, **{name: columns[name] for name in names})
-        except KeyError as error:
-            raise CheckpointError(f"this is not a history: it has no column {error}") from error
+        values, reports = (
+            {name.removeprefix(kind): rows for name, rows in columns.items() if name.startswith(kind)}
+            for kind in ("value:", "report:")
+        )
+        own = [name for name in cls.__dataclass_fields__ if name not in ("values", "reports")]
+        expected = {*own, *(f"report:{name}" for name in COLUMNS), *(f"value:{name}" for name in values)}
+        if missing := sorted(expected ^ columns.keys()):
+            raise CheckpointError(f"this is not a history: it has no column, or an unknown one: {missing}")
+        history = cls(**{name: columns[name] for name in own}, values=values, reports=reports)
+        history._check()
+        return history
+
+    def _check(self) -> None:
+        steps, rows = np.asarray(self.steps), len(np.atleast_1d(self.steps))
+        for name, column in self.arrays().items():
+            shape, kind = np.shape(column), np.asarray(column).dtype.kind
+            length = np.size(column) if name == "inner_values" else rows
+            if kind not in "iufb" or shape[:1] != (length,) or (":" not in name and len(shape) > 1):
+                raise CheckpointError(f"this is not a history of {rows} rows: {name} is {kind!r}{shape}")
+        if steps.dtype.kind not in "iu" or rows < 1 or (np.diff(steps, prepend=0) < 0).any():
+            raise CheckpointError(f"this is not a history: the steps of its updates are {steps}")
+        if steps[-1] > len(self.inner_values):
+            raise CheckpointError("this is not a history: it has fewer losses than training steps")
 
     def plot(self, path: str | Path | None = None) -> Any:
         """Draw losses and hyperparameters over training; see `hypergrad.tuning.plot`."""

@@ -12,18 +12,20 @@ import numpy as np
 
 from hypergrad.backend import Backend, Tree, find_backend
 from hypergrad.backend.arguments import check_variables
-from hypergrad.errors import ArgumentError, CheckpointError, HypergradError, each_warning_once
+from hypergrad.errors import HypergradError, each_warning_once
 from hypergrad.estimators import HypergradientEstimator
 from hypergrad.problems.base import Problem
 from hypergrad.problems.batches import Batches, is_loader, stream
 from hypergrad.problems.step import Observation
-from hypergrad.tuning.checkpoint import read_arrays, restore_tree, tree_arrays, write_arrays
+from hypergrad.tuning import folder
+from hypergrad.tuning.files import opened, read_arrays, sealed, write_arrays
 from hypergrad.tuning.history import History
 from hypergrad.tuning.programs import Programs, with_state
 from hypergrad.tuning.progress import progress as show_progress
-from hypergrad.tuning.recipe import Recipe, check_count
+from hypergrad.tuning.recipe import Recipe
 from hypergrad.tuning.recorder import Recorder
 from hypergrad.tuning.rounds import Outcome, Part, plan, run_part
+from hypergrad.tuning.saved import Checkpoint, Saved, parts
 from hypergrad.tuning.spaces import Real, Spaces
 from hypergrad.tuning.state import Run, Step, TunerState
 from hypergrad.tuning.steps import Steps
@@ -175,6 +177,7 @@ class Tuner:
         resume: tuple[TunerState, History] | None = None,
         save_to: str | Path | None = None,
         save_every: int | None = None,
+        keep: int | None = None,
         aux: Tree = None,
         backend: Backend | str | None = None,
     ) -> Run:
@@ -193,8 +196,8 @@ class Tuner:
             seed: seeds the framework's own generator for this run; its state is restored afterwards.
             progress: show a bar; by default on a terminal.
             resume: state and history of an earlier run, as `load` returns them.
-            save_to, save_every: a file to `save` to, and after how many training steps each time; by default
-                at the end alone.
+            save_to, keep: a file to `save` to, or with ``keep`` a folder for that many files.
+            save_every: after how many training steps to save; by default at the end alone.
             aux: the initial auxiliary state of losses that have one.
             backend: found from the arrays if it is not given.
 
@@ -208,10 +211,7 @@ class Tuner:
             ``history.reports`` say of each update how its solve ended.
         """
         backend = find_backend(params, hparams, backend=backend)
-        if save_every is not None:
-            check_count("save_every", save_every)
-            if save_to is None:
-                raise ArgumentError("Tuner.run: save_every needs save_to, the file to write")
+        folder.check_saving("Tuner.run", save_to, save_every, keep)
         if resume is None:
             state = self.init(params, hparams, aux=aux, backend=backend)
             history = History.start(backend, hparams)
@@ -264,7 +264,7 @@ class Tuner:
                         raise
                 done = len(history.inner_values)
                 if save_to is not None:
-                    self.save(save_to, (state, history), backend=backend)
+                    self.save(save_to, (state, history), keep=keep, backend=backend)
         return Run(state.inner.params, last.hparams, state, history, last)
 
     def record(self, history: History, step: Step, *, backend: Backend | str | None = None) -> History:
@@ -276,22 +276,34 @@ class Tuner:
         recorder.add(step)
         return recorder.history
 
+    # Saving.
+
     def save(
-        self, path: str | Path, run: Run | tuple[TunerState, History], *, backend: Backend | str | None = None
+        self,
+        path: str | Path,
+        run: Saved,
+        *,
+        keep: int | None = None,
+        backend: Backend | str | None = None,
     ) -> None:
         """Write state and history to one ``.npz`` file. If that fails, an older file is unchanged.
 
         The state of the framework's generator is not saved: a run resumes bit for bit if its noise comes with
         the batches, as functions of the step.
 
+        Args:
+            path: a file; with ``keep`` a folder, in which the file is numbered by the training step.
+            run: what `run` returned, or a state with its history.
+            keep: how many files to keep in the folder, the newest ones.
+            backend: found from the arrays if it is not given.
+
         Raises:
             OSError: if the file cannot be written.
         """
-        state, history = (run.state, run.history) if isinstance(run, Run) else run
-        backend = find_backend(state.free, backend=backend)
-        metadata = {"backend": np.array(backend.name), "tuner": np.array(repr(self.estimator))}
-        columns = {f"history:{name}": column for name, column in history.arrays().items()}
-        write_arrays(path, tree_arrays(backend, "state", state) | metadata | columns)
+        state, history = parts(run)
+        saved = Checkpoint(self.recipe, find_backend(state.free, backend=backend)).write(run)
+        step = len(history.inner_values)
+        folder.save(path, keep, step, lambda file: write_arrays(file, *saved))
 
     def load(
         self,
@@ -305,14 +317,59 @@ class Tuner:
         """Read what `save` wrote, for ``run(..., resume=...)``; params, hparams and aux give the structure.
 
         Raises:
-            CheckpointError: if the file is damaged, or was written for another backend or structure.
+            CheckpointError: if the file is damaged, or was written with another recipe, backend or structure;
+                the message lists all differences.
             FileNotFoundError: if it does not exist.
         """
         backend = find_backend(params, hparams, backend=backend)
         model = self.init(params, hparams, aux=aux, backend=backend)
-        stored = read_arrays(path)
-        if (name := str(stored.get("backend", "?"))) != backend.name:
-            raise CheckpointError(f"{path} was written by backend {name!r}, but this is {backend.name!r}")
-        state = restore_tree(backend, "state", model, stored, path)
-        history = {key[8:]: value for key, value in stored.items() if key.startswith("history:")}
-        return state, History.from_arrays(history)
+        checkpoint = Checkpoint(self.recipe, backend)
+        _, arrays = read_arrays(path, lambda head: checkpoint.check(head, model, str(path)))
+        return checkpoint.read(arrays, model)
+
+    def load_latest(
+        self,
+        path: str | Path,
+        params: Tree,
+        hparams: Tree,
+        *,
+        aux: Tree = None,
+        backend: Backend | str | None = None,
+    ) -> tuple[TunerState, History]:
+        """Read the newest file of a folder to which ``save(..., keep=...)`` wrote, as `load` does.
+
+        Raises:
+            As `load`; CheckpointError if all files of the folder are damaged.
+
+        Warns:
+            CheckpointWarning: for a damaged file, in place of which an older one is read.
+        """
+        return folder.load_latest(
+            path, lambda file: self.load(file, params, hparams, aux=aux, backend=backend)
+        )
+
+    def state_dict(self, run: Saved, *, backend: Backend | str | None = None) -> dict[str, Any]:
+        """Return what `save` writes, as named NumPy arrays: for the files of your own program."""
+        backend = find_backend(parts(run)[0].free, backend=backend)
+        return sealed(*Checkpoint(self.recipe, backend).write(run))
+
+    def from_state_dict(
+        self,
+        stored: dict[str, Any],
+        params: Tree,
+        hparams: Tree,
+        *,
+        aux: Tree = None,
+        backend: Backend | str | None = None,
+    ) -> tuple[TunerState, History]:
+        """Return state and history from what `state_dict` returned, as `load` does from a file.
+
+        Raises:
+            CheckpointError: as `load`.
+        """
+        backend = find_backend(params, hparams, backend=backend)
+        model = self.init(params, hparams, aux=aux, backend=backend)
+        checkpoint = Checkpoint(self.recipe, backend)
+        head, arrays = opened(stored, "the state")
+        checkpoint.check(head, model, "the state")
+        return checkpoint.read(arrays, model)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import hypergrad as hg
-from hypergrad.errors import CheckpointError
-from hypergrad.tuning.checkpoint import read_arrays, write_arrays
+from hypergrad.errors import CheckpointError, DamagedFileError
+from hypergrad.tuning.files import read_arrays, write_arrays
 
 ARRAYS = {
     "state:a": np.arange(12.0).reshape(3, 4),
@@ -22,6 +22,7 @@ ARRAYS = {
     "words": np.array("numpy"),
     "flags": np.array([True, False]),
 }
+HEAD = {"format": 1, "recipe": {"every": 3, "rate": 0.1}}
 ROUNDS = int(os.environ.get("HYPERGRAD_DAMAGES", "300"))
 
 
@@ -54,13 +55,13 @@ def zeroed(rng, data):
 
 @pytest.fixture
 def path(tmp_path):
-    write_arrays(tmp_path / "run.npz", ARRAYS)
+    write_arrays(tmp_path / "run.npz", HEAD, ARRAYS)
     return tmp_path / "run.npz"
 
 
 def test_all_kinds_of_arrays_come_back(path):
-    back = read_arrays(path)
-    assert equal(back, ARRAYS) and all(x.flags.writeable for x in back.values())
+    head, back = read_arrays(path)
+    assert head == HEAD and equal(back, ARRAYS) and all(x.flags.writeable for x in back.values())
 
 
 @pytest.mark.parametrize("damage", [flipped, cut, appended, zeroed])
@@ -69,7 +70,8 @@ def test_damage_is_noticed_or_harmless(path, damage):
     for _ in range(ROUNDS):
         path.write_bytes(damage(rng, bytearray(whole)))
         try:
-            assert equal(read_arrays(path), ARRAYS)
+            head, arrays = read_arrays(path)
+            assert head == HEAD and equal(arrays, ARRAYS)
         except CheckpointError:
             noticed += 1
     assert noticed > ROUNDS / 3 or damage is appended
@@ -127,20 +129,20 @@ class TestCrafted:
 
 class TestWriting:
     def test_a_file_has_the_mode_of_any_new_file(self, tmp_path):
-        write_arrays(tmp_path / "run.npz", ARRAYS)
+        write_arrays(tmp_path / "run.npz", HEAD, ARRAYS)
         (tmp_path / "other").touch()
         assert (tmp_path / "run.npz").stat().st_mode == (tmp_path / "other").stat().st_mode
 
     def test_a_mode_that_was_set_stays(self, path):
         path.chmod(0o640)
-        write_arrays(path, ARRAYS)
+        write_arrays(path, HEAD, ARRAYS)
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
     def test_a_link_stays_a_link(self, path):
         link = path.with_name("latest.npz")
         link.symlink_to(path.name)
-        write_arrays(link, {"x": np.ones(2)})
-        assert link.is_symlink() and read_arrays(path).keys() == {"x"}
+        write_arrays(link, HEAD, {"x": np.ones(2)})
+        assert link.is_symlink() and read_arrays(path)[1].keys() == {"x"}
 
     def test_what_a_killed_process_left_is_removed(self, path):
         gone, running = 2**22 + 1, os.getppid()
@@ -148,16 +150,37 @@ class TestWriting:
         other = path.with_name(f".another.npz.{gone}.0.tmp")
         for file in (*left, other):
             file.touch()
-        write_arrays(path, ARRAYS)
+        write_arrays(path, HEAD, ARRAYS)
         assert [file.exists() for file in (*left, other)] == [False, True, True]
 
 
 def test_a_file_of_another_program(path):
     np.savez(path, **ARRAYS)
-    with pytest.raises(CheckpointError, match="digest"):
+    with pytest.raises(DamagedFileError, match="head"):
         read_arrays(path)
 
 
+def test_a_file_without_its_digest(path):
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files if name != "digest"}
+    np.savez(path, **arrays)
+    with pytest.raises(DamagedFileError, match="digest"):
+        read_arrays(path)
+
+
+def test_the_head_is_checked_before_memory_is_taken(path):
+    write_arrays(path, HEAD, {"large": np.zeros(4_000_000)})
+
+    def refuse(head):
+        raise CheckpointError("not mine")
+
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="not mine"):
+        read_arrays(path, refuse)
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+
+
 def test_a_history_that_is_no_history(path):
-    with pytest.raises(CheckpointError, match="not a history"):
+    with pytest.raises(CheckpointError, match="kind"):
         hg.History.load(path)

@@ -10,7 +10,6 @@ from hypergrad.backend import get_backend
 from hypergrad.errors import ArgumentError, CheckpointError, NonFiniteError
 from hypergrad.problems.step import Inner, Training
 from hypergrad.testing.problems import regression
-from hypergrad.tuning.checkpoint import write_arrays
 
 NUMPY = get_backend("numpy")
 RULE = hg.SGD(0.02, momentum=0.9)
@@ -188,12 +187,12 @@ class TestResuming:
     def test_what_does_not_fit_is_refused(self, tmp_path):
         it, path = tuner(every=5), tmp_path / "run.npz"
         it.save(path, run(it, 5))
-        with pytest.raises(CheckpointError, match="another structure"):
+        with pytest.raises(CheckpointError, match=r"params\['v'\]: .*, here nothing"):
             it.load(path, {"w": np.ones(2)}, HPARAMS)
-        with pytest.raises(CheckpointError, match="shape"):
+        with pytest.raises(CheckpointError, match=r"float64 .*, here 'float64 \(1, 1\)'"):
             it.load(path, {"w": np.ones((1, 1)), "v": np.ones(2)}, HPARAMS)
         pebble = regression(get_backend("pebble"))
-        with pytest.raises(CheckpointError, match="backend 'numpy'"):
+        with pytest.raises(CheckpointError, match="backend: 'numpy', here 'pebble'"):
             it.load(path, pebble[1], pebble[2])
         for damage in (path.read_bytes()[:100], b"no file of numbers", b""):
             path.write_bytes(damage)
@@ -201,9 +200,6 @@ class TestResuming:
                 it.load(path, PARAMS, HPARAMS)
         np.savez(path, a=np.array([{}], dtype=object))
         with pytest.raises(CheckpointError):
-            hg.History.load(path)
-        write_arrays(path, {"a": np.ones(1)})
-        with pytest.raises(CheckpointError, match="not a history"):
             hg.History.load(path)
 
 

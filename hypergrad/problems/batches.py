@@ -191,15 +191,18 @@ class _KeptBatches:
 class Feed(Iterator[Tree]):
     """Batch after batch, for any number of steps: lists and loaders start again at their end.
 
-    An iterator does not. A function is called with the number of batches before, and a single batch is
-    returned every time.
+    An iterator does not. A function is called with the number of batches before, a list goes on where that
+    number of them ends, and a single batch is returned every time.
     """
 
     def __init__(self, name: str, batches: Batches, count: int = 0) -> None:
         if isinstance(batches, list):
             _listed(name, batches)
+            started: Iterator[Tree] = iter(batches[count % len(batches) :])
+        else:
+            started = batches if isinstance(batches, Iterator) else iter(())
         self._name, self._batches, self._count = name, batches, count
-        self._rest: Iterator[Tree] = iter(batches) if isinstance(batches, Iterator) else iter(())
+        self._rest = started
 
     def __next__(self) -> Tree:
         """Return the next batch.

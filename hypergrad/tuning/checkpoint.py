@@ -31,7 +31,7 @@ def head_of(kind: str, backend: Backend | None, recipe: Any, leaves: dict[str, s
     }
 
 
-def check_head(head: Head, here: Head, what: str) -> None:
+def check_head(head: Any, here: Head, what: str) -> None:
     """Check that a checkpoint belongs to what reads it; ``here`` is the head that this would write now.
 
     The version of the library need not be the same.
@@ -39,7 +39,9 @@ def check_head(head: Head, here: Head, what: str) -> None:
     Raises:
         CheckpointError: if it does not; the message lists all differences.
     """
-    if (number := head.get("format")) != FORMAT:
+    if not isinstance(head, dict):
+        raise CheckpointError(f"{what} has no head, and was not written by hypergrad")
+    if type(number := head.get("format")) is not int or number != FORMAT:
         raise CheckpointError(f"{what} has format {number!r}, and this version reads format {FORMAT}")
     mine = {key: x for key, x in here.items() if key not in ("format", "library")}
     theirs = {key: head.get(key) for key in mine}

@@ -41,7 +41,7 @@ def opened(stored: dict[str, Any], what: str) -> tuple[Head, dict[str, Any]]:
     Raises:
         DamagedFileError: if anything in them has changed.
     """
-    with _damage_noticed(what):
+    with damage_noticed(what):
         arrays = {name: np.asarray(array) for name, array in stored.items()}
         if not np.array_equal(arrays.pop(_DIGEST), _digest(arrays)):
             raise ValueError("the digest of its arrays is another one")
@@ -49,7 +49,12 @@ def opened(stored: dict[str, Any], what: str) -> tuple[Head, dict[str, Any]]:
 
 
 @contextmanager
-def _damage_noticed(what: str) -> Iterator[None]:
+def damage_noticed(what: str) -> Iterator[None]:
+    """Within this block any error means that ``what`` is read is damaged.
+
+    Raises:
+        DamagedFileError: in place of the error, unless that is a `CheckpointError` already.
+    """
     try:
         yield
     except CheckpointError:
@@ -138,7 +143,7 @@ def read_arrays(
         DamagedFileError: if the file is damaged, or `write_arrays` did not write it.
         OSError: if it does not exist, or cannot be opened.
     """
-    with Path(path).open("rb") as file, _damage_noticed(str(path)):
+    with Path(path).open("rb") as file, damage_noticed(str(path)):
         return opened(_read(file, check), str(path))
 
 

@@ -162,6 +162,17 @@ class History:
         history._check()
         return history
 
+    def check_continues(self, other: History) -> None:
+        """Check that this history can be one of the same hyperparameters as another.
+
+        Raises:
+            CheckpointError: if it has other columns.
+        """
+        shapes = [{name: np.shape(x)[1:] for name, x in h.arrays().items()} for h in (self, other)]
+        if shapes[0] != shapes[1]:
+            names = sorted(name for name, _ in shapes[0].items() ^ shapes[1].items())
+            raise CheckpointError(f"the history is one of other hyperparameters; it differs in {names}")
+
     def _check(self) -> None:
         steps, rows = np.asarray(self.steps), len(np.atleast_1d(self.steps))
         for name, column in self.arrays().items():

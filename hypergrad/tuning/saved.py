@@ -62,7 +62,10 @@ class Checkpoint:
         state = restore_tree(self._backend, "state", model, leaves)
         counters = {"since": state.since, "updates": state.updates, "inner.step": state.inner.step}
         check_counters({f"state.{name}": value for name, value in counters.items()})
-        return state, History.from_arrays(columns)
+        history = History.from_arrays(columns)
+        lam = self._recipe.hparams(self._backend, model.free)
+        history.check_continues(History.start(self._backend, lam))
+        return state, history
 
     def _head(self, state: TunerState) -> Head:
         return head_of("run", self._backend, self._recipe, leaves_of(self._backend, "state", state))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, final
 
@@ -12,11 +13,12 @@ from torch.optim import Optimizer
 
 from hypergrad.backend import Tree
 from hypergrad.tuning import Recipe
+from hypergrad.tuning.checkpoint import check_counters
 from hypergrad.tuning.spaces import free_coordinates, spread
 from hypergrad.updates import as_update_rule
 from hypergrad_torch.backend import TorchBackend
 from hypergrad_torch.graph import trees
-from hypergrad_torch.module.checkpoint import check_shapes, read_tree, shapes, write_tree
+from hypergrad_torch.module.checkpoint import check_like, check_optimizer, read_tree, write_tree
 from hypergrad_torch.module.functional import Hyperparameters
 from hypergrad_torch.module.optimizer_step import HyperOptimizer, copied
 from hypergrad_torch.module.snapshot import Snapshot
@@ -120,25 +122,30 @@ class Tuned:
             "updates": self.updates,
         }
 
-    def read(self, stored: dict[str, Any]) -> None:
-        """Go on from what `write` returned.
+    def read(self, stored: dict[str, Any]) -> Callable[[], None]:
+        """Check what `write` returned, and return what goes on from there.
 
         Raises:
-            ValueError: if it belongs to other hyperparameters.
+            CheckpointError: if it belongs to other hyperparameters, or to another update rule of them.
         """
         held, optimizer = self._hyper.state(), self._optimizer
-        check_shapes("hparams", shapes(stored["hparams"]), shapes(held))
+        check_like(stored, self.write(), "tuned", beside=("optimizer", "free", "hyper_state"))
         free = read_tree(stored["free"], self._free, "free")
         hyper_state = read_tree(stored["hyper_state"], self._hyper_state, "hyper_state")
-        if (optimizer is None) != (stored["optimizer"] is None):
-            raise ValueError("its hyper_update is of another kind")
+        check_counters({"tuned['updates']": stored["updates"]})
         if optimizer is not None:
-            optimizer.load_state_dict(stored["optimizer"])
-        with torch.no_grad():
-            for path, tensor in held.items():
-                tensor.copy_(stored["hparams"][path])
-        self._free, self._hyper_state, self.updates = free, hyper_state, int(stored["updates"])
-        self.values = trees.map(copied, self._hyper.tensors())
+            check_optimizer(stored["optimizer"], optimizer, "tuned['optimizer']")
+
+        def go_on() -> None:
+            if optimizer is not None:
+                optimizer.load_state_dict(copy.deepcopy(stored["optimizer"]))  # which it keeps
+            with torch.no_grad():
+                for path, tensor in held.items():
+                    tensor.copy_(stored["hparams"][path])
+            self._free, self._hyper_state, self.updates = free, hyper_state, stored["updates"]
+            self.values = trees.map(copied, self._hyper.tensors())
+
+        return go_on
 
     @property
     def _optimizer(self) -> Optimizer | None:

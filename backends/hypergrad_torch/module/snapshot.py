@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from hypergrad_torch.module.checkpoint import check_kind, check_like, check_state
 from hypergrad_torch.module.optimizer_step import Trainer, copied
 
 
@@ -74,6 +75,15 @@ class Snapshot:
         return {"params": self.params, "state": self.state}
 
     @classmethod
-    def read(cls, trainer: Trainer, stored: dict[str, Any]) -> Snapshot:
-        """What `write` returned."""
+    def read(cls, trainer: Trainer, stored: Any) -> Snapshot:
+        """What `write` returned.
+
+        Raises:
+            CheckpointError: if it is a snapshot of other parameters.
+        """
+        check_kind(stored, dict, "snapshot")
+        check_like(stored.get("params"), trainer.values(), "snapshot['params']")
+        check_kind(stored.get("state"), dict, "snapshot['state']")
+        for name, state in stored["state"].items():
+            check_state(state, trainer.optimizer, trainer.params.get(name), f"snapshot['state'][{name!r}]")
         return cls(trainer, stored["params"], stored["state"])

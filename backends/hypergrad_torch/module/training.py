@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, final
@@ -11,16 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hypergrad.errors import ArgumentError, NonFiniteError, UnsupportedOpError
+from hypergrad.errors import ArgumentError, CheckpointError, NonFiniteError, UnsupportedOpError
 from hypergrad.estimators import Unrolled
 from hypergrad.tuning import Recipe
+from hypergrad.tuning.checkpoint import check_counters
 from hypergrad_torch.backend import TorchBackend
+from hypergrad_torch.module.checkpoint import (
+    check_kind,
+    check_like,
+    check_optimizer,
+    read_draws,
+    write_draws,
+)
 from hypergrad_torch.module.checks import trained
 from hypergrad_torch.module.losses import Objective
 from hypergrad_torch.module.optimizer_step import LearnedOptions, Trainer
 from hypergrad_torch.module.snapshot import Snapshot
 from hypergrad_torch.module.window import Record, Window, read, write
-from hypergrad_torch.randomness import Draws, generators
+from hypergrad_torch.randomness import generators
 
 
 @final
@@ -143,23 +152,50 @@ class Training:
         return {
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "draws": [draws.cpu, *draws.devices],
+            "draws": write_draws(draws),
             "steps": self.steps,
             "since": self.since,
             "window": None if self.window is None else write(self.window),
             "start": None if start is None else {"snapshot": start[0].write(), "buffers": start[1]},
         }
 
-    def read(self, stored: dict[str, Any]) -> None:
-        """Go on from what `write` returned."""
-        window, start = stored["window"], stored["start"]
-        self._model.load_state_dict(stored["model"])
-        self._optimizer.load_state_dict(stored["optimizer"])
-        if self.trainer.learned is not None:
-            self.trainer.learned.forget()
-        cpu, *devices = stored["draws"]
-        generators.restore(Draws(cpu, tuple(devices)))
-        self.window = None if window is None else read(self.trainer, window)
+    def read(self, stored: dict[str, Any]) -> Callable[[], None]:
+        """Check what `write` returned, and return what goes on from there.
+
+        Raises:
+            CheckpointError: if it belongs to another module, optimiser or recipe.
+        """
+        check_like(
+            stored, self.write(), "training", beside=("model", "optimizer", "draws", "window", "start")
+        )
+        # Beside its tensors a module may save objects of its own, which it checks itself.
+        check_like(stored["model"], self._model.state_dict(), "training['model']", beside=("_extra_state",))
+        check_optimizer(stored["optimizer"], self._optimizer, "training['optimizer']")
+        draws = read_draws(stored["draws"], "training['draws']")
+        steps, since = stored["steps"], stored["since"]
+        check_counters({"training['steps']": steps, "training['since']": since})
+        if not since <= min(steps, self._recipe.period - 1):
+            raise CheckpointError(
+                f"training['since'] is {since}: an update is due every {self._recipe.period} steps, and "
+                f"{steps} were taken"
+            )
+        unrolled = max(since - self._recipe.plain_steps, 0) * isinstance(self._recipe.estimator, Unrolled)
+        window = stored["window"]
+        if (window is not None) != (unrolled > 0):
+            raise CheckpointError(f"training['window'] must hold {unrolled} steps")
+        window = read(self.trainer, window, self.record(None), unrolled) if unrolled else None
+        start = stored["start"]
+        check_kind(start, type(None) if self._start is None else dict, "training['start']")
         if self._start is not None:
-            self._start = (Snapshot.read(self.trainer, start["snapshot"]), start["buffers"])
-        self.steps, self.since = int(stored["steps"]), int(stored["since"])
+            check_like(start.get("buffers"), self._start[1], "training['start']['buffers']")
+            start = (Snapshot.read(self.trainer, start.get("snapshot")), start["buffers"])
+
+        def go_on() -> None:
+            self._model.load_state_dict(stored["model"])
+            self._optimizer.load_state_dict(copy.deepcopy(stored["optimizer"]))  # which it keeps
+            if self.trainer.learned is not None:
+                self.trainer.learned.forget()
+            generators.restore(draws)
+            self.window, self._start, self.steps, self.since = window, start, steps, since
+
+        return go_on

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -13,12 +13,12 @@ from torch.optim import Optimizer
 
 from hypergrad.backend import Tree
 from hypergrad.backend.arguments import check_variables
-from hypergrad.errors import CheckpointError, NonFiniteError, each_warning_once
+from hypergrad.errors import NonFiniteError, each_warning_once
 from hypergrad.estimators import Estimate, Greedy, HypergradientEstimator, State, Unrolled
 from hypergrad.problems.batches import Feed
 from hypergrad.problems.bilevel import Bilevel
 from hypergrad.problems.step import Observation
-from hypergrad.tuning import History, Real, Recipe, Step
+from hypergrad.tuning import History, Real, Recipe, Step, folder
 from hypergrad.tuning.progress import progress as show_progress
 from hypergrad.tuning.progress import silent
 from hypergrad.tuning.recipe import check_count
@@ -27,13 +27,13 @@ from hypergrad.tuning.spaces import Spaces
 from hypergrad.updates import SGD, Adam, ClipNorm, UpdateRule
 from hypergrad_torch.backend import TorchBackend
 from hypergrad_torch.dialects import by_group, refuse_captured
-from hypergrad_torch.module.checkpoint import read_history, read_tree, write_history, write_tree
 from hypergrad_torch.module.checks import check_distinct, check_estimator, check_module, check_tuned
 from hypergrad_torch.module.estimates import Estimates
 from hypergrad_torch.module.functional import Functional, Hyperparameters, Loss
 from hypergrad_torch.module.hyper import Tuned
 from hypergrad_torch.module.losses import Objective
 from hypergrad_torch.module.optimizer_step import HyperOptimizer, LearnedOptions, Trainer
+from hypergrad_torch.module.saving import Saving
 from hypergrad_torch.module.training import Training
 from hypergrad_torch.module.window import Window
 from hypergrad_torch.optimizers import TorchOptimizer
@@ -42,7 +42,7 @@ from hypergrad_torch.randomness import generators
 
 
 @final
-class ModuleTuner:
+class ModuleTuner(Saving):
     r"""Train a module in place as its optimiser would, and update λ once in every ``every`` steps.
 
         θ ← optimizer.step()             every step, bit for bit what one's own loop would do
@@ -56,11 +56,10 @@ class ModuleTuner:
     call, except if the optimiser's own step fails where λ is not updated.
 
     This is `hypergrad.Tuner` with the module as its state, and with the same `Recipe`. So there is no
-    ``resume``, which is `load_state_dict`; no ``aux``, which is the module's buffers; no ``update``, which is
-    the optimizer; no ``save`` and ``load``, since `state_dict` goes into the user's own ``torch.save``; and
-    `step` takes a batch at a time, as a loader gives it. On the other hand ``max_norm`` and
-    ``micro_batches`` stand here, because torch's optimisers and gradients have no place for them, while a
-    `Tuner` has them in its update rule and in its loss.
+    ``resume``, which is `load` or `load_state_dict`; no ``aux``, which is the module's buffers; no
+    ``update``, which is the optimizer; and `step` takes a batch at a time, as a loader gives it. On the other
+    hand ``max_norm`` and ``micro_batches`` stand here, because torch's optimisers and gradients have no place
+    for them, while a `Tuner` has them in its update rule and in its loss.
 
     Buffers are constants: a C2 that reads BatchNorm's running statistics (in eval mode) depends on λ through
     them too, and that path is not differentiated. A NaN in a training gradient is looked for at an update,
@@ -141,6 +140,11 @@ class ModuleTuner:
         trained_by = getattr(estimator, "update", None)
         hypers = by_group(optimizer, trained_by.hypers if isinstance(trained_by, TorchOptimizer) else {})
         learned = LearnedOptions(hypers, lambda: self._tuned.values) if any(hypers) else None
+        self._described = {
+            **{"estimator": estimator, "optimizer": optimizer, "hyper_update": rule, "every": every},
+            **{"space": self.recipe.space, "restart": restart, "max_norm": max_norm},
+            "micro_batches": micro_batches,
+        }
         self._training = Training(backend, model, optimizer, objective, self.recipe, max_norm, learned)
         check_variables(backend, params=self._training.trainer.values(), hparams=lam)
         check_tuned(backend, lam, rule)
@@ -246,7 +250,16 @@ class ModuleTuner:
         return step
 
     def run(
-        self, train: Any, val: Any, steps: int, *, seed: int | None = None, progress: bool | None = None
+        self,
+        train: Any,
+        val: Any,
+        steps: int,
+        *,
+        seed: int | None = None,
+        progress: bool | None = None,
+        save_to: str | Path | None = None,
+        save_every: int | None = None,
+        keep: int | None = None,
     ) -> History:
         """Train until ``steps`` training steps are done, and return the history of all of them.
 
@@ -257,10 +270,13 @@ class ModuleTuner:
             steps: training steps in all, those before this call included.
             seed: makes torch's own generators start from here, and puts them back afterwards.
             progress: show a bar; by default on a terminal.
+            save_to, keep: a file to `save` to, or with ``keep`` a folder for that many files.
+            save_every: after how many training steps to save; by default at the end alone.
 
         Raises:
-            As `step`; ArgumentError if T1 or T2 runs out, and says which.
+            As `step` and `save`; ArgumentError if T1 or T2 runs out, and says which.
         """
+        folder.check_saving("ModuleTuner.run", save_to, save_every, keep)
         train_feed, val_feed = Feed("train", train, self.steps), Feed("val", val, self.updates)
         seeded = nullcontext() if seed is None else generators.replay(generators.state(seed))
         with self._turn(), seeded, show_progress("training", steps, progress) as advance:
@@ -269,6 +285,8 @@ class ModuleTuner:
                 due = self._training.since + 1 == self.recipe.period
                 step = self.step(next(train_feed), next(val_feed) if due else None)
                 advance(1, "" if advance is silent else f"T1 {float(step.inner_value):.3f}")
+                if save_to is not None and (self.steps == steps or self.steps % (save_every or steps) == 0):
+                    self.save(save_to, keep=keep)
         return self.history
 
     def check(self, step: Step) -> None:
@@ -335,43 +353,3 @@ class ModuleTuner:
             return None
         given = self.recipe.problem, self._training.trainer.values(), self._tuned.values
         return self.recipe.estimator.init(*given, backend=self._backend).memory
-
-    # Saving.
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that a run needs to go on bit for bit: module, optimisers, λ, generators, clocks, history.
-
-        Plain containers of tensors, which ``torch.load(..., weights_only=True)`` reads.
-
-        Raises:
-            As `check`, for an update whose fault could not be read yet.
-        """
-        self._raise_fault(wait=True)
-        return {
-            "training": self._training.write(),
-            "tuned": self._tuned.write(),
-            "memory": write_tree(self._memory, "memory"),
-            "history": write_history(self.history),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was taken.
-
-        Raises:
-            CheckpointError: if it belongs to something else; everything is then as it was.
-        """
-        before = copy.deepcopy(self.state_dict())
-        try:
-            self._load(state)
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            self._load(before)
-            raise CheckpointError(f"the state belongs to another run or structure: {error}") from error
-
-    def _load(self, state: dict[str, Any]) -> None:
-        history, memory = read_history(state["history"]), read_tree(state["memory"], self._memory, "memory")
-        self._tuned.read(state["tuned"])
-        self._training.read(state["training"])
-        self._memory, self._recorder = (
-            memory,
-            Recorder(self.recipe, self._backend, self._tuned.values, history),
-        )

@@ -201,6 +201,6 @@ class TestHistory:
         rest = Task()
         second = rest.tuner(**options)
         second.load_state_dict(state)
-        resumed = second.run(rest.train[5:] + rest.train[:5], [rest.val], 10, progress=False)
+        resumed = second.run(rest.train, [rest.val], 10, progress=False)
         close(rest.hparams, whole.hparams)
         np.testing.assert_allclose(resumed.inner_values, expected.inner_values, rtol=1e-12)

@@ -78,6 +78,10 @@ class DamagedFileError(CheckpointError):
     """A saved file is not as it was written: it is damaged, or some other program wrote it."""
 
 
+class TornStateError(HypergradError, RuntimeError):
+    """A tuner was interrupted in the middle of a step, and its state is not whole."""
+
+
 class DisconnectedError(HypergradError, ValueError):
     """A loss does not depend on a tree by which it is differentiated, as its graph shows.
 

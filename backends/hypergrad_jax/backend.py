@@ -154,7 +154,7 @@ class JaxBackend(Backend):
 class _Keys(Random):
     """JAX has no generator of its own: keys come with the batch."""
 
-    def turn(self, problem: Any) -> AbstractContextManager[None]:
+    def turn(self, problem: Any, undo: bool = True) -> AbstractContextManager[None]:
         return nullcontext()
 
     def normal(self, seed: int, count: Any, shape: tuple[int, ...], like: Array) -> Array:

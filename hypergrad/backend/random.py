@@ -42,22 +42,24 @@ class Random:
             turns.compare(state, self.state)
             self.restore(before)
 
-    def turn(self, problem: Any) -> AbstractContextManager[None]:
+    def turn(self, problem: Any, undo: bool = True) -> AbstractContextManager[None]:
         """Run the block, in which losses of a problem may draw, and restore the generator if it raises.
 
-        No other estimate draws or replays meanwhile: see `hypergrad.backend.turns`. Where generators are
-        arguments, as in JAX, there is nothing to keep apart.
+        Without ``undo`` it is not restored: for blocks of several steps, of which those before the fault
+        stay. No other estimate draws or replays meanwhile: see `hypergrad.backend.turns`. Where generators
+        are arguments, as in JAX, there is nothing to keep apart.
         """
-        return self._turn(problem)
+        return self._turn(problem, undo)
 
     @contextmanager
-    def _turn(self, problem: Any) -> Iterator[None]:
+    def _turn(self, problem: Any, undo: bool) -> Iterator[None]:
         with turns.turn(problem, self._all_states):
             before = self.state()
             try:
                 yield
             except BaseException:
-                self.restore(before)
+                if undo:
+                    self.restore(before)
                 raise
 
     def _all_states(self) -> tuple[Any, Any]:

@@ -26,7 +26,8 @@ class Turns:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._alone, self._shared = False, 0
+        self._alone: int | None = None
+        self._shared: set[int] = set()
         self._own = threading.local()
         self._quiet: dict[int, weakref.ref[Any]] = {}
 
@@ -36,12 +37,12 @@ class Turns:
 
         ``state`` returns the states of all generators.
         """
-        if getattr(self._own, "has_turn", False):
+        me = threading.get_ident()
+        if me == self._alone or me in self._shared:
             yield
             return
-        quiet = self._is_quiet(problem)
-        self._begin(alone=not quiet)
         try:
+            self._begin(me, alone=not self._is_quiet(problem))
             # A program of one thread need not know what is quiet.
             self._own.learns, self._own.drew = threading.active_count() > 1, False
             before = state() if self._own.learns else None
@@ -49,7 +50,7 @@ class Turns:
             if before is not None:
                 self._learn(problem, not self._own.drew and same_state(before, state()))
         finally:
-            self._end(alone=not quiet)
+            self._end(me)
 
     def compare(self, before: Any, state: Callable[[], Any]) -> None:
         """Compare states before and after a part of this thread's turn, if it learns what is quiet.
@@ -59,22 +60,21 @@ class Turns:
         if getattr(self._own, "learns", False) and not same_state(before, state()):
             self._own.drew = True
 
-    def _begin(self, alone: bool) -> None:
+    def _begin(self, me: int, alone: bool) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: not self._alone and not (alone and self._shared))
+            self._changed.wait_for(lambda: self._alone is None and not (alone and self._shared))
             if alone:
-                self._alone = True
+                self._alone = me
             else:
-                self._shared += 1
-        self._own.has_turn = True
+                self._shared.add(me)
 
-    def _end(self, alone: bool) -> None:
-        self._own.has_turn = self._own.learns = False
+    def _end(self, me: int) -> None:
+        """End the turn of a thread, if it has one: an interrupt may have come before it had."""
+        self._own.learns = False
         with self._changed:
-            if alone:
-                self._alone = False
-            else:
-                self._shared -= 1
+            if self._alone == me:
+                self._alone = None
+            self._shared.discard(me)
             self._changed.notify_all()
 
     def _is_quiet(self, problem: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from hypergrad.errors import HypergradError
 from hypergrad.problems.batches import Read, reading
 from hypergrad.problems.step import Observation
 from hypergrad.tuning.history import History, Row, namespace
+from hypergrad.tuning.interrupts import Ended
 from hypergrad.tuning.programs import Programs, without_state
 from hypergrad.tuning.progress import Advance, silent
 from hypergrad.tuning.recipe import Recipe
@@ -77,6 +79,7 @@ def run_part(
     backend: Backend,
     part: Part,
     programs: Programs | None,
+    poll: Callable[[], None] | None,
     advance: Advance,
     read_train: Read | None,
     read_val: Read | None,
@@ -87,7 +90,8 @@ def run_part(
     """Run one part of a run.
 
     With ``programs`` it is a loop in Python, because its batches come from an iterator, and each step is a
-    separate program. Without, it may be compiled as a whole.
+    separate program. Without, it may be compiled as a whole. A loop in Python calls ``poll`` before each
+    round, which may end it.
     """
     train, val = reading(train_data, read_train), reading(val_data, read_val)
     steps = Steps(recipe, backend, programs)
@@ -116,6 +120,8 @@ def run_part(
     done, latest = list[Tree](), dict[str, Any]()  # in Python: for an error in a later round
 
     def one_round(state: TunerState, k: Any) -> tuple[TunerState, Tree, Step, Any]:
+        if poll is not None:
+            poll()
         state, before, values = train_for(state, part.plain)
         state, step = steps.update(state, train, val)
         out = step.estimate
@@ -136,7 +142,7 @@ def run_part(
     if part.rounds:
         try:
             state, rows, last, _ = loops.repeat(one_round, state, part.rounds)
-        except HypergradError as error:
+        except (HypergradError, Ended) as error:
             if done:
                 error.run = latest["state"], Outcome(backend.collect(done), None, latest["last"])
             raise

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
-
 from hypergrad.backend import Backend, Tree, find_backend
 from hypergrad.backend.arguments import check_variables
-from hypergrad.errors import HypergradError, each_warning_once
+from hypergrad.errors import each_warning_once
 from hypergrad.estimators import HypergradientEstimator
 from hypergrad.problems.base import Problem
-from hypergrad.problems.batches import Batches, is_loader, stream
-from hypergrad.problems.step import Observation
+from hypergrad.problems.batches import Batches
 from hypergrad.tuning import folder
 from hypergrad.tuning.files import opened, read_arrays, sealed, write_arrays
 from hypergrad.tuning.history import History
-from hypergrad.tuning.programs import Programs, with_state
+from hypergrad.tuning.interrupts import Ended, Interrupts
+from hypergrad.tuning.programs import Programs
 from hypergrad.tuning.progress import progress as show_progress
 from hypergrad.tuning.recipe import Recipe
 from hypergrad.tuning.recorder import Recorder
-from hypergrad.tuning.rounds import Outcome, Part, plan, run_part
+from hypergrad.tuning.running import Running
 from hypergrad.tuning.saved import Checkpoint, Saved, parts
 from hypergrad.tuning.spaces import Real, Spaces
 from hypergrad.tuning.state import Run, Step, TunerState
@@ -124,7 +123,7 @@ class Tuner:
             As `HypergradientEstimator.estimate`; the given state then remains valid.
         """
         backend = find_backend(state.inner.params, state.free, backend=backend)
-        with backend.random.turn(self.problem):
+        with self._undivided(backend):
             state = backend.constants(state)
             if not backend.readable(state.since):
                 return Steps(self.recipe, backend).train_or_update(state, train, val)
@@ -150,10 +149,19 @@ class Tuner:
             As `HypergradientEstimator.estimate`; the given state then remains valid.
         """
         backend = find_backend(state.inner.params, state.free, backend=backend)
-        with backend.random.turn(self.problem):
+        with self._undivided(backend):
             state = backend.constants(state)
             programs = self._programs if backend.readable(state.since) else None
             return Steps(self.recipe, backend, programs).tune(state, train, val)
+
+    @contextmanager
+    def _undivided(self, backend: Backend) -> Iterator[None]:
+        """Run a block in which losses may draw, and hold signals back, which would leave draws half made.
+
+        In JAX generators are arguments, and an interrupted step leaves nothing behind.
+        """
+        with nullcontext() if backend.compiles else Interrupts(), backend.random.turn(self.problem):
+            yield
 
     def check(self, state: TunerState, step: Step, *, backend: Backend | str | None = None) -> None:
         """Raise the faults of a step, or of the last one of a run: ``check(run.state, run.last)``.
@@ -204,7 +212,9 @@ class Tuner:
         Raises:
             As `HypergradientEstimator.estimate`; ArgumentError if T1 or T2, as it says, runs out of batches.
             The error's ``run`` is the run up to the last update before it, in a compiled program up to the
-            fault itself.
+            fault itself. KeyboardInterrupt after the round in which Ctrl-C was pressed, or at once at the
+            second time; its ``run`` is the run so far. On Ctrl-C and on SIGTERM a run with ``save_to`` saves
+            before it ends.
 
         Warns:
             As `HypergradientEstimator.estimate`, once a run for each kind of warning. The columns of
@@ -213,59 +223,30 @@ class Tuner:
         backend = find_backend(params, hparams, backend=backend)
         folder.check_saving("Tuner.run", save_to, save_every, keep)
         if resume is None:
-            state = self.init(params, hparams, aux=aux, backend=backend)
-            history = History.start(backend, hparams)
-        else:
-            state, history = resume
-        # Batches of an iterator cannot become part of a program.
-        in_python = is_loader(train) or is_loader(val)
-        train_data, read_train = stream(backend, "train", train)
-        val_data, read_val = stream(backend, "val", val)
+            resume = self.init(params, hparams, aux=aux, backend=backend), History.start(backend, hparams)
         seeded = nullcontext() if seed is None else backend.random.replay(backend.random.state(seed))
-        done = len(history.inner_values)
-        nothing = Observation.none(backend, state.inner.params)
-        last = Step(nothing, 0, False, None, 0, self.recipe.hparams(backend, state.free))
-
-        def ended(state: TunerState, history: History, part: Part, outcome: Outcome) -> tuple[Step, History]:
-            closing = self.recipe.closing_steps
-            return with_state(state, outcome.last), outcome.add_to(backend, history, part.plain, closing)
-
-        with (
-            each_warning_once(set()),
-            backend.random.turn(self.problem),
-            seeded,
-            show_progress("training", steps, progress) as advance,
-        ):
-            advance(done, "")
-            while done < steps:
-                stretch = min(save_every or steps, steps - done)
-                for part in plan(self.recipe, int(state.since), stretch):
-                    since = 0 if part.rounds else int(state.since)
-                    functions = (advance, read_train, read_val)
-                    program = (
-                        partial(run_part, self.recipe, backend, part, self._programs, *functions)
-                        if in_python
-                        else self._programs(backend, run_part, part, None, *functions)
-                    )
-                    try:
-                        state, outcome = program(state._replace(since=0), train_data, val_data)
-                        state = state._replace(since=since + part.tail)
-                        rows = len(history.steps)
-                        last, history = ended(state, history, part, outcome)
-                        if isinstance(history.cost, np.ndarray):  # otherwise a compiler is tracing
-                            self.check(state, last, backend=backend)
-                            if backend.compiles:  # otherwise each round has been checked
-                                self.recipe.check_rows(backend, history, rows)
-                    except HypergradError as error:
-                        if error.run is not None:
-                            state, outcome = error.run
-                            last, history = ended(state, history, part, outcome)
-                        error.run = Run(state.inner.params, last.hparams, state, history, last)
-                        raise
-                done = len(history.inner_values)
-                if save_to is not None:
-                    self.save(save_to, (state, history), keep=keep, backend=backend)
-        return Run(state.inner.params, last.hparams, state, history, last)
+        running: Running | None = None
+        try:
+            with (
+                Interrupts(saves=save_to is not None) as interrupts,
+                each_warning_once(set()),
+                backend.random.turn(self.problem),
+                seeded,
+                show_progress("training", steps, progress) as advance,
+            ):
+                running = Running(self._programs, backend, resume, train, val, interrupts)
+                advance(running.done, "")
+                with suppress(Ended):
+                    while running.done < steps:
+                        running.go_on(min(save_every or steps, steps - running.done), advance)
+                        if save_to is not None:
+                            self.save(save_to, running.run, keep=keep, backend=backend)
+                if interrupts.pending and save_to is not None:
+                    self.save(save_to, running.run, keep=keep, backend=backend)
+        except KeyboardInterrupt as stop:
+            stop.run = None if running is None else running.run  # type: ignore[attr-defined]
+            raise
+        return running.run
 
     def record(self, history: History, step: Step, *, backend: Backend | str | None = None) -> History:
         """Return the history with one more step, the result of `step` or `tune`; begin with `History.start`.

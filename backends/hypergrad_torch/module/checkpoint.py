@@ -212,9 +212,7 @@ def check_state(
             raise CheckpointError(f"{path} is of another optimiser: it lacks {name}")
         begun = type(optimizer) is not torch.optim.SGD or state[name] is not None
         if begun:  # SGD keeps None where there was no step with momentum yet
-            check_kind(state[name], Tensor, f"{path}[{name!r}]")
-            if state[name].shape != p.shape:
-                raise CheckpointError(f"{path}[{name!r}] is {tuple(state[name].shape)}, not {tuple(p.shape)}")
+            check_like(state[name], p, f"{path}[{name!r}]")
 
 
 def _options_of(optimizer: Optimizer, p: Tensor) -> dict[str, Any]:

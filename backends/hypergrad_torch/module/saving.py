@@ -16,6 +16,7 @@ from hypergrad.errors import CheckpointError
 from hypergrad.tuning import History, Recipe, folder
 from hypergrad.tuning.checkpoint import check_head, head_of, leaves_of
 from hypergrad.tuning.files import Head, read_arrays, write_arrays
+from hypergrad.tuning.interrupts import Interrupts
 from hypergrad.tuning.recorder import Recorder
 from hypergrad_torch.backend import TorchBackend
 from hypergrad_torch.module.checkpoint import (
@@ -45,6 +46,7 @@ class Saving(ABC):
     _memory: Tree
     _recorder: Recorder
     _unread: list[Any]
+    _interrupts: Interrupts
     _described: dict[str, Any]
     """The arguments of the tuner that a saved run must share."""
 
@@ -65,6 +67,7 @@ class Saving(ABC):
         Raises:
             As `check`, for an update whose fault could not be read yet.
         """
+        self._interrupts.check()
         self._raise_fault(wait=True)
         return {
             "head": self._head(),
@@ -81,15 +84,18 @@ class Saving(ABC):
             CheckpointError: if it belongs to another module, optimiser or recipe, with all differences; if no
                 run has such a state. Everything is then as it was.
         """
-        before = copy.deepcopy(self.state_dict())
-        go_on = self._read(state)
-        try:
-            go_on()
-        except BaseException as error:
-            self._read(before)()
-            if isinstance(error, Exception):
-                raise CheckpointError(f"the module or an optimiser refuses its state: {error}") from error
-            raise
+        with self._interrupts:
+            before = None if self._interrupts.torn else copy.deepcopy(self.state_dict())
+            go_on = self._read(state)
+            try:
+                go_on()
+            except BaseException as error:
+                if before is not None:
+                    self._read(before)()
+                if isinstance(error, Exception):
+                    raise CheckpointError(f"the module or an optimiser refuses its state: {error}") from error
+                raise
+            self._interrupts.torn = False
 
     def save(self, path: str | Path, *, keep: int | None = None) -> None:
         """Write what `state_dict` returns to one ``.npz`` file. If that fails, an older file is unchanged.

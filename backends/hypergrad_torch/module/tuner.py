@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -19,6 +19,7 @@ from hypergrad.problems.batches import Feed
 from hypergrad.problems.bilevel import Bilevel
 from hypergrad.problems.step import Observation
 from hypergrad.tuning import History, Real, Recipe, Step, folder
+from hypergrad.tuning.interrupts import Ended, Interrupts
 from hypergrad.tuning.progress import progress as show_progress
 from hypergrad.tuning.progress import silent
 from hypergrad.tuning.recipe import check_count
@@ -53,7 +54,8 @@ class ModuleTuner(Saving):
     the step (`torch.optim.SGD`, `Adam`, `AdamW`, `RMSprop`, `Adagrad`) into λ: nothing is computed twice.
     Buffers change once a step. The validation pass leaves no trace: generators, buffers and train/eval mode
     are as after the training pass, and ``.grad`` stays as it is. After an error everything is as before the
-    call, except if the optimiser's own step fails where λ is not updated.
+    call, except if the optimiser's own step fails where λ is not updated. Ctrl-C and SIGTERM wait for the end
+    of a step. A second Ctrl-C does not, and the tuner then refuses to go on until a state is loaded.
 
     This is `hypergrad.Tuner` with the module as its state, and with the same `Recipe`. So there is no
     ``resume``, which is `load` or `load_state_dict`; no ``aux``, which is the module's buffers; no
@@ -156,6 +158,7 @@ class ModuleTuner(Saving):
         self._memory = self._fresh_memory()
         self._unread: list[tuple[Later, Step]] = []
         """Updates of which it is not known yet whether they were sound, the oldest first."""
+        self._interrupts = Interrupts()
         self._given: set[Any] = set()
         """The kinds of warnings that were given, which is done once."""
 
@@ -274,19 +277,27 @@ class ModuleTuner(Saving):
             save_every: after how many training steps to save; by default at the end alone.
 
         Raises:
-            As `step` and `save`; ArgumentError if T1 or T2 runs out, and says which.
+            As `step` and `save`; ArgumentError if T1 or T2 runs out, and says which. On Ctrl-C and on SIGTERM
+            a run with ``save_to`` saves before it ends.
         """
         folder.check_saving("ModuleTuner.run", save_to, save_every, keep)
         train_feed, val_feed = Feed("train", train, self.steps), Feed("val", val, self.updates)
         seeded = nullcontext() if seed is None else generators.replay(generators.state(seed))
-        with self._turn(), seeded, show_progress("training", steps, progress) as advance:
+        interrupts = self._interrupts
+        interrupts.saves = save_to is not None
+        with self._turn(undo=False), seeded, show_progress("training", steps, progress) as advance:
             advance(self.steps, "")
-            while self.steps < steps:
-                due = self._training.since + 1 == self.recipe.period
-                step = self.step(next(train_feed), next(val_feed) if due else None)
-                advance(1, "" if advance is silent else f"T1 {float(step.inner_value):.3f}")
-                if save_to is not None and (self.steps == steps or self.steps % (save_every or steps) == 0):
-                    self.save(save_to, keep=keep)
+            with suppress(Ended):
+                while self.steps < steps:
+                    due = self._training.since + 1 == self.recipe.period
+                    with interrupts.released():
+                        batches = next(train_feed), next(val_feed) if due else None
+                    step = self.step(*batches)
+                    advance(1, "" if advance is silent else f"T1 {float(step.inner_value):.3f}")
+                    if save_to is not None and self.steps % (save_every or steps) == 0:
+                        self.save(save_to, keep=keep)
+            if save_to is not None and (interrupts.pending or self.steps % (save_every or steps)):
+                self.save(save_to, keep=keep)
         return self.history
 
     def check(self, step: Step) -> None:
@@ -306,9 +317,17 @@ class ModuleTuner(Saving):
     # The parts of a step.
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Run the block in a turn of this tuner's losses, with each kind of warning given once."""
-        with each_warning_once(self._given), generators.turn(self.recipe.problem):
+    def _turn(self, undo: bool = True) -> Iterator[None]:
+        """Run the block in a turn of this tuner's losses; signals wait for its end.
+
+        Each kind of warning is given once. With ``undo`` generators are restored if the block fails.
+        """
+        with (
+            self._interrupts,
+            each_warning_once(self._given),
+            generators.turn(self.recipe.problem, undo),
+        ):
+            self._interrupts.check()
             yield
 
     def _update(self, out: Estimate[Any], trained: int) -> Step:

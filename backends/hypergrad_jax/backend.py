@@ -106,7 +106,10 @@ class JaxBackend(Backend):
     def inner(self, x: Tree, y: Tree) -> Scalar:
         pairs = zip(self.flatten(x)[0], self.flatten(y)[0], strict=True)
         products = [_dot(a, b) for a, b in pairs if is_float(a)]
-        return sum(products[1:], products[0]) if products else jnp.zeros(())
+        if not products:
+            return jnp.zeros(())
+        narrowest = min((p.dtype for p in products), key=lambda dtype: dtype.itemsize)
+        return sum(products[1:], products[0]).astype(narrowest)
 
     def axpy(self, a: Scalar, x: Tree, y: Tree) -> Tree:
         def leaf(x: Array, y: Array) -> Array:

@@ -130,7 +130,9 @@ class TorchBackend(Backend):
         xs = self.flatten(x)[0]
         pairs = zip(xs, xs if y is x else self.flatten(y)[0], strict=True)
         products = [_dot(a, b) for a, b in pairs if is_float(a)]
-        return sum(products[1:], products[0]) if products else torch.zeros((), dtype=torch.float64)
+        if not products:
+            return torch.zeros((), dtype=torch.float64)
+        return _in(min((p.dtype for p in products), key=_width), sum(products[1:], products[0]))
 
     def axpy(self, a: Scalar, x: Tree, y: Tree) -> Tree:
         xs, (ys, unflatten) = self.flatten(x)[0], self.flatten(y)
@@ -206,6 +208,10 @@ def _alike(leaves: list[Any]) -> bool:
 def _in(dtype: torch.dtype, x: Tensor) -> Tensor:
     """Return the tensor in a dtype. The check saves the microsecond of ``to`` where the dtype is right."""
     return x if x.dtype is dtype else x.to(dtype)
+
+
+def _width(dtype: torch.dtype) -> int:
+    return dtype.itemsize
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from hypergrad.backend.protocol import Backend
-from hypergrad.backend.types import Array, Tree
+from hypergrad.backend.types import Array, Leaf, Tree
 from hypergrad.errors import ArgumentError, LeafTypeError, UnsupportedLeafError
 
 _MAX_PASSED = 1024
@@ -38,13 +38,13 @@ def check_variables(backend: Backend, **trees: Tree) -> None:
 
     Raises:
         ArgumentError: if a tree has no leaves, or none that is not fixed; for a fixed leaf of hparams.
-        LeafTypeError: for integers, booleans, foreign arrays, and mixed dtypes or devices.
+        LeafTypeError: for integers, booleans, foreign arrays, and mixed devices.
         UnsupportedLeafError: for complex leaves.
     """
     key = "variables", type(backend), backend.form(trees)
     if _has_passed(key):
         return
-    first: tuple[str, str, str] | None = None
+    first: tuple[str, str] | None = None
     for root, tree in trees.items():
         leaves, paths = backend.flatten(tree)[0], backend.paths(tree, root)
         if not leaves:
@@ -56,19 +56,19 @@ def check_variables(backend: Backend, **trees: Tree) -> None:
                 "p.detach(), to take derivatives by it"
             )
         for path, leaf in zip(paths, leaves, strict=True):
-            dtype, device = _check_float(backend, path, leaf)
+            device = _check_float(backend, path, leaf)
             if first is None:
-                first = path, dtype, device
-            for what, mine, other in (("dtype", dtype, first[1]), ("device", device, first[2])):
-                if mine != other:
-                    raise LeafTypeError(
-                        f"{path} has {what} {mine} and {first[0]} has {what} {other}: the derivative "
-                        f"would be converted silently; bring all leaves to one {what}"
-                    )
+                first = path, device
+            if device != first[1]:
+                raise LeafTypeError(
+                    f"{path} has device {device} and {first[0]} has device {first[1]}: bring all leaves to "
+                    "one device"
+                )
     _record_pass(key)
 
 
-def _check_float(backend: Backend, path: str, leaf: Array) -> tuple[str, str]:
+def _check_float(backend: Backend, path: str, leaf: Array) -> str:
+    """Check the type of a leaf, and return its device."""
     if not backend.owns(leaf):
         raise LeafTypeError(
             f"{path} is a {type(leaf).__module__}.{type(leaf).__qualname__}, not an array of "
@@ -84,7 +84,12 @@ def _check_float(backend: Backend, path: str, leaf: Array) -> tuple[str, str]:
         )
     if kind != "float":
         raise LeafTypeError(f"{path} has dtype {dtype}, which is not a floating-point number")
-    return dtype, device
+    return device
+
+
+def _widest(backend: Backend, params: Tree) -> Leaf:
+    infos = [backend.describe(leaf) for leaf in backend.flatten(params)[0] if backend.owns(leaf)]
+    return max(infos, key=lambda info: info.itemsize)
 
 
 def check_batch(backend: Backend, root: str, batch: Tree, params: Tree) -> None:
@@ -96,7 +101,7 @@ def check_batch(backend: Backend, root: str, batch: Tree, params: Tree) -> None:
     key = "batch", type(backend), backend.form((batch, params))
     if _has_passed(key):
         return
-    reference = backend.describe(backend.flatten(params)[0][0])
+    reference = _widest(backend, params)
     for path, leaf in zip(backend.paths(batch, root), backend.flatten(batch)[0], strict=True):
         if not backend.owns(leaf) or isinstance(leaf, bool | int | float):
             continue
@@ -109,14 +114,15 @@ def check_batch(backend: Backend, root: str, batch: Tree, params: Tree) -> None:
     _record_pass(key)
 
 
-def check_loss(backend: Backend, name: str, value: Array, params: Tree = None) -> None:
+def check_loss(backend: Backend, name: str, value: Array, params: Tree = None, hparams: Tree = None) -> None:
     """Check that a loss returned one real number, not wider than the parameters if they are given.
 
-    Models in half precision may take their loss in float32.
+    Models in half precision may take their loss in float32. Hyperparameters may be wider if the loss converts
+    them.
 
     Raises:
         ArgumentError: if it returned anything else; the message has the shape.
-        LeafTypeError: if a constant or a batch made it wider.
+        LeafTypeError: if a hyperparameter, a constant or a batch made it wider.
     """
     key = "loss", type(backend), backend.form((value, params))
     if _has_passed(key):
@@ -130,12 +136,18 @@ def check_loss(backend: Backend, name: str, value: Array, params: Tree = None) -
         )
     if info.kind != "float":
         raise ArgumentError(f"{name} returned dtype {info.dtype}: a loss is a floating-point number")
-    leaves = backend.flatten(params)[0]
-    reference = backend.describe(leaves[0]) if leaves else info
+    reference = _widest(backend, params) if backend.flatten(params)[0] else info
     if info.itemsize > max(reference.itemsize, 4):
+        leaves = zip(backend.paths(hparams, "hparams"), backend.flatten(hparams)[0], strict=True)
+        wide = [
+            path
+            for path, leaf in leaves
+            if backend.owns(leaf) and backend.describe(leaf).itemsize > reference.itemsize
+        ]
+        causes = f"{', '.join(wide)} has" if wide else "a constant or a batch inside the loss has"
         raise LeafTypeError(
-            f"{name} returned {info.dtype} for parameters of {reference.dtype}: a constant or a batch inside "
-            "the loss is wider and upcasts silently; convert it"
+            f"{name} returned {info.dtype} for parameters of {reference.dtype}: {causes} a wider dtype, "
+            "which upcasts silently; convert it inside the loss"
         )
     _record_pass(key)
 

@@ -211,7 +211,8 @@ class Backend(ABC):
     def inner(self, x: Tree, y: Tree) -> Scalar:
         """Return the inner product ⟨x, y⟩ over all floating-point leaves, or 0 if there are none.
 
-        The result is a scalar array, accumulated in float32 or a wider type.
+        The result is a scalar array, accumulated in float32 or a wider type. If leaves have several dtypes it
+        is in the narrowest of these, which says how accurate it is.
         """
         xs = self.flatten(x)[0]
         ys = xs if y is x else self.flatten(y)[0]
@@ -222,7 +223,10 @@ class Backend(ABC):
                 if info.itemsize < 4:
                     a, b = self.cast(a, "float32"), self.cast(b, "float32")
                 products.append(self.xp.sum(a * b))
-        return sum(products[1:], products[0]) if products else self.asarray(np.asarray(0.0))
+        if not products:
+            return self.asarray(np.asarray(0.0))
+        narrowest = min((self.describe(product) for product in products), key=lambda info: info.itemsize)
+        return self.cast(sum(products[1:], products[0]), narrowest.dtype)
 
     def axpy(self, a: Scalar, x: Tree, y: Tree) -> Tree:
         """Return a x + y, each leaf in the dtype that it has in y."""

@@ -109,7 +109,9 @@ class Bilevel(Problem):
         self, backend: Backend, params: Tree, hparams: Tree, batch: Tree, aux: Tree
     ) -> tuple[Scalar, Tree, Tree]:
         loss = self.loss_on(backend, batch, aux)
-        value, pullback, aux = evaluate(backend, "inner", lambda p: loss(p, hparams), batch, params)
+        value, pullback, aux = evaluate(
+            backend, "inner", lambda p: loss(p, hparams), batch, params, constants=hparams
+        )
         (gradient,) = pullback(backend.xp.ones_like(value))
         return value, gradient, aux
 

@@ -16,10 +16,12 @@ def evaluate(
     batch: Tree,
     params: Tree,
     *hparams: Tree,
+    constants: Tree = None,
 ) -> tuple[Scalar, Pullback, Tree]:
     """Evaluate a loss on a batch and keep its graph: return ``value, pullback, aux``.
 
-    The returned auxiliary state is a constant for every derivative, outer ones included.
+    ``constants`` are hyperparameters that the loss reads and by which no derivative is taken. The returned
+    auxiliary state is a constant for every derivative, outer ones included.
 
     Raises:
         ArgumentError: if the loss is not scalar.
@@ -37,7 +39,7 @@ def evaluate(
     def checked(*variables: Tree) -> tuple[Scalar, Tree]:
         with backend.as_called():
             value, aux = loss(*variables)
-        check_loss(backend, label, value, params)
+        check_loss(backend, label, value, params, hparams[0] if hparams else constants)
         return value, aux
 
     value, pullback, aux = backend.vjp(checked, params, *hparams)

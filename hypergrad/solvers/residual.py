@@ -26,7 +26,8 @@ def with_true_residual(solver: Solver, system: System, solution: Solution, r: Tr
     failure = xp.where(missed, int(reason), failure)
     if system.symmetric and (backend.compiles or backend.readable(size)):
         negligible = rounding(backend, size) ** 0.65 * solution.curvature
-        short = (failure == Failure.MAX_STEPS) | (failure == Failure.STAGNATION)
+        unsolved = (Failure.MAX_STEPS, Failure.STAGNATION, Failure.BREAKDOWN)
+        short = sum(xp.where(failure == int(reason), 1, 0) for reason in unsolved) > 0
         singular = backend.cond(
             short, lambda: vectors.norm(backend, system.product(r)) <= negligible * size, lambda: size < 0
         )

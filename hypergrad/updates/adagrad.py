@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, final
 
 from hypergrad.backend import Array, Backend, Tree
-from hypergrad.updates.formula import Formula, Hyper, check_range, clock, is_off, safe_sqrt
+from hypergrad.updates.formula import Formula, Hyper, check_range, clock, fitted, is_off, safe_sqrt
 
 
 class Total(NamedTuple):
@@ -57,6 +57,6 @@ class Adagrad(Formula):
         rate = rates.lr / (1 + clock(backend, t, params) * rates.lr_decay)
 
         def leaf(theta: Array, g: Array, s: Array) -> Array:
-            return theta - rate * g / (safe_sqrt(backend, s) + rates.eps)
+            return theta - fitted(backend, rate, theta) * g / (safe_sqrt(backend, s) + rates.eps)
 
         return backend.map(leaf, params, gradient, square), Total(square)

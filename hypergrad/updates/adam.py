@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, final
 
 from hypergrad.backend import Array, Backend, Scalar, Tree
-from hypergrad.updates.formula import Formula, Hyper, check_range, clock, is_off, safe_sqrt
+from hypergrad.updates.formula import Formula, Hyper, check_range, clock, fitted, is_off, safe_sqrt
 
 
 class Moments(NamedTuple):
@@ -117,7 +117,8 @@ def _adam(
     correction1, correction2 = _correction(backend, beta1, count), _correction(backend, beta2, count)
 
     def leaf(theta: Array, m: Array, s: Array) -> Array:
-        return theta - rates.lr * (m / correction1) / (safe_sqrt(backend, s / correction2) + rates.eps)
+        first, second = fitted(backend, correction1, theta), fitted(backend, correction2, theta)
+        return theta - rates.lr * (m / first) / (safe_sqrt(backend, s / second) + rates.eps)
 
     scale = largest if amsgrad else square
     return backend.map(leaf, params, mean, scale), Moments(mean, square, largest)

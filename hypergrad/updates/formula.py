@@ -156,13 +156,19 @@ def check_range(rule: str, name: str, hyper: Hyper, low: float, high: float) -> 
 
 
 def clock(backend: Backend, step: Any, params: Tree) -> Any:
-    """Return the step as a number to compute with: a traced integer in the dtype of the parameters.
+    """Return the step as a number to compute with: a traced integer in the widest dtype of the parameters.
 
     Frameworks give an integer times a Python number their default dtype, which may be too narrow.
     """
     if isinstance(step, int):
         return step
-    return step * backend.asarray(1.0, like=backend.flatten(params)[0][0])
+    widest = max(backend.flatten(params)[0], key=lambda leaf: backend.describe(leaf).itemsize)
+    return step * backend.asarray(1.0, like=widest)
+
+
+def fitted(backend: Backend, number: Any, leaf: Array) -> Any:
+    """Return a number that `clock` led to in the dtype of a leaf, which it would widen."""
+    return backend.cast(number, backend.describe(leaf).dtype) if backend.owns(number) else number
 
 
 def safe_sqrt(backend: Backend, x: Array) -> Array:

@@ -87,6 +87,8 @@ class NumpyBackend(Backend):
             if not (type(u) is type(v) is np.ndarray and u.dtype.char in "fd"):
                 return super().inner(x, y)
             product = np.sum(u * v)
+            if total is not None and total.dtype != product.dtype:
+                return super().inner(x, y)
             total = product if total is None else total + product
         return super().inner(x, y) if total is None else total
 

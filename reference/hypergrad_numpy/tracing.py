@@ -23,6 +23,7 @@ from autograd.util import toposort
 
 from hypergrad.backend import Pullback, Tree
 from hypergrad.errors import UnsupportedOpError
+from hypergrad_numpy.unsupported import name_operation
 
 _lock = threading.Lock()
 
@@ -65,7 +66,12 @@ class TapedPullback(Pullback):
         for node in self._order:
             if node.parents:
                 outgoing, _ = gradients.pop(node)
-                for parent, g in zip(node.parents, node.vjp(outgoing), strict=False):
+                try:
+                    each = list(node.vjp(outgoing))
+                except NotImplementedError as error:
+                    name_operation(error)
+                    raise
+                for parent, g in zip(node.parents, each, strict=False):
                     gradients[parent] = add_outgrads(gradients.get(parent), g)
         results: list[Any] = []
         for leaf, root in zip(self._leaves, self._roots, strict=True):
@@ -117,7 +123,11 @@ def trace(f: Callable[..., tuple[Tree, Tree]], primals: Tree) -> tuple[Tree, Tap
         root = VJPNode.new_root() if is_float(leaf) else None
         roots.append(root)
         boxes.append(leaf if root is None else new_box(leaf, level, root))
-    value, aux = f(*form.unflatten(boxes))
+    try:
+        value, aux = f(*form.unflatten(boxes))
+    except NotImplementedError as error:
+        name_operation(error)
+        raise
     results, ends = [], list[VJPNode | None]()
     outputs, form_out = optree.tree_flatten(value)
     for out in outputs:

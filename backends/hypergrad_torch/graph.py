@@ -165,6 +165,7 @@ def vjp(f: Callable[..., tuple[Tree, Tree]], primals: tuple[Tree, ...]) -> tuple
                     lambda leaves: f(*unflatten(leaves)), leaves, customs, inner, len(pullback._history.nodes)
                 )
     if inner:
+        pullback._history.cut_flat()
         return value, pullback, aux
     return detach(value), pullback, detach(aux)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple, final
 
 from hypergrad_torch.private import Node, nodes_before
@@ -60,21 +60,26 @@ def flat_inputs(node: Any) -> set[int]:
 class History(NamedTuple):
     """The nodes of a graph from some outputs back to where it begins.
 
-    ``sloped`` are those among them to which a derivative comes.
+    ``sloped`` are those among them to which a derivative comes, and ``flat`` those that have inputs without
+    a slope.
     """
 
     nodes: set[Node]
     sloped: set[Node]
+    flat: list[Node]
 
     @classmethod
     def of(cls, outputs: list[Node], ends: Collection[Node]) -> History:
         """Return the nodes before the outputs, these included, and nothing before the ``ends``."""
         nodes, todo, behind_flat = set(outputs), list(outputs), list[Node]()
+        with_flat = list[Node]()
         while todo:
             node = todo.pop()
             if node in ends:
                 continue
             flat = flat_inputs(node) if _may_be_flat(node.__class__) else ()
+            if flat:
+                with_flat.append(node)
             for i, (parent, _) in enumerate(node.next_functions):
                 if parent is None or parent in nodes:
                     continue
@@ -85,9 +90,21 @@ class History(NamedTuple):
                     todo.append(parent)
         rest = [node for node in behind_flat if node not in nodes]
         if not rest:
-            return cls(nodes, nodes)
+            return cls(nodes, nodes, with_flat)
         behind = nodes_before(rest, {*ends, *nodes})
-        return cls(nodes | behind, nodes)
+        return cls(nodes | behind, nodes, with_flat)
+
+    def cut_flat(self) -> None:
+        """Have the flat nodes give no gradient where they would give zeros.
+
+        A product with such zeros would depend on its other factor by the graph, and not by its value.
+        """
+        for node in self.flat:
+            node.register_hook(partial(_without, flat_inputs(node)))
+
+
+def _without(flat: set[int], gradients: tuple[Any, ...], _: Any) -> tuple[Any, ...]:
+    return tuple(None if i in flat else g for i, g in enumerate(gradients))
 
 
 @cache

@@ -102,10 +102,10 @@ def find_backend(*trees: Tree, backend: Backend | str | None = None) -> Backend:
     if len(owners) == 1:
         return owners[0]
     if owners:
-        names = " and ".join(owner.name for owner in owners)
+        found = " and ".join(f"{_first_path(owner, trees)} an array of {owner.name}" for owner in owners)
         raise LeafTypeError(
-            f"the arguments mix arrays of {names}, and no derivative passes from one framework to "
-            "another: convert all leaves of params and hparams to one of them"
+            f"{found}: no derivative passes from one framework to another, so convert all leaves of params "
+            "and hparams to one of them"
         )
     leaves = [leaf for tree in trees for leaf in get_backend("numpy").flatten(tree)[0]]
     if not leaves:
@@ -147,3 +147,16 @@ def _owns_any(backend: Backend, trees: tuple[Tree, ...], numbers: bool = True) -
     return any(
         backend.owns(leaf) for leaf in leaves if numbers or type(leaf) not in (bool, int, float, complex)
     )
+
+
+def _first_path(backend: Backend, trees: tuple[Tree, ...]) -> str:
+    """Return the path of the first array of a backend in params and hparams, with a verb."""
+    roots = ("params", "hparams") if len(trees) == 2 else ("the argument",) * len(trees)
+    for root, tree in zip(roots, trees, strict=True):
+        leaves = zip(
+            get_backend("numpy").paths(tree, root), get_backend("numpy").flatten(tree)[0], strict=True
+        )
+        for path, leaf in leaves:
+            if backend.owns(leaf) and not isinstance(leaf, bool | int | float):
+                return f"{path} is"
+    return "among the arguments is"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, final
 
-from hypergrad.backend import Backend, Scalar, Tree, vectors
+from hypergrad.backend import Array, Backend, Scalar, Tree, vectors
 from hypergrad.backend.arguments import is_number
 from hypergrad.errors import ArgumentError, DifferenceError
 from hypergrad.problems.base import Problem
@@ -19,6 +19,9 @@ from hypergrad.solvers.system import Image
 
 Slopes = Callable[[Tree], Tree]
 """θ -> first-order derivatives of C̃1 there, with the same random draws each time."""
+
+Loss = Callable[[Tree, Tree], tuple[Scalar, Tree]]
+"""(θ, λ) -> C̃1 and whatever else."""
 
 
 class Difference(NamedTuple):
@@ -98,15 +101,22 @@ class FiniteDifference(Products):
         def product(p: Tree) -> Tree:
             return self._product(backend, lambda theta: slopes(theta)[0], z.params, p, base[0])
 
+        last: list[Tree] = []
+
         def both(x: Tree) -> Image:
             (hx, mixed), error, _ = self._with_error(backend, slopes, z.params, x, base)
+            last[:] = [mixed]
             return Image(hx, mixed, error)
+
+        def reached() -> Tree:
+            mixed = last[0] if last else backend.zeros(hparams)
+            return _responding(backend, mean_loss, z.params, hparams, pullback.reached[1], mixed)
 
         def spent(products: Scalar) -> Spent:
             last = 2 if self.estimate_error else 1
             return Spent(len(batches) * (1 + self.sides * (products + last)) + 1, 0)
 
-        return Condition(value, base[0], product, both, lambda: pullback.reached[1], spent)
+        return Condition(value, base[0], product, both, reached, spent)
 
     def step(
         self, training: Training, z: Inner, hparams: Tree, batch: Tree, t: Any, through_update: bool
@@ -125,7 +135,8 @@ class FiniteDifference(Products):
 
         def mixed(u: Tree) -> PulledBack:
             product, error, gradients = self._with_error(backend, slopes, z.params, u, base)
-            return PulledBack(product, pullback.reached[1], Spent(2 + gradients, 0), error)
+            reached = _responding(backend, loss, z.params, hparams, pullback.reached[1], product)
+            return PulledBack(product, reached, Spent(2 + gradients, 0), error)
 
         at = Gradient(value, g, aux)
         return step_with_mixed_term(training, z, hparams, t, through_update, at, mixed)
@@ -172,3 +183,31 @@ class FiniteDifference(Products):
         fall = vectors.subtract(backend, base, slopes(backend.axpy(-epsilon, u, theta)))
         first = vectors.scale(backend, 0.5 / epsilon, vectors.add(backend, rise, fall))
         return first, vectors.scale(backend, epsilon**-2, vectors.subtract(backend, rise, fall))
+
+
+def _responding(backend: Backend, loss: Loss, params: Tree, hparams: Tree, used: Tree, mixed: Tree) -> Tree:
+    """Return which of the hyperparameters that C̃1 uses ∇_θ C̃1 depends on, given a mixed term.
+
+    Where the term is not exactly 0 that is clear. Where it is, or cannot be read, the graph of the gradient
+    decides, which is not differentiated.
+    """
+    flags, unflatten = backend.flatten(used)
+    terms = backend.flatten(mixed)[0]
+    clear = [not flag or _is_nonzero(backend, term) for flag, term in zip(flags, terms, strict=True)]
+    if all(clear):
+        return used
+
+    def gradient(lam: Tree) -> tuple[Tree, None]:
+        value, pullback, _ = backend.vjp(lambda theta: loss(theta, lam), params)
+        one = backend.detach(backend.xp.ones_like(value))  # its shape alone comes from λ
+        return pullback(one)[0], None
+
+    with backend.random.replay(backend.random.state()), backend.as_called():
+        responds = backend.flatten(backend.uses(gradient, hparams)[0])[0]
+    return unflatten(
+        [flag and (known or found) for flag, known, found in zip(flags, clear, responds, strict=True)]
+    )
+
+
+def _is_nonzero(backend: Backend, term: Array) -> bool:
+    return backend.readable(term) and bool(backend.xp.any(term != 0))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, final
 from hypergrad.backend import Scalar, Tree, vectors
 from hypergrad.errors import Failure
 from hypergrad.solvers.base import Krylov, rounding
+from hypergrad.solvers.minres import MINRES
 from hypergrad.solvers.numbers import on_numpy_scalars
 from hypergrad.solvers.system import Solution, System
 
@@ -44,7 +45,22 @@ class BiCGStab(Krylov):
     def solve(self, system: System, memory: Tree | None = None) -> Solution:
         system = system.begun()
         solution = self._solve(system)
-        return solution._replace(products=solution.products + system.spent)
+        solution = solution._replace(products=solution.products + system.spent)
+        return self._named(system, solution) if system.symmetric else solution
+
+    def _named(self, system: System, solution: Solution) -> Solution:
+        """Return the solution with the failure that `MINRES` finds, if it failed and that says more.
+
+        BiCGStab cannot tell a singular system from a breakdown. Cost: another solve, where one has failed.
+        """
+        backend, own = system.backend, solution.failure
+        found = backend.cond(
+            own != Failure.NONE,
+            lambda: MINRES(self.max_steps, self.rtol, self.atol).solve(system).failure + 0 * own,
+            lambda: own,
+        )
+        singular = (own != Failure.NONE) & (found == Failure.SINGULAR)
+        return solution._replace(failure=backend.xp.where(singular, int(Failure.SINGULAR), own))
 
     @on_numpy_scalars
     def _solve(self, system: System) -> Solution:

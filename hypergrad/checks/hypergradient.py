@@ -12,7 +12,7 @@ from hypergrad.backend import Backend, Scalar, Tree, find_backend, vectors
 from hypergrad.backend.arguments import check_variables
 from hypergrad.checks.ridders import jump, ridders
 from hypergrad.errors import ArgumentError, InnerNotConvergedError
-from hypergrad.estimators import Checks, Forward, Greedy, HypergradientEstimator, Implicit, State, Unrolled
+from hypergrad.estimators import Checks, HypergradientEstimator, Implicit, State, Unrolled
 from hypergrad.problems.base import Problem
 from hypergrad.problems.batches import (
     Batches,
@@ -230,7 +230,7 @@ def check_hypergradient(
 
         axes = _directions(backend, hparams, directions, seed)
         own = None
-        if rule is not None and (steps or update) and _is_exact_for_its_steps(estimator):
+        if rule is not None and (steps or update) and estimator.is_exact:
             with backend.random.replay(random_state):
                 mine = estimator.update, estimator.training_steps  # type: ignore[attr-defined]
                 its_own = _training(backend, problem, params, aux, train, *mine)
@@ -290,15 +290,6 @@ def _training(
         return unrolled.estimate(problem, state, hparams, batch, val, backend=backend).hypergradient
 
     return _Reference(f"{steps} step{'s' * (steps > 1)} of real training", backend.compile(real), exact)
-
-
-def _is_exact_for_its_steps(estimator: HypergradientEstimator) -> bool:
-    """Is the estimate the whole derivative of the estimator's own training steps?"""
-    if isinstance(estimator, Greedy):
-        return estimator.response == "update"
-    if isinstance(estimator, Unrolled):
-        return estimator.truncate is None and estimator.start is None
-    return isinstance(estimator, Forward) and estimator.directions is None
 
 
 def _optimum(backend: Backend, problem: Problem, params: Tree, aux: Tree, train: Batches) -> _Reference:

@@ -97,6 +97,11 @@ class HypergradientEstimator(ABC):
     def training_steps(self) -> int:
         """The number of training steps in one estimate."""
 
+    @property
+    def is_exact(self) -> bool:
+        """Is the estimate the whole derivative of its own training steps, from a constant start?"""
+        return False
+
     def init(
         self,
         problem: Problem,

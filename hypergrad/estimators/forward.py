@@ -90,6 +90,10 @@ class Forward(HypergradientEstimator):
         """T."""
         return self.steps
 
+    @property
+    def is_exact(self) -> bool:
+        return self.directions is None
+
     def _init(self, backend: Backend, params: Tree) -> State:
         return State(params, as_update_rule(self.update).init(backend, params))
 

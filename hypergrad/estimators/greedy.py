@@ -73,6 +73,10 @@ class Greedy(HypergradientEstimator):
         """One step per estimate."""
         return 1
 
+    @property
+    def is_exact(self) -> bool:
+        return self.response == "update"
+
     def _init(self, backend: Backend, params: Tree) -> State:
         return State(params, as_update_rule(self.update).init(backend, params))
 

@@ -79,6 +79,10 @@ class Unrolled(HypergradientEstimator):
             raise ArgumentError(f"Unrolled: tape = {self.tape!r}; it must be a tape such as hg.Full()")
 
     @property
+    def is_exact(self) -> bool:
+        return self.truncate is None and self.start is None
+
+    @property
     def training_steps(self) -> int:
         """T.
 

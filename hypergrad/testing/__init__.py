@@ -1,20 +1,35 @@
-"""Conformance suites for backends and estimators, ours and third parties'.
+"""Conformance suites for backends, estimators, solvers, tapes, update rules and spaces, of anyone.
 
-With pytest, for a backend ``MineBackend``::
+With pytest, three lines make a test of each law::
 
-    import pytest
-    from hypergrad import testing
+    from hypergrad.testing import parametrize_with_laws
 
-    @pytest.mark.parametrize("law", testing.BACKEND_LAWS, ids=lambda law: law.__name__)
-    def test_backend(law):
-        law(MineBackend())
+    @parametrize_with_laws(MySolver(), backends=["numpy", "torch"])
+    def test_laws(law):
+        law()
 
-A law of `BACKEND_LAWS` is a function of a backend, one of `ESTIMATOR_LAWS` a function of a backend and an
-estimator. It raises ``AssertionError`` if it is broken; no test framework is needed to call it. Laws are
-about float64 unless they say otherwise, on small problems of their own.
+A law is a function of a backend, and of the object that must obey it if that is not the backend itself. It
+raises ``AssertionError`` if it is broken; without a test framework, call each of `cases`. Laws are about
+float64 unless they say otherwise, on small problems of their own.
 """
 
 from hypergrad.testing.backend_laws import BACKEND_LAWS
 from hypergrad.testing.estimator_laws import ESTIMATOR_LAWS
+from hypergrad.testing.solver_laws import SOLVER_LAWS
+from hypergrad.testing.space_laws import SPACE_LAWS
+from hypergrad.testing.suites import Case, cases, laws_of, parametrize_with_laws
+from hypergrad.testing.tape_laws import TAPE_LAWS
+from hypergrad.testing.update_laws import UPDATE_LAWS
 
-__all__ = ["BACKEND_LAWS", "ESTIMATOR_LAWS"]
+__all__ = [
+    "BACKEND_LAWS",
+    "ESTIMATOR_LAWS",
+    "SOLVER_LAWS",
+    "SPACE_LAWS",
+    "TAPE_LAWS",
+    "UPDATE_LAWS",
+    "Case",
+    "cases",
+    "laws_of",
+    "parametrize_with_laws",
+]

@@ -170,7 +170,8 @@ class Interval(Space):
 class Simplex(Space):
     r"""Positive numbers that sum to 1 along the last axis: λ = softmax(u). For weights of a mixture.
 
-    u is determined up to a constant; `unconstrain` returns log λ.
+    u is determined up to a constant; `unconstrain` returns log λ. u is kept in the range where every λ is a
+    normal number of its dtype.
     """
 
     def constrain(self, xp: Any, u: Array) -> Array:
@@ -181,7 +182,8 @@ class Simplex(Space):
         return xp.log(h)
 
     def project(self, xp: Any, u: Array) -> Array:
-        return u
+        lowest = _log_tiny(xp.finfo(u.dtype)) + math.log(max(u.shape[-1], 1))
+        return xp.maximum(u, xp.zeros_like(u) + (xp.max(u, axis=-1, keepdims=True) + lowest))
 
     def contains(self, xp: Any, h: Array) -> Array:
         total = xp.sum(h, axis=-1, keepdims=True)

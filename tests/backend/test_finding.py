@@ -23,7 +23,7 @@ class TestFindingABackend:
     def test_from_arrays(self):
         pebble = get_backend("pebble").asarray(np.ones(2))
         assert find_backend({"x": pebble}).name == "pebble"
-        with pytest.raises(LeafTypeError, match="numpy and pebble"):
+        with pytest.raises(LeafTypeError, match="array of numpy and .* an array of pebble"):
             find_backend({"x": pebble}, {"y": np.ones(2)})
         with pytest.raises(LeafTypeError, match="builtins.str"):
             find_backend({"x": "text"})

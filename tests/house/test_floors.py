@@ -15,7 +15,8 @@ FLOORS = [
     ["problems"],
     ["tapes", "second_order"],
     ["estimators"],
-    ["tuning", "checks", "testing"],
+    ["tuning", "checks"],
+    ["testing"],
     ["demo", "integrations"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 from collections.abc import Callable
 from importlib import import_module
@@ -31,6 +32,13 @@ TITLES = {
 """Data sets by name."""
 
 
+_DIGESTS = {
+    "mnist": "2f2b79689234621ec69cf3857d96b026",
+    "fashion-mnist": "688b4b774a0e62ad99e1c4331089fc50",
+}
+"""`digest` of the original files."""
+
+
 class Images(NamedTuple):
     """Images (n, height, width, channels) with values from 0 to 255, and labels (n,) from 0 to 9."""
 
@@ -46,13 +54,13 @@ def load_images(name: str, folder: str | Path | None = None) -> Images:
 
     MNIST and Fashion-MNIST come from OpenML by scikit-learn's ``fetch_openml``, SVHN and CIFAR-10 by
     ``torchvision.datasets``; both cache their downloads, in ``~/scikit_learn_data`` and in
-    ``~/.cache/hypergrad``.
+    ``~/.cache/hypergrad``. The former come over https and are checked here, the latter by torchvision itself.
 
     Raises:
         ArgumentError: for a name that is not in `TITLES`.
         FileNotFoundError: naming the file that the folder lacks.
         MissingExtraError: if the package that reads or downloads it is not installed.
-        OSError: if the download fails.
+        OSError: if the download fails, or is not the data set that it should be.
     """
     if name not in TITLES:
         raise ArgumentError(f"unknown data set {name!r}; available: {', '.join(TITLES)}")
@@ -80,6 +88,13 @@ def _digits() -> Images:
     return Images("digits", x[:1000], y[:1000], x[1000:], y[1000:])
 
 
+def digest(x: Any, y: Any) -> str:
+    """Return a hash of the pairs of an image and its label, whatever their order."""
+    rows = np.concatenate([x.reshape(len(x), -1), y.astype(np.uint8)[:, None]], axis=1)
+    each = sorted(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows)
+    return hashlib.blake2b(b"".join(each), digest_size=16).hexdigest()
+
+
 def _from_openml(name: str) -> Images:
     fetch = _package("sklearn.datasets", "scikit-learn").fetch_openml
     x, y = fetch(
@@ -89,6 +104,8 @@ def _from_openml(name: str) -> Images:
         return_X_y=True,
     )
     x, y = np.asarray(x, np.uint8).reshape(-1, 28, 28, 1), np.asarray(y).astype(int)
+    if (found := digest(x, y)) != _DIGESTS[name]:
+        raise OSError(f"what OpenML returned is not {TITLES[name]}: its digest is {found}")
     return Images(TITLES[name], x[:60000], y[:60000], x[60000:], y[60000:])
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from hypergrad.demo import images
 from hypergrad.demo.images import load_images
 from hypergrad.errors import ArgumentError, MissingExtraError
 
@@ -103,6 +104,12 @@ def test_unknown_names_are_refused() -> None:
         load_images("minst")
 
 
+def test_a_digest_is_of_pairs_in_any_order() -> None:
+    x, y = rng.integers(256, size=(9, 2, 2, 1), dtype=np.uint8), np.arange(9)
+    order = rng.permutation(9)
+    assert images.digest(x, y) == images.digest(x[order], y[order]) != images.digest(x[order], y)
+
+
 def test_without_a_folder_openml_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn import datasets
 
@@ -113,6 +120,11 @@ def test_without_a_folder_openml_is_asked(monkeypatch: pytest.MonkeyPatch) -> No
         return np.zeros((60002, 784)), np.array(["7"] * 60000 + ["3", "4"])
 
     monkeypatch.setattr(datasets, "fetch_openml", fetch_openml)
+    with pytest.raises(OSError, match="not Fashion-MNIST"):
+        load_images("fashion-mnist")
+    asked.clear()
+    right = images.digest(np.zeros((60002, 784), np.uint8), np.array([7] * 60000 + [3, 4]))
+    monkeypatch.setitem(images._DIGESTS, "fashion-mnist", right)
     found = load_images("fashion-mnist")
     assert asked == [("Fashion-MNIST", {"version": 1, "as_frame": False, "return_X_y": True})]
     assert found.x.shape == (60000, 28, 28, 1) and found.y_test.tolist() == [3, 4]

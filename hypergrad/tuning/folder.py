@@ -13,40 +13,53 @@ from hypergrad.tuning.recipe import check_count
 T = TypeVar("T")
 
 
-def check_saving(where: str, path: str | Path | None, every: int | None, keep: int | None) -> None:
-    """Check the arguments of a run that saves on its way.
+def check_saving(where: str, path: str | Path | None, every: int | None, keep: int | None, step: int) -> None:
+    """Check the arguments of a run that saves on its way, and that begins at a step.
 
     Raises:
         ArgumentError: if they do not fit.
+        CheckpointError: if the folder has checkpoints of later steps.
     """
     for name, count in (("save_every", every), ("keep", keep)):
         if count is not None:
             check_count(name, count)
             if path is None:
                 raise ArgumentError(f"{where}: {name} needs save_to, the file or folder to write to")
+    if path is not None and keep is not None:
+        _refuse_later(Path(path), step)
+
+
+def _refuse_later(folder: Path, step: int) -> None:
+    """Refuse a folder that has checkpoints of later steps, which belong to another run.
+
+    `load_latest` would read them, and to remove them would lose that run.
+    """
+    if folder.exists() and (later := [k for k in numbered(folder) if k > step]):
+        raise CheckpointError(
+            f"{folder} has checkpoints up to step {later[-1]}, and this run is at step {step}: go on from "
+            "them with load_latest, take another folder, or remove them"
+        )
 
 
 def save(path: str | Path, keep: int | None, step: int, write: Callable[[Path], None]) -> None:
     """Call ``write`` with the path of a file, with ``keep`` that of a file for this step in a folder.
 
-    The folder is made if it does not exist. After the write the files of other steps are removed, except the
-    newest, so that ``keep`` of them are left. After a run that went back to an earlier step, those of later
-    steps are removed first: they belong to a run that is not continued.
+    The folder is made if it does not exist. After the write the oldest files are removed, so that ``keep`` of
+    them are left.
+
+    Raises:
+        CheckpointError: if the folder has checkpoints of later steps.
     """
-    if keep is not None:
-        check_count("keep", keep)
     if keep is None:
         write(Path(path))
         return
+    check_count("keep", keep)
     folder = Path(path)
+    _refuse_later(folder, step)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / f"step-{step:09d}.npz")
-    steps = numbered(folder)
-    abandoned = [k for k in steps if k > step]
-    kept = [k for k in steps if k <= step][-keep:]
-    for k in steps:
-        if k in abandoned or k not in kept:
-            steps[k].unlink(missing_ok=True)
+    for file in list(numbered(folder).values())[:-keep]:
+        file.unlink(missing_ok=True)
 
 
 def numbered(folder: str | Path) -> dict[int, Path]:

@@ -210,20 +210,20 @@ class Tuner:
             backend: found from the arrays if it is not given.
 
         Raises:
-            As `HypergradientEstimator.estimate`; ArgumentError if T1 or T2, as it says, runs out of batches.
-            The error's ``run`` is the run up to the last update before it, in a compiled program up to the
-            fault itself. KeyboardInterrupt after the round in which Ctrl-C was pressed, or at once at the
-            second time; its ``run`` is the run so far. On Ctrl-C and on SIGTERM a run with ``save_to`` saves
-            before it ends.
+            As `HypergradientEstimator.estimate` and `save`; ArgumentError if T1 or T2, as it says, runs out
+            of batches. The error's ``run`` is the run up to the last update before it, in a compiled program
+            up to the fault itself. KeyboardInterrupt after the round in which Ctrl-C was pressed, or at once
+            at the second time; its ``run`` is the run so far. On Ctrl-C and on SIGTERM a run with ``save_to``
+            saves before it ends.
 
         Warns:
             As `HypergradientEstimator.estimate`, once a run for each kind of warning. The columns of
             ``history.reports`` say of each update how its solve ended.
         """
         backend = find_backend(params, hparams, backend=backend)
-        folder.check_saving("Tuner.run", save_to, save_every, keep)
         if resume is None:
             resume = self.init(params, hparams, aux=aux, backend=backend), History.start(backend, hparams)
+        folder.check_saving("Tuner.run", save_to, save_every, keep, len(resume[1].inner_values))
         seeded = nullcontext() if seed is None else backend.random.replay(backend.random.state(seed))
         running: Running | None = None
         try:
@@ -280,6 +280,7 @@ class Tuner:
 
         Raises:
             OSError: if the file cannot be written.
+            CheckpointError: if the folder has checkpoints of later steps, which are of another run.
         """
         state, history = parts(run)
         saved = Checkpoint(self.recipe, find_backend(state.free, backend=backend)).write(run)

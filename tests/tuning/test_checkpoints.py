@@ -219,11 +219,21 @@ class TestFolders:
         return sorted(file.name for file in folder.iterdir())
 
     def test_keeps_the_newest_by_step(self, folder):
-        for steps in (2, 4, 10, 8):
+        for steps in (2, 4, 8):
             tuner_of(numpy).save(folder, run_of(numpy, steps), keep=2)
-        # The run went back behind step 10, which is no longer part of it.
         assert self.names(folder) == ["step-000000004.npz", "step-000000008.npz"]
         assert len(self.load(folder)[1].inner_values) == 8
+
+    def test_does_not_touch_a_run_that_is_further(self, folder):
+        tuner_of(numpy).save(folder, run_of(numpy, 8), keep=2)
+        with pytest.raises(CheckpointError, match="up to step 8, and this run is at step 6"):
+            tuner_of(numpy).save(folder, run_of(numpy, 6), keep=2)
+        steps = []
+        with pytest.raises(CheckpointError, match="at step 0"):
+            params, hparams, train, val = given(numpy)
+            called = lambda t: steps.append(t) or train[0]  # noqa: E731
+            tuner_of(numpy).run(params, hparams, called, val, 12, save_to=folder, keep=2, progress=False)
+        assert not steps and self.names(folder) == ["step-000000008.npz"]
 
     def test_a_run_saves_on_its_way(self, folder):
         tuner_of(numpy).run(*given(numpy), 12, save_to=folder, save_every=3, keep=3, progress=False)

@@ -106,7 +106,8 @@ class Saving(ABC):
 
         Raises:
             OSError: if the file cannot be written.
-            CheckpointError: if a batch that an unroll will use again is of a class that is not plain.
+            CheckpointError: if the folder has checkpoints of later steps; if a batch that an unroll will use
+                again is of a class that is not plain.
             As `check`, for an update whose fault could not be read yet.
         """
         saved = to_file(self.state_dict())

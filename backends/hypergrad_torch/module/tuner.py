@@ -280,7 +280,7 @@ class ModuleTuner(Saving):
             As `step` and `save`; ArgumentError if T1 or T2 runs out, and says which. On Ctrl-C and on SIGTERM
             a run with ``save_to`` saves before it ends.
         """
-        folder.check_saving("ModuleTuner.run", save_to, save_every, keep)
+        folder.check_saving("ModuleTuner.run", save_to, save_every, keep, self.steps)
         train_feed, val_feed = Feed("train", train, self.steps), Feed("val", val, self.updates)
         seeded = nullcontext() if seed is None else generators.replay(generators.state(seed))
         interrupts = self._interrupts

@@ -1,10 +1,9 @@
 """Random modules: each hypergradient is right, or is refused for something that stands in the module.
 
-``HYPERGRAD_PROGRAMS=1250 python -m pytest tests/on_torch/test_random_modules.py -s`` tries so many programs,
+``HYPERGRAD_NIGHTLY=1 python -m pytest tests/on_torch/test_random_modules.py -s`` tries 1250 programs,
 each in both APIs, and prints what was right and what was refused.
 """
 
-import os
 from collections import Counter
 from typing import NamedTuple
 
@@ -15,11 +14,12 @@ from hypergrad import errors
 
 torch = pytest.importorskip("torch")
 from hypergrad_torch import ModuleTuner  # noqa: E402
+from support.nightly import rounds  # noqa: E402
 from support.random_modules import program  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.func import functional_call  # noqa: E402
 
-PROGRAMS = int(os.environ.get("HYPERGRAD_PROGRAMS", "60"))
+PROGRAMS = rounds(60, 1250)
 RATE, MOMENTUM = 0.05, 0.9
 _draw = torch.Generator().manual_seed(3)
 X, XV = (torch.randn(n, 3, generator=_draw, dtype=torch.float64) for n in (8, 6))

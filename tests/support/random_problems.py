@@ -20,10 +20,15 @@ import hypergrad as hg
 from support import frameworks
 from support.examples import tried
 from support.frameworks import NUMPY, dear
+from support.nightly import NIGHTLY, rounds
 
 TOO_SLOW = [HealthCheck.too_slow]
 MANY = settings(
-    max_examples=100, derandomize=True, deadline=None, database=None, suppress_health_check=TOO_SLOW
+    max_examples=rounds(100, 1000),
+    derandomize=not NIGHTLY,
+    deadline=None,
+    database=None,
+    suppress_health_check=TOO_SLOW,
 )
 FEW = settings(MANY, max_examples=4, phases=[Phase.generate])  # what fails is not made smaller for minutes
 T = 3

@@ -18,10 +18,11 @@ from hypergrad.solvers import System
 from hypergrad.solvers.solve import solve_system
 from support.examples import tried
 from support.frameworks import COMPILED, program
+from support.nightly import NIGHTLY, rounds
 
 MANY = settings(
-    max_examples=12,
-    derandomize=True,
+    max_examples=rounds(12, 120),
+    derandomize=not NIGHTLY,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow],

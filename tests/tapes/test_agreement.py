@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.frameworks import NUMPY, dear, each_backend
+from support.nightly import rounds
 from support.runs import estimate, rate
 from support.tapes import (
     AFFORDABLE,
@@ -112,7 +113,7 @@ cuts = st.none() | st.integers(1, T + 2)
 
 
 class TestProperties:
-    @settings(max_examples=25)
+    @settings(max_examples=rounds(25, 250))
     @given(st.integers(1, T), any_tape, cuts, st.floats(0.05, 0.97), st.integers(0, 10**6), st.booleans())
     def test_any_run(self, steps, tape, truncate, momentum, seed, known):
         p = net(NUMPY, steps=steps, seed=seed)

@@ -9,6 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from support.nightly import rounds
 
 import hypergrad as hg
 from hypergrad.errors import CheckpointError, DamagedFileError
@@ -23,7 +24,7 @@ ARRAYS = {
     "flags": np.array([True, False]),
 }
 HEAD = {"format": 1, "recipe": {"every": 3, "rate": 0.1}}
-ROUNDS = int(os.environ.get("HYPERGRAD_DAMAGES", "300"))
+ROUNDS = rounds(300, 10_000)
 
 
 def equal(mine, other):

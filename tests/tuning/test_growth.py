@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.frameworks import each_backend, on_torch
+from support.nightly import rounds
 
 import hypergrad as hg
 
-STEPS = int(os.environ.get("HYPERGRAD_STEPS", "600"))
+STEPS = rounds(600, 10_000)
 
 
 def problem_of(backend):

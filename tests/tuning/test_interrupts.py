@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 from support.frameworks import each
+from support.nightly import rounds
 from support.signals import at_line, count_lines, fresh, in_a_child
 
 import hypergrad as hg
@@ -18,7 +19,7 @@ from hypergrad.tuning.interrupts import Interrupts
 
 numpy = get_backend("numpy")
 X, Y = np.random.default_rng(3).normal(size=(8, 3)), np.random.default_rng(4).normal(size=8)
-STEPS, ROUNDS = 30, int(os.environ.get("HYPERGRAD_SIGNALS", "6"))
+STEPS, ROUNDS = 30, rounds(6, 200)
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import os
 import random
 
 import pytest
@@ -19,6 +18,7 @@ from support.modules import (
     snapshot,
     two_hparams,
 )
+from support.nightly import rounds
 from torch import nn, optim
 
 import hypergrad as hg
@@ -206,7 +206,7 @@ class TestAnyOtherState:
         torch.zeros(3, dtype=torch.int64),
         (1, 2),
     )
-    ROUNDS = int(os.environ.get("HYPERGRAD_DAMAGES", "300"))
+    ROUNDS = rounds(300, 10_000)
 
     @parametrize("estimator, inner", [("full", "adam"), ("default", "sgd"), ("implicit", "adam")])
     def test_is_refused_or_goes_on(self, estimator, inner):

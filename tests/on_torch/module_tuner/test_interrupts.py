@@ -8,12 +8,13 @@ import signal
 import pytest
 import torch
 from support.modules import ESTIMATORS, OPTIMISERS, data, eventful, identical, make, named, snapshot
+from support.nightly import rounds
 from support.signals import at_line, count_lines, fresh, in_a_child
 from torch import optim
 
 from hypergrad.errors import TornStateError
 
-ROUNDS = int(os.environ.get("HYPERGRAD_SIGNALS", "6"))
+ROUNDS = rounds(6, 200)
 KINDS = ["default", "full", "implicit"]
 
 

@@ -19,7 +19,7 @@ TRACED = {
     "integer-hparams": ({"hparams": {"x": np.ones(2, int)}}, RIDGE, errors.LeafTypeError),
     "boolean-hparams": ({"hparams": {"x": np.ones(2, bool)}}, RIDGE, errors.LeafTypeError),
     "complex-hparams": ({"hparams": {"x": np.ones(2, complex)}}, RIDGE, errors.UnsupportedLeafError),
-    "mixed-dtypes": ({"hparams": SINGLE["hparams"]}, RIDGE, errors.LeafTypeError),
+    "wider-hparams": (SINGLE | {"hparams": GIVEN["hparams"]}, RIDGE, errors.LeafTypeError),
     "a-wider-T1": (SINGLE | {"train": GIVEN["train"]}, RIDGE, errors.LeafTypeError),
     "a-wider-T2": (SINGLE | {"val": GIVEN["val"]}, RIDGE, errors.LeafTypeError),
     "empty-params": ({"params": {}}, RIDGE, errors.ArgumentError),

@@ -1,4 +1,4 @@
-"""How often drawn and repeated things are tried: a little by default, at length with ``HYPERGRAD_NIGHTLY=1``."""
+"""How often drawn and repeated things are tried: a little by default, much with ``HYPERGRAD_NIGHTLY=1``."""
 
 import os
 

@@ -158,7 +158,8 @@ class HypergradientEstimator(ABC):
 
         Raises:
             ArgumentError: empty trees, a loss that is not scalar, too few batches, wrong structures.
-            LeafTypeError: integer, boolean or foreign leaves; mixed devices; a loss wider than the parameters.
+            LeafTypeError: integer, boolean or foreign leaves; mixed devices; a loss that is wider than the
+                parameters.
             UnsupportedLeafError: complex leaves.
             DisconnectedError: a hyperparameter that neither loss uses; a loss that uses no parameter.
             NonFiniteError: a NaN or an infinity in a loss or a derivative.

@@ -192,7 +192,10 @@ def rounds_of_sigterm(name, options, folder):
     whole, (w, h, *_) = run(backend), given(backend)
     path = folder / ("runs" if "keep" in options else "run.npz")
     # A call runs a few lines less than the first one, and than one that finds files to remove.
-    _, lines = (count_lines(lambda: run(backend, save_to=path, **options)) for _ in range(2))
+    _, lines = (
+        count_lines(lambda k=k: run(backend, save_to=folder / f"counted-{k}.npz", **options))
+        for k in range(2)
+    )
     done = set()
     for line in random.Random(1).sample(range(1, 19 * lines // 20), ROUNDS):
         for file in path.iterdir() if path.is_dir() else [path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, final
 
 from hypergrad.backend import Backend
@@ -30,28 +31,35 @@ def parts(run: Saved) -> tuple[TunerState, History]:
     return (run.state, run.history) if isinstance(run, Run) else run
 
 
+def written(recipe: Recipe, backend: Backend, run: Saved) -> tuple[Head, dict[str, Any]]:
+    """Return the head and the arrays of a run."""
+    state, history = parts(run)
+    columns = {f"{_HISTORY}{name}": column for name, column in history.arrays().items()}
+    return _head(recipe, backend, state), tree_arrays(backend, "state", state) | columns
+
+
+def _head(recipe: Recipe, backend: Backend, state: TunerState) -> Head:
+    return head_of("run", backend, recipe, leaves_of(backend, "state", state))
+
+
 @final
-class Checkpoint:
-    """The checkpoints of one recipe: a head and named arrays."""
+@dataclass(frozen=True)
+class Expected:
+    """The checkpoint that one recipe can read: of runs whose states have the structure of ``model``."""
 
-    def __init__(self, recipe: Recipe, backend: Backend) -> None:
-        self._recipe, self._backend = recipe, backend
+    recipe: Recipe
+    backend: Backend
+    model: TunerState
 
-    def write(self, run: Saved) -> tuple[Head, dict[str, Any]]:
-        """Return the head and the arrays of a run."""
-        state, history = parts(run)
-        columns = {f"{_HISTORY}{name}": column for name, column in history.arrays().items()}
-        return self._head(state), tree_arrays(self._backend, "state", state) | columns
-
-    def check(self, head: Head, model: TunerState, what: str) -> None:
-        """Check that a head belongs to this recipe, and to states with the structure of ``model``.
+    def check(self, head: Head, what: str) -> None:
+        """Check that a head belongs to this recipe and structure; ``what`` it is of is for the error.
 
         Raises:
             CheckpointError: if it does not; the message lists all differences.
         """
-        check_head(head, self._head(model), what)
+        check_head(head, _head(self.recipe, self.backend, self.model), what)
 
-    def read(self, arrays: dict[str, Any], model: TunerState) -> tuple[TunerState, History]:
+    def read(self, arrays: dict[str, Any]) -> tuple[TunerState, History]:
         """Return state and history from arrays whose head was checked.
 
         Raises:
@@ -59,13 +67,10 @@ class Checkpoint:
         """
         columns = {name.removeprefix(_HISTORY): x for name, x in arrays.items() if name.startswith(_HISTORY)}
         leaves = {name: x for name, x in arrays.items() if not name.startswith(_HISTORY)}
-        state = restore_tree(self._backend, "state", model, leaves)
+        state = restore_tree(self.backend, "state", self.model, leaves)
         counters = {"since": state.since, "updates": state.updates, "inner.step": state.inner.step}
         check_counters({f"state.{name}": value for name, value in counters.items()})
         history = History.from_arrays(columns)
-        lam = self._recipe.hparams(self._backend, model.free)
-        history.check_continues(History.start(self._backend, lam))
+        lam = self.recipe.hparams(self.backend, self.model.free)
+        history.check_continues(History.start(self.backend, lam))
         return state, history
-
-    def _head(self, state: TunerState) -> Head:
-        return head_of("run", self._backend, self._recipe, leaves_of(self._backend, "state", state))

@@ -24,7 +24,7 @@ from hypergrad.tuning.progress import progress as show_progress
 from hypergrad.tuning.recipe import Recipe
 from hypergrad.tuning.recorder import Recorder
 from hypergrad.tuning.running import Running
-from hypergrad.tuning.saved import Checkpoint, Saved, parts
+from hypergrad.tuning.saved import Expected, Saved, parts, written
 from hypergrad.tuning.spaces import Real, Spaces
 from hypergrad.tuning.state import Run, Step, TunerState
 from hypergrad.tuning.steps import Steps
@@ -283,7 +283,7 @@ class Tuner:
             CheckpointError: if the folder has checkpoints of later steps, which are of another run.
         """
         state, history = parts(run)
-        saved = Checkpoint(self.recipe, find_backend(state.free, backend=backend)).write(run)
+        saved = written(self.recipe, find_backend(state.free, backend=backend), run)
         step = len(history.inner_values)
         folder.save(path, keep, step, lambda file: write_arrays(file, *saved))
 
@@ -303,11 +303,8 @@ class Tuner:
                 the message lists all differences.
             FileNotFoundError: if it does not exist.
         """
-        backend = find_backend(params, hparams, backend=backend)
-        model = self.init(params, hparams, aux=aux, backend=backend)
-        checkpoint = Checkpoint(self.recipe, backend)
-        _, arrays = read_arrays(path, lambda head: checkpoint.check(head, model, str(path)))
-        return checkpoint.read(arrays, model)
+        expected = self._expected(params, hparams, aux, backend)
+        return expected.read(read_arrays(path, lambda head: expected.check(head, str(path)))[1])
 
     def load_latest(
         self,
@@ -333,7 +330,7 @@ class Tuner:
     def state_dict(self, run: Saved, *, backend: Backend | str | None = None) -> dict[str, Any]:
         """Return what `save` writes, as named NumPy arrays: for the files of your own program."""
         backend = find_backend(parts(run)[0].free, backend=backend)
-        return sealed(*Checkpoint(self.recipe, backend).write(run))
+        return sealed(*written(self.recipe, backend, run))
 
     def from_state_dict(
         self,
@@ -349,9 +346,11 @@ class Tuner:
         Raises:
             CheckpointError: as `load`.
         """
-        backend = find_backend(params, hparams, backend=backend)
-        model = self.init(params, hparams, aux=aux, backend=backend)
-        checkpoint = Checkpoint(self.recipe, backend)
+        expected = self._expected(params, hparams, aux, backend)
         head, arrays = opened(stored, "the state")
-        checkpoint.check(head, model, "the state")
-        return checkpoint.read(arrays, model)
+        expected.check(head, "the state")
+        return expected.read(arrays)
+
+    def _expected(self, params: Tree, hparams: Tree, aux: Tree, backend: Backend | str | None) -> Expected:
+        backend = find_backend(params, hparams, backend=backend)
+        return Expected(self.recipe, backend, self.init(params, hparams, aux=aux, backend=backend))

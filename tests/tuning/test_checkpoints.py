@@ -11,7 +11,7 @@ from hypergrad.backend import get_backend
 from hypergrad.errors import CheckpointError, CheckpointWarning, DamagedFileError
 from hypergrad.tuning.described import described
 from hypergrad.tuning.files import write_arrays
-from hypergrad.tuning.saved import Checkpoint
+from hypergrad.tuning.saved import written
 
 numpy = get_backend("numpy")
 
@@ -144,7 +144,7 @@ class TestCrafted:
 
     @pytest.fixture
     def parts(self):
-        return Checkpoint(tuner_of(numpy).recipe, numpy).write(run_of(numpy))
+        return written(tuner_of(numpy).recipe, numpy, run_of(numpy))
 
     def refuses(self, tmp_path, head, arrays, words=None):
         write_arrays(tmp_path / "run.npz", head, arrays)

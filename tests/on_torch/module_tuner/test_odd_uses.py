@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from hypergrad_torch import ModuleTuner
 from support.differences import five_point
 from support.modules import (
     ESTIMATORS,
@@ -207,6 +208,26 @@ class TestOddUses:
         with pytest.raises(errors.ReplayError, match="changed in place"):
             tuner.step(task.train[2], task.val)
         identical(snapshot(task), before)
+
+    def test_a_replay_that_rounds_otherwise_is_none_that_differs(self):
+        """The gradient of a bias before BatchNorm is rounding alone, and Adam takes whole steps by it."""
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).float()
+        optimizer = optim.Adam(model.parameters(), 0.01, eps=1e-20)
+        hparams = torch.tensor(-2.0, dtype=torch.float32, requires_grad=True)
+        x, y = torch.randn(8, 3, dtype=torch.float32), torch.randn(8, dtype=torch.float32)
+
+        def fit(model, hparams, batch):
+            return (model(x).squeeze() - y).square().mean()
+
+        def inner(model, hparams, batch):
+            return fit(model, hparams, batch) + hparams.exp() * model[2].weight.square().sum()
+
+        unrolled = hg.Unrolled(optimizer, 3)
+        tuner = ModuleTuner(model, optimizer, hparams, inner=inner, outer=fit, every=3, estimator=unrolled)
+        for _ in range(12):
+            tuner.step(None, None)
+        assert tuner.updates == 4
 
     def test_modes_that_change_within_the_window(self):
         def train(model, step):

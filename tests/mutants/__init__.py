@@ -1,0 +1,1 @@
+"""How many mutants of the library its tests kill: ``python -m tests.mutants`` (see README.md here)."""

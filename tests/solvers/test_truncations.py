@@ -78,6 +78,10 @@ class TestSteps:
         assert hg.CG().limit(System(get_backend("numpy"), lambda p: p, np.zeros(n))) == most
         assert hg.CG(7).limit(System(get_backend("numpy"), lambda p: p, np.zeros(n))) == 7
 
+    def test_a_derivative_takes_another_solve_where_steps_cannot_be_differentiated(self):
+        assert hg.CG(5, rtol=None).truncates is True and hg.CG(5).truncates is False
+        assert hg.External(lambda product, v: v).truncates is False
+
     @each_krylov
     def test_a_tolerance_of_nothing_is_spelled_none(self, kind):
         with pytest.raises(ArgumentError, match="None"):

@@ -24,6 +24,7 @@ from hypergrad.problems.base import Problem
 from hypergrad.problems.batches import Batches, batch_series, one_batch
 from hypergrad.problems.condition import Spent
 from hypergrad.problems.step import Inner, Observation, Training
+from hypergrad.solvers.base import check_seed
 from hypergrad.updates import Updates, as_update_rule
 
 
@@ -77,8 +78,7 @@ class Forward(HypergradientEstimator):
     def __post_init__(self) -> None:
         as_update_rule(self.update)
         check_start("Forward", self.start)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ArgumentError(f"Forward: seed = {self.seed!r}; it must be an integer ≥ 0")
+        check_seed("Forward", self.seed)
         for name, value in (("steps", self.steps), ("directions", self.directions)):
             if value is None and name == "directions":
                 continue

@@ -204,6 +204,16 @@ def check_count(solver: str, name: str, count: int | None, optional: bool = Fals
         raise ArgumentError(f"{solver}: {name} = {count!r}; it must be a positive integer")
 
 
+def check_seed(solver: str, seed: int) -> None:
+    """Check the seed of random draws.
+
+    Raises:
+        ArgumentError: if it is not an integer ≥ 0.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ArgumentError(f"{solver}: seed = {seed!r}; it must be an integer ≥ 0")
+
+
 def check_tolerance(solver: str, rtol: float | None, atol: float = 0.0) -> None:
     """Check a relative and an absolute tolerance.
 

@@ -7,7 +7,14 @@ from typing import Any, final
 
 from hypergrad.backend import Tree
 from hypergrad.errors import Failure
-from hypergrad.solvers.base import ApproximateInverse, Prepared, check_count, check_size, check_tolerance
+from hypergrad.solvers.base import (
+    ApproximateInverse,
+    Prepared,
+    check_count,
+    check_seed,
+    check_size,
+    check_tolerance,
+)
 from hypergrad.solvers.system import System
 
 
@@ -39,6 +46,7 @@ class Diagonal(ApproximateInverse):
         check_count("Diagonal", "probes", self.probes)
         check_tolerance("Diagonal", self.rtol)
         check_size("Diagonal", "damping", self.damping)
+        check_seed("Diagonal", self.seed)
 
     @property
     def needs_symmetry(self) -> bool:

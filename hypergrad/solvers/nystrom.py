@@ -14,6 +14,7 @@ from hypergrad.solvers.base import (
     ApproximateInverse,
     Prepared,
     check_count,
+    check_seed,
     check_size,
     check_tolerance,
     rounding,
@@ -58,6 +59,7 @@ class Nystrom(ApproximateInverse):
         check_count("Nystrom", "rank", self.rank)
         check_tolerance("Nystrom", self.rtol)
         check_size("Nystrom", "damping", self.damping)
+        check_seed("Nystrom", self.seed)
         if self.damping == 0:
             raise ArgumentError("Nystrom: damping = 0; directions outside of the rank need a curvature > 0")
 

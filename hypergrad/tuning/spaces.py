@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, final
 
 from hypergrad.backend import Array, Backend, Tree
+from hypergrad.backend.arguments import is_number
 from hypergrad.errors import ArgumentError
 
 
@@ -138,8 +139,11 @@ class Interval(Space):
     high: float
 
     def __post_init__(self) -> None:
-        if not -float("inf") < self.low < self.high < float("inf"):
-            raise ArgumentError(f"Interval: [{self.low}, {self.high}] is empty or infinite")
+        numbers = is_number(self.low) and is_number(self.high)
+        if not (numbers and -float("inf") < self.low < self.high < float("inf")):
+            raise ArgumentError(
+                f"Interval: [{self.low!r}, {self.high!r}] is not two finite numbers low < high"
+            )
 
     def constrain(self, xp: Any, u: Array) -> Array:
         # By the distance from the nearer end, which does not cancel; neither power overflows.

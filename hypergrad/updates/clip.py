@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from hypergrad.backend import Backend, Tree, vectors
+from hypergrad.backend.arguments import is_number
 from hypergrad.errors import ArgumentError
 from hypergrad.updates.base import UpdateRule, Updates, as_update_rule
 
@@ -28,7 +29,7 @@ class ClipNorm(UpdateRule):
 
     def __post_init__(self) -> None:
         as_update_rule(self.rule)
-        if isinstance(self.max_norm, bool) or not self.max_norm > 0:
+        if not (is_number(self.max_norm) and self.max_norm > 0):
             raise ArgumentError(f"ClipNorm: max_norm = {self.max_norm!r}; it must be a positive number")
 
     @property

@@ -1,6 +1,8 @@
 """Estimators, solvers, update rules and spaces are values, and refuse what makes no sense at once."""
 
 import dataclasses
+import importlib
+import pkgutil
 
 import numpy as np
 import pytest
@@ -56,6 +58,45 @@ def test_values_are_frozen_comparable_and_printable(value):
     for field in dataclasses.fields(value):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, field.name, None)
+
+
+def test_no_value_can_be_changed():
+    """Only what counts or collects during a run may be written to."""
+    written = {"Online", "_Host"}
+    names = [name for _, name, _ in pkgutil.walk_packages(hg.__path__, "hypergrad.")]
+    classes = {
+        value
+        for module in map(importlib.import_module, names)
+        for value in vars(module).values()
+        if dataclasses.is_dataclass(value) and value.__module__ == module.__name__
+    }
+    assert len(classes) > 40
+    assert {each.__name__ for each in classes if not each.__dataclass_params__.frozen} == written
+
+
+MADE = [
+    hg.Unrolled(SGD, 3, truncate=2), hg.Forward(SGD, 3),
+    hg.CG(), hg.MINRES(), hg.GMRES(), hg.BiCGStab(), hg.Neumann(), hg.Direct(), hg.Amortised(0.1),
+    hg.External(max), hg.Identity(), hg.Diagonal(3), hg.Nystrom(3),
+    hg.Damped(hg.CG(), 1e-3), hg.LevenbergMarquardt(hg.CG()), hg.UntilAccurate(hg.CG(), 1e-2),
+    hg.Binomial(slots=3), hg.Binomial(max_bytes=100), hg.Reversible(),
+    hg.Adagrad(), hg.ClipNorm(SGD, 1.0), hg.FiniteDifference(), hg.Checks(),
+    hg.Interval(-2.0, 1.0), hg.Tuner(hg.Bilevel(max, max), hg.Greedy(SGD)),
+]  # fmt: skip
+NO_COUNT, NO_NUMBER = (-1, 0, 1.5, True, "3"), (float("nan"), "x", True)
+MAY_BE_ZERO = {"seed"}
+
+
+@pytest.mark.parametrize("value", MADE, ids=lambda value: type(value).__name__)
+def test_each_count_and_each_number_is_checked(value):
+    for field in dataclasses.fields(value):
+        kind = field.type.removesuffix(" | None")
+        for wrong in {"int": NO_COUNT, "float": NO_NUMBER}.get(kind, ()):
+            if wrong == 0 and field.name in MAY_BE_ZERO:
+                continue
+            with pytest.raises(ArgumentError):
+                dataclasses.replace(value, **{field.name: wrong})
+                pytest.fail(f"{field.name} = {wrong!r} is taken")
 
 
 def test_direct_refuses_what_would_not_fit():

@@ -3,6 +3,7 @@
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -26,9 +27,10 @@ def _name(case: ElementTree.Element) -> str:
 
 
 def covering(folder: Path, module: str, lines: range) -> list[str]:
-    """Return the tests that execute one of these lines of a module; all of the module's, if none does.
+    """Return the tests that execute one of these lines of a module.
 
-    What is executed at the import (a default, a field, a constant) belongs to no test.
+    What is executed at an import (a default, a field, a value that tests share) belongs to no test: then
+    these are all tests that execute anything of the module.
     """
     data = CoverageData(basename=str(folder / MAP))
     data.read()
@@ -37,24 +39,37 @@ def covering(folder: Path, module: str, lines: range) -> list[str]:
     def tests(contexts):
         return {context.rpartition("|")[0] for context in contexts if context}
 
-    of_lines = tests(chain.from_iterable(by_line.get(line, ()) for line in lines))
-    return sorted(of_lines or tests(chain.from_iterable(by_line.values())))
+    of_lines = set(chain.from_iterable(by_line.get(line, ()) for line in lines))
+    at_import = "" in of_lines or not of_lines
+    return sorted(tests(chain.from_iterable(by_line.values()) if at_import else of_lines))
 
 
 def in_order(tests: list[str], seconds: dict[str, float], module: str, budget: float) -> list[str]:
-    """Return tests worth ``budget`` seconds: one of each file in turn, the quick ones first.
+    """Return tests worth ``budget`` seconds, of each file in turn, the quick ones first.
 
-    The files of the folder that bears the module's folder's name come first in each turn.
+    Two thirds of the time are for the folder of tests that bears the name of the module's folder.
     """
-    files = defaultdict(list)
-    for test in sorted((test for test in tests if test in seconds), key=seconds.__getitem__):
-        files[test.split("::")[0]].append(test)
     home = f"tests/{Path(module).parts[1]}/"
-    turns = zip_longest(*(files[file] for file in sorted(files, key=lambda file: not file.startswith(home))))
+    timed = sorted((test for test in tests if test in seconds), key=seconds.__getitem__)
+    first = _within(2 * budget / 3, _in_turn([test for test in timed if test.startswith(home)]), seconds)
+    left = budget - sum(seconds[test] for test in first)
+    chosen = set(first)
+    return first + _within(left, _in_turn([test for test in timed if test not in chosen]), seconds)
+
+
+def _in_turn(tests: list[str]) -> Iterator[str]:
+    """Take one test of each file, then the next one of each, and so on."""
+    files = defaultdict(list)
+    for test in tests:
+        files[test.split("::")[0]].append(test)
+    return filter(None, chain.from_iterable(zip_longest(*files.values())))
+
+
+def _within(budget: float, tests: Iterable[str], seconds: dict[str, float]) -> list[str]:
+    """Return those that fit into the budget; at least one, if there is any."""
     chosen, spent = [], 0.0
-    for test in filter(None, chain.from_iterable(turns)):
-        if chosen and spent + seconds[test] > budget:
-            continue
-        chosen.append(test)
-        spent += seconds[test]
+    for test in tests:
+        if not chosen or spent + seconds[test] <= budget:
+            chosen.append(test)
+            spent += seconds[test]
     return chosen

@@ -28,8 +28,8 @@ class Fate(NamedTuple):
     def name(self) -> str:
         """Return a name that outlives edits elsewhere in the module."""
         (mutation,) = self.item.mutations
-        removed = [line for line in self.changes if line.startswith("-")]
-        return f"{mutation.module_path}: {mutation.operator_name.split('/')[1]}: {removed[0][1:].strip()}"
+        removed = next((line[1:].strip() for line in self.changes if line[0] == "-" and line[1:].strip()), "")
+        return f"{mutation.module_path}: {mutation.operator_name.split('/')[1]}: {removed}"
 
     @property
     def changes(self) -> list[str]:

@@ -7,8 +7,9 @@ import pytest
 from support.frameworks import each_backend
 
 import hypergrad as hg
-from hypergrad.errors import SolveError
+from hypergrad.errors import Failure, SolveError
 from hypergrad.solvers import Solution, Solver
+from hypergrad.solvers.diagnosis import diagnosis
 
 RTOL = 1e-6
 MATRIX, RIGHT = np.diag([1.0, 2.0, 4.0]), np.array([1.0, 1.0, 1.0])
@@ -43,6 +44,22 @@ def reason(backend, solver, a=MATRIX, v=RIGHT, symmetric=True):
 def off_by(residual):
     """An x of which ‖Ax − v‖/‖v‖ is this."""
     return tuple(EXACT + residual * np.linalg.norm(RIGHT) * np.array([1.0, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("failure", "fact"),
+    [
+        (Failure.MAX_STEPS, "the inverse-Hessian solve stopped at relative residual 2.0e-03 > rtol 1.0e-06 after 7"),
+        (Failure.STAGNATION, "rounding keeps the inverse-Hessian solve at relative residual 2.0e-03 > rtol 1.0e-06"),
+        (Failure.BREAKDOWN, "CG broke down after 7 iterations, at relative residual 2.0e-03"),
+        (Failure.DIVERGED, "the series of CG diverged after 7 terms, at relative residual 2.0e-03"),
+        (Failure.NEGATIVE_CURVATURE, "the Hessian is not positive definite: CG found negative curvature"),
+        (Failure.SINGULAR, "the Hessian is singular"),
+    ],
+)  # fmt: skip
+def test_each_failure_of_a_hypergradient_opens_with_its_fact(failure, fact):
+    text = diagnosis(failure, hg.CG(rtol=RTOL), 7, 2e-3, 1e-5, 4.0)
+    assert text.startswith(fact) and "(a)" in text
 
 
 @each_backend

@@ -120,6 +120,21 @@ class TestTogether:
             out = again(out.state)
         np.testing.assert_allclose(numbers(backend, out.hypergradient), self.exact(0.3), rtol=1e-3)
 
+    def test_terms_on_fresh_batches_are_damped_too(self, backend):
+        solver = hg.Damped(hg.Neumann(2000, 0.02, fresh=True), 0.3)
+        out = self.estimate(backend, solver)
+        np.testing.assert_allclose(numbers(backend, out.hypergradient), self.exact(0.3), rtol=1e-6)
+
+    def test_until_accurate_reports_the_curvatures_that_all_its_blocks_met(self, backend):
+        """They go on in the directions of one solve, so they meet what that meets."""
+        blocks, once = (
+            self.estimate(backend, solver).report.solve
+            for solver in (hg.UntilAccurate(hg.CG(rtol=1e-10), 1e-8), hg.CG(rtol=1e-10))
+        )
+        assert int(blocks.iterations) == int(once.iterations)
+        assert float(blocks.curvature) == pytest.approx(float(once.curvature), rel=1e-6)
+        assert float(blocks.smallest_curvature) == pytest.approx(float(once.smallest_curvature), rel=1e-6)
+
     def test_the_residual_of_a_solve_for_its_own_sake_is_that_of_the_damped_system(self, backend):
         v = np.array([1.0, 2.0])
         solution = hg.solve(lambda p: 3.0 * p, backend.asarray(v), hg.Damped(hg.CG(), 1.0), backend=backend)

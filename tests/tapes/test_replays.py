@@ -63,6 +63,28 @@ def test_draws_from_the_hosts_generators_are_replayed(backend, tape, noise):
     assert after == wanted  # the generators go on as after training
 
 
+@eager
+@pytest.mark.parametrize("slots", [1, 2, 6])
+def test_a_batch_that_is_drawn_is_drawn_once_though_the_end_of_the_run_is_unknown(backend, slots):
+    def drawn(steps, tape):
+        def train(t):
+            if steps is None and t == STEPS:
+                raise StopIteration
+            return backend.asarray(np.random.normal(size=3), like=None)
+
+        xp = backend.xp
+        params, lam = (backend.asarray(x, like=None) for x in (PARAMS, LAM))
+        moved = hg.Bilevel(
+            lambda p, h, b: xp.sum((p - 0.1 * b) ** 4) + xp.exp(h) * xp.sum(p**2),
+            lambda p, h, b: xp.sum((p - 0.5) ** 2),
+        )
+        np.random.seed(3)
+        found = hg.hypergradient(moved, params, lam, train, None, hg.Unrolled(RULE, steps, tape=tape))
+        return float(backend.to_numpy(found))
+
+    assert drawn(None, hg.Binomial(slots)) == pytest.approx(drawn(STEPS, hg.Full()), rel=1e-12)
+
+
 def counter():
     count = iter(range(1000))
     return lambda: float(next(count))

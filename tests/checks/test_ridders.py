@@ -8,6 +8,20 @@ from hypergrad.checks.ridders import jump, ridders
 from hypergrad.errors import NonFiniteError
 
 
+@pytest.mark.parametrize(
+    "f, slope",
+    [(np.sin, 1.0), (np.exp, 1.0), (lambda h: 1 / (1 + h), -1.0), (lambda h: np.log(1e-3 + h), 1e3)],
+)
+def test_the_estimated_error_bounds_the_true_one(f, slope):
+    found, error = ridders(f, 0.1)
+    assert abs(found - slope) <= max(10 * error, 1e-9 * abs(slope)) and error < 1e-6 * abs(slope)
+
+
+def test_a_jump_is_no_slope():
+    assert ridders(lambda h: abs(h - 1e-3), 0.1)[1] < 1e-6
+    assert ridders(lambda h: np.sign(h) + h, 0.1)[1] > 0.1
+
+
 @pytest.mark.parametrize("kink", [-3.0, 0.25, 2.0])
 def test_the_size_of_a_kink(kink):
     assert jump(lambda h: np.sin(h) + kink * abs(h) / 2, 0.1, 0.0) == pytest.approx(kink, rel=1e-3)

@@ -49,8 +49,8 @@ def off_by(residual):
 @pytest.mark.parametrize(
     ("failure", "fact"),
     [
-        (Failure.MAX_STEPS, "the inverse-Hessian solve stopped at relative residual 2.0e-03 > rtol 1.0e-06 after 7"),
-        (Failure.STAGNATION, "rounding keeps the inverse-Hessian solve at relative residual 2.0e-03 > rtol 1.0e-06"),
+        (Failure.MAX_STEPS, "the inverse-Hessian solve stopped at relative residual 2.0e-03"),
+        (Failure.STAGNATION, "rounding keeps the inverse-Hessian solve at relative residual 2.0e-03"),
         (Failure.BREAKDOWN, "CG broke down after 7 iterations, at relative residual 2.0e-03"),
         (Failure.DIVERGED, "the series of CG diverged after 7 terms, at relative residual 2.0e-03"),
         (Failure.NEGATIVE_CURVATURE, "the Hessian is not positive definite: CG found negative curvature"),

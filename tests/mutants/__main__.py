@@ -12,8 +12,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from aiohttp import web
 from cosmic_ray import commands
-from cosmic_ray.distribution.http import HttpDistributor, run_worker
+from cosmic_ray.distribution.http import HttpDistributor, handle_mutate_and_test
 from cosmic_ray.work_db import WorkDB, use_db
 
 from tests.mutants.covering import DURATIONS, MAP
@@ -123,7 +124,9 @@ def main() -> None:
             with use_db(str(out / SESSION), WorkDB.Mode.open) as work:
                 print(report(work, json.loads((out / SIZES).read_text())))
         case "worker":
-            run_worker(asked.port)
+            app = web.Application()
+            app.add_routes([web.post("/", handle_mutate_and_test)])
+            web.run_app(app, host="localhost", port=asked.port, print=None)  # it runs what it is told
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import ast
 import random
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 from cosmic_ray.work_db import WorkDB
@@ -22,30 +21,45 @@ def folder_of(item: WorkItem) -> str:
     return item.mutations[0].module_path.parts[1]
 
 
-def never_executed(module: Path) -> Iterator[ast.AST]:
-    """Yield the places of annotations, which are strings here, and of imports for the type checker alone.
+class Places:
+    """Where a module can be mutated such that a test could notice it."""
 
-    A mutant there cannot be told from the library by any test.
-    """
-    for node in ast.walk(ast.parse(module.read_text())):
-        match node:
-            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
-                yield node
-            case (
-                ast.arg(annotation=ast.expr() as hint)
-                | ast.AnnAssign(annotation=hint)
-                | ast.FunctionDef(returns=ast.expr() as hint)
-            ):
-                yield hint
+    def __init__(self, module: Path) -> None:
+        nodes = list(ast.walk(ast.parse(module.read_text())))
+        self.never_executed = [place for node in nodes if (place := _never_executed(node)) is not None]
+        self.binary = [(_end(node.left), _start(node.right)) for node in nodes if isinstance(node, ast.BinOp)]
+
+    def hold(self, mutation: MutationSpec) -> bool:
+        """Say whether the mutation is at such a place."""
+        start, end = mutation.start_pos, mutation.end_pos
+        if any(_start(node) <= start and end <= _end(node) for node in self.never_executed):
+            return False
+        # To cosmic-ray the stars of arguments are operators: what replaces them is no Python.
+        if "BinaryOperator" in mutation.operator_name:
+            return any(left <= start and end <= right for left, right in self.binary)
+        return True
 
 
-def is_executed(mutation: MutationSpec, apart: list[ast.AST]) -> bool:
-    """Say whether no such place holds the mutation."""
-    return not any(
-        (node.lineno, node.col_offset) <= mutation.start_pos
-        and mutation.end_pos <= (node.end_lineno, node.end_col_offset)
-        for node in apart
-    )
+def _never_executed(node: ast.AST) -> ast.AST | None:
+    """Return an annotation, which is a string here, or a block for the type checker alone."""
+    match node:
+        case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+            return node
+        case (
+            ast.arg(annotation=ast.expr() as hint)
+            | ast.AnnAssign(annotation=hint)
+            | ast.FunctionDef(returns=ast.expr() as hint)
+        ):
+            return hint
+    return None
+
+
+def _start(node: ast.AST) -> tuple[int, int]:
+    return node.lineno, node.col_offset
+
+
+def _end(node: ast.AST) -> tuple[int, int]:
+    return node.end_lineno, node.end_col_offset
 
 
 def shares(sizes: dict[str, int], count: int) -> dict[str, int]:
@@ -59,11 +73,11 @@ def shares(sizes: dict[str, int], count: int) -> dict[str, int]:
 
 def draw(work: WorkDB, count: int | None, seed: int) -> dict[str, int]:
     """Skip all mutants but ``count`` (``None``: all of them). Return how many each folder has."""
-    apart = {module: list(never_executed(module)) for module in modules()}
+    places = {module: Places(module) for module in modules()}
     strata = defaultdict(list)
     for item in work.work_items:
         (mutation,) = item.mutations
-        if is_executed(mutation, apart[mutation.module_path]):
+        if places[mutation.module_path].hold(mutation):
             strata[folder_of(item)].append(item)
     sizes = {name: len(items) for name, items in strata.items()}
     if count is not None:

@@ -35,6 +35,10 @@ class Diagonal(ApproximateInverse):
         damping: ρ ≥ 0.
         seed: the random seed of the signs.
         rtol: the relative residual above which a solution counts as failed; by default nothing is promised.
+
+    Raises:
+        ArgumentError: if ``probes`` is not a positive integer, the damping is negative, or the seed is not an
+            integer ≥ 0.
     """
 
     probes: int = 20

@@ -46,7 +46,7 @@ class Nystrom(ApproximateInverse):
         rtol: the relative residual above which a solution counts as failed; by default nothing is promised.
 
     Raises:
-        ArgumentError: if the rank or the damping is not positive.
+        ArgumentError: if the rank or the damping is not positive, or the seed is not an integer ≥ 0.
     """
 
     rank: int = 20

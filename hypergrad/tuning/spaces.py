@@ -132,7 +132,7 @@ class Interval(Space):
     u is kept in the range where λ is inside in its dtype.
 
     Raises:
-        ArgumentError: unless low < high, both finite.
+        ArgumentError: unless they are finite numbers, low < high.
     """
 
     low: float

@@ -21,7 +21,7 @@ class ClipNorm(UpdateRule):
     As ``torch.nn.utils.clip_grad_norm_``. The clipping is differentiated like everything else.
 
     Raises:
-        ArgumentError: if ``max_norm`` is not positive, or ``rule`` is not an update rule.
+        ArgumentError: if ``max_norm`` is not a positive number, or ``rule`` is not an update rule.
     """
 
     rule: Updates

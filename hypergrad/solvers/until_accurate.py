@@ -127,7 +127,7 @@ class UntilAccurate(Wrapper):
             change = vectors.norm(backend, vectors.subtract(backend, mixed, it.mixed))
             divisor = xp.where(it.size > 0, it.size, xp.ones_like(it.size))
             slower = change / xp.where(it.change > 0, it.change, xp.ones_like(change))
-            rho = xp.maximum(size / divisor, xp.where(it.k > 1, slower, 0.0 * slower))
+            rho = xp.maximum(size / divisor, slower)
             rho = xp.minimum(rho, 0.9 + 0.0 * rho)
             # Continue a solve that ran out of iterations but reduced the residual.
             progressing = (solution.failure == Failure.MAX_STEPS) & (size < 0.5 * it.size)

@@ -132,6 +132,25 @@ class TestBound:
         error = np.linalg.norm(numbers(backend, hg.hypergradient(*given, backend=backend)) - exact)
         assert not float(hg.error_bound(*given, backend=backend)) < error
 
+    @pytest.mark.parametrize(("shift", "known"), [(0.0, True), (0.5, True), (2.0, False), (5.0, False)])
+    def test_curvatures_below_the_shift_are_unknown(self, backend, shift, known):
+        """The solver meets 1 + δ, of which δ is known to the accuracy of the solve alone."""
+        solver = hg.Damped(hg.CG(rtol=1e-10), shift) if shift else hg.CG(rtol=1e-10)
+        h, v, one = arrays(backend, np.array([1.0, 1.5]), np.array([1.0, 2.0]), np.ones(2))
+        problem = hg.Bilevel(
+            lambda p, lam, b: 0.5 * backend.xp.sum(h * p * p) - lam * backend.xp.sum(h * p),
+            lambda p, lam, b: backend.xp.sum(v * p),
+        )
+        given = problem, one, backend.asarray(1.0), None, None, hg.Implicit(solver)
+        limit = float(hg.error_bound(*given, backend=backend))
+        assert np.isfinite(limit) == known
+
+    def test_a_matrix_that_is_not_symmetric_is_refused_by_who_needs_that(self, backend):
+        problem = hg.FixedPoint(lambda p, h, b: 0.5 * p * h, lambda p, h, b: backend.xp.sum(p))
+        at = arrays(backend, np.zeros(2), np.ones(2))
+        with pytest.raises(ArgumentError, match="symmetric"):
+            hg.error_bound(problem, *at, None, None, hg.Implicit(hg.CG()), backend=backend)
+
     def test_without_a_curvature_nothing_is_claimed(self, backend):
         told = Logistic()
         theta, lam = arrays(backend, told.optimum(told.lam), told.lam)

@@ -157,6 +157,41 @@ def test_each_figure_has_its_own_witness():
     assert found.exact_relative_error == pytest.approx(5**0.5 / 2)
 
 
+def test_what_is_within_the_error_of_the_witness_agrees():
+    """Ten times the error of the differences, and half of the digits of the dtype."""
+    one = np.array([1.0, 0.0])
+
+    def verdict(away, uncertain, rounding):
+        return hg.checks.Check(
+            "it", "training", (1 + away) * one, one, uncertain * one, (1 + away) * one, rounding=rounding
+        ).verdict
+
+    assert verdict(0.09, 0.01, 0.0).startswith("agrees") and not verdict(0.11, 0.01, 0.0).startswith("agrees")
+    assert verdict(0.9e-8, 0.0, 1e-16).startswith("agrees")
+    assert not verdict(1.1e-8, 0.0, 1e-16).startswith("agrees")
+
+
+def test_one_direction_is_named_as_one():
+    for count, text in ((1, "along 1 direction\n"), (2, "along 2 directions\n")):
+        found = hg.checks.Check("it", "training", *(np.ones(count) for _ in range(4)))
+        assert text in str(found)
+
+
+@pytest.mark.parametrize("shape", [(3,), (100,)], ids=["each coordinate", "directions"])
+def test_hyperparameters_are_moved_by_a_tenth_of_their_scale_at_most(shape):
+    """So that what must be positive stays so."""
+    seen = []
+
+    def outer(p, h, b):
+        seen.append(np.array(getattr(h, "_value", h), float))
+        return (p**2).sum() + (h**2).sum()
+
+    problem = hg.Bilevel(lambda p, h, b: (p**2).sum() * h.mean(), outer)
+    given = np.full(shape, 0.05)
+    hg.check_hypergradient(problem, np.ones(2), given, None, None, hg.Greedy(RULE))
+    assert 0.04 < max(np.linalg.norm(h - given) for h in seen) / 0.05 <= 0.1 + 1e-12
+
+
 def test_extrapolation_is_that_of_even_powers():
     """With the factors 4, 16, … of central differences few steps give all digits."""
     from hypergrad.checks.ridders import ridders

@@ -87,3 +87,29 @@ class TestNotFinite:
         state = estimator.init(ROOTED, params, hparams)._replace(step=5)
         run = program(lambda s, h, t, v: estimator.estimate(ROOTED, s, h, lambda _: t, v))
         assert caught(estimator.check, run(state, hparams, train, val)).step == 5
+
+
+class Mending(hg.UpdateRule):
+    """A rule of one's own, in which a gradient that is not finite leaves no trace."""
+
+    def init(self, backend, params):
+        return ()
+
+    def update(self, backend, gradient, opt_state, params, hparams, step):
+        whole = backend.map(lambda g: jnp.where(jnp.isfinite(g), g, 0.0), gradient)
+        return backend.map(lambda p, g: p - 0.1 * g, params, whole), opt_state
+
+
+def test_a_gradient_that_an_update_hides_is_found_in_a_program():
+    """0/0 in the gradient alone: the loss and all parameters after it are finite."""
+    problem = hg.Bilevel(
+        lambda p, h, b: h * (p["a"] ** 2).sum() + jnp.where(p["b"] > 0, jnp.sqrt(p["b"]), 0.0).sum(),
+        lambda p, h, b: (p["a"] ** 2).sum(),
+    )
+    estimator = hg.Greedy(Mending())
+    params, lam = {"a": jnp.ones(2), "b": jnp.zeros(2)}, jnp.asarray(0.3)
+    out = jax.jit(lambda state, lam: estimator.estimate(problem, state, lam, None, None, backend="jax"))(
+        estimator.init(problem, params, lam, backend="jax"), lam
+    )
+    with pytest.raises(hg.errors.NonFiniteError, match=r"params\['b'\]"):
+        estimator.check(out)

@@ -120,6 +120,22 @@ class TestDerivatives:
         assert check.symmetry <= 1e-12
         assert check.inner_grad is None
 
+    @pytest.mark.parametrize("size", [1.0, 100.0])
+    def test_a_slope_near_zero_is_judged_by_the_size_of_the_gradient(self, backend, size):
+        """The derivative along every direction is 0, and given as 1e-4 of the norms."""
+        problem = hg.Derivatives(
+            outer_grads=lambda p, h, b: (size * 1e-4 * p, None),
+            hessian_product=lambda p, h, b, q: q,
+            mixed_product=lambda p, h, b, q: 0.0 * h,
+            outer=lambda p, h, b: 0.0 * backend.xp.sum(p),
+            inner=lambda p, h, b: 0.5 * backend.xp.sum(p * p),
+            inner_grad=lambda p, h, b: p,
+        )
+        at = arrays(backend, np.ones(1), np.ones(1))
+        check = hg.check_derivatives(problem, *at, None, None, directions=1, backend=backend)
+        # |given| / (‖given‖ ‖p‖ / 1000) in one dimension.
+        assert check.outer_grads == pytest.approx(1e3)
+
     @pytest.mark.parametrize("name", ["outer_grads", "hessian_product", "mixed_product"])
     def test_a_check_finds_the_wrong_one(self, backend, name):
         told = Logistic()

@@ -32,6 +32,30 @@ class TestRange:
             np.testing.assert_allclose(found, np.linalg.solve(A, [1, 2]), rtol=1e-5)
 
 
+@each_backend
+@pytest.mark.parametrize("size", [2.0**-300, 2.0**-60, 2.0**60, 2.0**300])
+@pytest.mark.parametrize("solver", [hg.CG(), hg.MINRES(), hg.GMRES(), hg.BiCGStab(), hg.Direct()], ids=repr)
+def test_the_size_of_the_right_side_changes_no_step(backend, solver, size):
+    a = np.array([[2.0, 0.3, 0.1], [0.3, 1.0, 0.2], [0.1, 0.2, 0.5]])
+    matrix, small = backend.asarray(a), backend.asarray(np.array([1.0, 2.0, -1.0]))
+    one, other = (hg.solve(lambda p: matrix @ p, s * small, solver) for s in (1.0, size))
+    assert int(one.iterations) == int(other.iterations) and int(one.products) == int(other.products)
+    np.testing.assert_allclose(backend.to_numpy(other.x) / size, backend.to_numpy(one.x), rtol=1e-13)
+
+
+@each_backend
+@pytest.mark.parametrize("size", [1e-200, 1e-20, 1.0, 1e3, 1e200])
+def test_the_absolute_tolerance_is_in_the_units_of_the_right_side(backend, size):
+    a, v = np.diag(np.linspace(1.0, 9.0, 9)), np.ones(9)
+    matrix, right = backend.asarray(a), backend.asarray(size * v)
+    last, one_less, reached = (
+        hg.solve(lambda p: matrix @ p, right, solver)
+        for solver in (hg.CG(5, rtol=None), hg.CG(4, rtol=None), hg.CG(rtol=None, atol=0.3 * size))
+    )
+    residual = [np.linalg.norm(a @ (backend.to_numpy(at.x) / size) - v) for at in (last, one_less)]
+    assert residual[0] <= 0.3 < residual[1] and int(reached.iterations) == 5
+
+
 @on_jax
 @pytest.mark.parametrize("size", [1e-25, 1e25])
 def test_derivatives_of_a_solution_are_right_too(backend, size):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from support.frameworks import BACKENDS, each_backend
@@ -9,6 +11,7 @@ from support.frameworks import BACKENDS, each_backend
 import hypergrad as hg
 from hypergrad.errors import ArgumentError, SolveError
 from hypergrad.solvers import System
+from hypergrad.solvers.direct import _blocks
 from hypergrad.testing.calculus import value_and_grad
 
 ANY = [hg.GMRES(rtol=1e-8), hg.GMRES(rtol=1e-8, restart=6), hg.BiCGStab(300, rtol=1e-8), hg.Direct(rtol=1e-8)]
@@ -65,6 +68,12 @@ class TestSystems:
         found = hg.solve(lambda p: matrix @ p, backend.asarray(v), hg.Direct(), symmetric=kind != "general")
         np.testing.assert_allclose(backend.to_numpy(found.x), np.linalg.solve(a, v), rtol=1e-9, atol=1e-11)
 
+    def test_an_approximation_of_full_rank_is_the_matrix(self, backend):
+        a, v = system("definite", 20)
+        matrix = backend.asarray(a)
+        found = hg.solve(lambda p: matrix @ p, backend.asarray(v), hg.Nystrom(20, damping=1e-12))
+        np.testing.assert_allclose(backend.to_numpy(found.x), np.linalg.solve(a, v), rtol=1e-7)
+
     @pytest.mark.parametrize("solver", [hg.CG(), hg.MINRES(), hg.GMRES(), hg.Direct()], ids=str)
     def test_a_singular_system_is_called_so(self, backend, solver):
         with pytest.raises(SolveError) as error:
@@ -111,6 +120,13 @@ class TestSystems:
         # It reports success on a singular system, where no x is right.
         with pytest.raises(SolveError):
             solved(backend, hg.External(cg, rtol=1e-8, on_host=True), "singular")
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 128, 129, 1000])
+def test_a_block_of_a_program_has_64_columns_at_most(n):
+    width, offsets = _blocks(SimpleNamespace(compiles=True, stack=np.array), n)
+    assert width <= 64 and offsets.tolist() == list(range(width))
+    assert -(-n // width) == -(-n // 64)
 
 
 class OnScalars:
@@ -227,6 +243,18 @@ class TestImplicit:
         assert int(second.report.solve.iterations) == 0 < int(first.report.solve.iterations)
         assert int(again.report.solve.iterations) == int(first.report.solve.iterations)
         np.testing.assert_allclose(backend.to_numpy(second.hypergradient), exact, rtol=1e-6)
+
+    @pytest.mark.parametrize(
+        "solver", [hg.CG(), hg.Warm(hg.CG()), hg.Warm(hg.Damped(hg.CG(), 0.1)), hg.Amortised(0.05)], ids=str
+    )
+    def test_an_estimate_leaves_the_structure_of_its_memory(self, backend, solver):
+        """So that a state can be carried through a loop that is compiled."""
+        problem, theta, lam, train, val, _ = ridge(backend)
+        estimator = hg.Implicit(solver)
+        state = estimator.init(problem, theta, lam, backend=backend)
+        after = estimator.estimate(problem, state, lam, train, val, backend=backend).state
+        found = [backend.paths(at.memory, "memory") for at in (state, after)]
+        assert found[0] == found[1] and bool(found[0]) == (solver != hg.CG())
 
     def test_one_step_with_each_estimate_comes_to_the_solution(self, backend):
         problem, theta, lam, train, val, exact = ridge(backend)

@@ -120,6 +120,16 @@ class TestCurvature:
         low = float(solved(backend, of(1e-6)[name], a, v, 0 * start).solution.smallest)
         assert 1 - 1e-9 <= low <= 3
 
+    @pytest.mark.parametrize("solver", [hg.CG(), hg.MINRES(), hg.GMRES(), hg.BiCGStab()], ids=repr)
+    @pytest.mark.parametrize("known", [1e-3, 50.0])
+    def test_what_is_known_of_the_largest_before_it_counts(self, backend, solver, known):
+        a, v, _ = definite(5, 10.0)
+        matrix = backend.asarray(a)
+        found = float(
+            solver.solve(System(backend, lambda p: matrix @ p, backend.asarray(v), curvature=known)).curvature
+        )
+        assert found == known if known > 10 else known < found <= 10 * (1 + 1e-9)
+
     def test_who_does_not_look_says_so(self, backend):
         a, v, start = definite(5, 10.0)
         for solver in (hg.BiCGStab(), hg.Neumann(200, rtol=1e-6), hg.Identity()):

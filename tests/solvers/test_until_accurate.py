@@ -39,9 +39,7 @@ class Prescribed(hg.Solver):
 
 
 def solve(solver, accuracy=1e-6, **more):
-    system = System(
-        NUMPY, lambda p: A * p, V, both=lambda x: Image(A * x, B @ x), direct=C, **more
-    )
+    system = System(NUMPY, lambda p: A * p, V, both=lambda x: Image(A * x, B @ x), direct=C, **more)
     return hg.UntilAccurate(solver, accuracy).solve(system)
 
 

@@ -8,7 +8,7 @@ from support.frameworks import each_backend
 
 import hypergrad as hg
 from hypergrad.errors import Failure, SolveError
-from hypergrad.solvers import Solution, Solver
+from hypergrad.solvers import Solution, Solver, System
 from hypergrad.solvers.diagnosis import diagnosis
 
 RTOL = 1e-6
@@ -60,6 +60,37 @@ def off_by(residual):
 def test_each_failure_of_a_hypergradient_opens_with_its_fact(failure, fact):
     text = diagnosis(failure, hg.CG(rtol=RTOL), 7, 2e-3, 1e-5, 4.0)
     assert text.startswith(fact) and "(a)" in text
+
+
+@each_backend
+def test_a_residual_that_is_orthogonal_to_the_first_is_a_breakdown(backend):
+    """After one iteration r = (0, −1/2, 1/2) and ρ = r̂ᵀr is exactly 0; the x of that iteration is kept."""
+    matrix = backend.asarray(np.array([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
+    system = System(backend, lambda p: matrix @ p, backend.asarray(np.eye(3)[0]), symmetric=False)
+    found = hg.BiCGStab().solve(system)
+    assert int(found.failure) == Failure.BREAKDOWN and int(found.products) == 4
+    np.testing.assert_allclose(backend.to_numpy(found.x), [1.0, -0.5, 0.0], atol=1e-15)
+
+
+@each_backend
+def test_a_direction_of_no_curvature_that_the_matrix_turns_is_negative_curvature(backend):
+    """pᵀAp = 0 and Ap ≠ 0: A is indefinite, however small Ap is beside ‖A‖."""
+    matrix = backend.asarray(np.array([[0.0, 0.3, 0.0], [0.3, 0.0, 0.0], [0.0, 0.0, 1.0]]))
+    system = System(backend, lambda p: matrix @ p, backend.asarray(np.eye(3)[0]), curvature=1.0)
+    assert int(hg.CG().solve(system).failure) == Failure.NEGATIVE_CURVATURE
+    flat = System(backend, lambda p: 0.0 * p, backend.asarray(np.eye(3)[0]), curvature=1.0)
+    assert int(hg.CG().solve(flat).failure) == Failure.SINGULAR
+
+
+@each_backend
+def test_a_dense_solve_in_coarse_arithmetic_stagnates(backend):
+    """It knows no residual of its own to miss: what it misses, rounding has done."""
+    q = np.linalg.qr(np.random.default_rng(3).normal(size=(30, 30)))[0]
+    a = ((q * np.geomspace(1.0, 1e5, 30)) @ q.T).astype("float32")
+    matrix, right = (backend.asarray(x.astype("float32"), like=None) for x in (0.5 * (a + a.T), q.sum(1)))
+    with pytest.raises(SolveError) as caught:
+        hg.solve(lambda p: matrix @ p, right, hg.Direct(rtol=1e-7))
+    assert caught.value.reason == "stagnation"
 
 
 @each_backend

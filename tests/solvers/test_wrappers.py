@@ -10,6 +10,7 @@ from support.known import Logistic
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError
+from hypergrad.solvers import System
 
 WRAPPERS = {
     "Warm": hg.Warm,
@@ -51,6 +52,21 @@ def test_the_order_of_wrappers(outer, inner):
 @pytest.mark.parametrize("solver", FINISHING, ids=repr)
 def test_solvers_that_end_go_into_every_wrapper(outer, solver):
     assert WRAPPERS[outer](solver).core == solver
+
+
+@each_backend
+@pytest.mark.parametrize("inside", [hg.CG(), hg.Damped(hg.CG(), 0.5)], ids=repr)
+def test_a_warm_solve_needs_nobody_to_prepare_it(backend, inside):
+    solver, v = hg.Warm(inside), backend.asarray(np.array([1.0, -2.0, 0.5]))
+    h = backend.asarray(np.array([1.0, 2.0, 4.0]))
+    system = System(backend, lambda p: h * p, v)
+    first = solver.solve(system, solver.init(backend, v))
+    again = solver.solve(system, first.memory)
+    assert int(first.iterations) == 3 and int(again.iterations) == 0
+    shift = 0.5 if inside != hg.CG() else 0.0
+    np.testing.assert_allclose(
+        backend.to_numpy(again.x), np.array([1.0, -2.0, 0.5]) / ([1.0, 2.0, 4.0] + np.array(shift)), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("solver", [hg.Amortised(0.1), hg.Neumann(fresh=True)], ids=repr)

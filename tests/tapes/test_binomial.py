@@ -145,6 +145,23 @@ class TestOnline:  # where one does not know how long the run will be
         advanced = carry_out(plan, length, slots, plan.held)
         assert advanced == plan.forward_steps and length - 1 + advanced >= forward_steps(length, slots)
 
+    def test_the_first_steps_by_hand(self):
+        """Which states three slots hold after each step, and their levels, by the rule of the paper."""
+        online, inf = Online(3), float("inf")
+        expected = [
+            [(0, inf)],
+            [(0, inf), (1, 0)],
+            [(0, inf), (1, 0), (2, 0)],
+            [(0, inf), (1, 0), (3, 1)],  # none has a later one of a higher level: the newest, one level up
+            [(0, inf), (3, 1), (4, 0)],
+            [(0, inf), (3, 1), (5, 1)],
+            [(0, inf), (3, 1), (6, 2)],
+            [(0, inf), (6, 2), (7, 0)],
+        ]
+        for step, held in enumerate(expected):
+            online.visit(step)
+            assert online.held == held
+
     @given(lengths, counts)
     def test_runs_no_step_more_often_than_a_known_length_does(self, length, slots):
         plan, runs = self.after(length, slots), np.zeros(length, int)

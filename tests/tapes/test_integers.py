@@ -188,17 +188,24 @@ class TestLetsGo:
         for x, y in zip(*found, strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
 
-    def test_of_no_parameters_that_a_loss_has_kept(self):
+    @with_a_generator
+    @pytest.mark.parametrize("size", [5, 70_000])
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_of_no_parameters_that_a_loss_has_kept(self, backend, size, dtype):
         kept = []
 
         def inner(w, h, b):
-            kept.append(hg.backend.get_backend("numpy").detach(w))
+            at = backend.detach(w)
+            kept.append((at, backend.to_numpy(at).copy()))
             return h * (w**2).sum()
 
         problem = hg.Bilevel(inner, lambda w, h, b: (w**2).sum())
         estimator = hg.Unrolled(hg.SGD(0.1, momentum=0.5), 4, tape=hg.Reversible())
-        state = estimator.init(problem, np.linspace(-1.0, 1.0, 70_000), np.array(0.3))
-        estimator.estimate(problem, state, np.array(0.3), lambda t: None, None)
-        there, back = kept[:4], [w for w in kept[4:] if w is not None][-4:]
-        for w, again in zip(there, reversed(back), strict=True):
-            np.testing.assert_array_equal(w, again)
+        w, h = (
+            backend.asarray(x.astype(dtype), like=None) for x in (np.linspace(-1.0, 1.0, size), np.array(0.3))
+        )
+        estimator.estimate(problem, estimator.init(problem, w, h), h, lambda t: None, None)
+        there, back = kept[:4], kept[-4:]
+        for (at, then), (_, again) in zip(there, reversed(back), strict=True):
+            np.testing.assert_array_equal(then, again)
+            np.testing.assert_array_equal(then, backend.to_numpy(at))

@@ -1,7 +1,8 @@
 """How much a tape holds, and how often it runs a step."""
 
+import numpy as np
 import pytest
-from support.frameworks import NUMPY, each_backend, on_jax
+from support.frameworks import NUMPY, each_backend, on_jax, with_a_generator
 from support.runs import estimate
 from support.tapes import HEAVY, TAPES, T, full, net, same, start
 
@@ -69,6 +70,22 @@ class TestMemory:
 
     def test_of_slots_is_flat(self):
         assert self.held(hg.Binomial(slots=4), 10) == self.held(hg.Binomial(slots=4), 40)
+
+    @parametrize(("dtype", "width"), [("float64", 8), ("float32", 4)])
+    @with_a_generator
+    def test_of_a_reversible_run_is_two_states_a_pool_and_a_log(self, backend, dtype, width):
+        """Two bytes for each pool, and log2(1/μ) bits for each step where that is full."""
+        problem, n = hg.Bilevel(lambda w, h, b: h * (w**2).sum(), lambda w, h, b: (w**2).sum()), 100
+
+        def held(momentum, steps):
+            unrolled = hg.Unrolled(hg.SGD(0.1, momentum=momentum), steps, tape=hg.Reversible())
+            w, h = (backend.asarray(x.astype(dtype), like=None) for x in (np.ones(n), np.array(0.3)))
+            out = unrolled.estimate(problem, unrolled.init(problem, w, h), h, lambda t: None, None)
+            return out.report.bytes_held / n - 2 * width - 2
+
+        assert held(0.5, 4) == held(0.5, 8) == held(0.9, 64) == 0
+        for momentum, bits in ((0.5, 1), (0.25, 2)):
+            assert held(momentum, 128) - held(momentum, 64) == 64 * bits / 8
 
     @parametrize("tape", [hg.Full(), *TAPES.values()], ids=repr)
     def test_of_a_truncated_run_is_flat(self, tape):

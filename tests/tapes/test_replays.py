@@ -68,9 +68,10 @@ def test_draws_from_the_hosts_generators_are_replayed(backend, tape, noise):
 def test_a_batch_that_is_drawn_is_drawn_once_though_the_end_of_the_run_is_unknown(backend, slots):
     def drawn(steps, tape):
         def train(t):
-            if steps is None and t == STEPS:
+            batch = np.random.normal(size=3)
+            if t == STEPS:
                 raise StopIteration
-            return backend.asarray(np.random.normal(size=3), like=None)
+            return backend.asarray(batch, like=None)
 
         xp = backend.xp
         params, lam = (backend.asarray(x, like=None) for x in (PARAMS, LAM))
@@ -80,9 +81,11 @@ def test_a_batch_that_is_drawn_is_drawn_once_though_the_end_of_the_run_is_unknow
         )
         np.random.seed(3)
         found = hg.hypergradient(moved, params, lam, train, None, hg.Unrolled(RULE, steps, tape=tape))
-        return float(backend.to_numpy(found))
+        return float(backend.to_numpy(found)), np.random.random()
 
-    assert drawn(None, hg.Binomial(slots)) == pytest.approx(drawn(STEPS, hg.Full()), rel=1e-12)
+    (got, after), (expected, wanted) = drawn(None, hg.Binomial(slots)), drawn(STEPS, hg.Full())
+    assert got == pytest.approx(expected, rel=1e-12)
+    assert after == wanted  # nothing is left of the draw for the batch that there was not
 
 
 def counter():

@@ -2,6 +2,7 @@
 
 import io
 import os
+from dataclasses import replace
 
 import autograd.numpy as anp
 import numpy as np
@@ -144,6 +145,13 @@ class TestPictures:
         figure = history(backend).history.plot(tmp_path / "run.png")
         assert isinstance(figure, Figure) and len(figure.axes) == 2
         assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_a_line_for_each_number_and_an_index_where_there_are_several(self):
+        kept = history(steps=10).history
+        values = {"hparams['a']": np.array([[1.0, 2.0]] * 2), "hparams['b']": np.array([3.0] * 2)}
+        run = replace(kept, values=values)
+        labels = [text.get_text() for text in run.plot().axes[1].get_legend().get_texts()]
+        assert labels == ["['a'][0]", "['a'][1]", "['b']"]
 
     def test_no_file_unless_asked_for(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

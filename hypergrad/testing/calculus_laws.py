@@ -76,11 +76,14 @@ def pullbacks_have_parts(backend: Backend) -> None:
 
 
 def derivatives_nest(backend: Backend) -> None:
-    """A Hessian is symmetric, and a third derivative agrees with differences of the second."""
+    """Second and third derivatives agree with differences of the first and second; a Hessian is symmetric."""
     x, u, w = tree(backend, 0), tree(backend, 9), tree(backend, 18)
 
     def gradient(x: Any) -> Any:
         return value_and_grad(backend, lambda y: smooth(backend, y), x)[1]
+
+    def slope(x: Any) -> Any:
+        return backend.inner(u, gradient(x))
 
     def curvature(x: Any) -> Any:
         return backend.inner(u, backend.pullback(gradient, x)[1](u)[0])
@@ -89,9 +92,14 @@ def derivatives_nest(backend: Backend) -> None:
     close(backend, backend.inner(w, pullback(u)[0]), backend.inner(u, pullback(w)[0]))
     _, third = value_and_grad(backend, curvature, x)
     h = 1e-5
-    ends = [backend.to_numpy(curvature(backend.axpy(s * h, w, x))) for s in (1, -1)]
-    slope = (ends[0] - ends[1]) / (2 * h)
-    np.testing.assert_allclose(backend.to_numpy(backend.inner(third, w)), slope, rtol=1e-6, atol=1e-8)
+    ends = [backend.axpy(s * h, w, x) for s in (1, -1)]
+    for derivative, below in (
+        (backend.inner(w, pullback(u)[0]), slope),
+        (backend.inner(third, w), curvature),
+    ):
+        high, low = (backend.to_numpy(below(end)) for end in ends)
+        expected = (high - low) / (2 * h)
+        np.testing.assert_allclose(backend.to_numpy(derivative), expected, rtol=1e-6, atol=1e-8)
 
 
 def outer_derivatives_reach_inside(backend: Backend) -> None:

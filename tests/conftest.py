@@ -1,6 +1,7 @@
 """What all tests share: deterministic properties, and every backend that is registered and installed."""
 
 import os
+import signal
 from importlib.util import find_spec
 
 import pytest
@@ -17,6 +18,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("deterministic")
+
+
+# A shell starts jobs in the background with Ctrl-C ignored, and Python then installs no handler for it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 
 import torch
 
-_DEVICES = ("cpu", "cuda", "xpu", "mps")
+_DEVICES = tuple(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "xpu", "mps")))
 
 
 class _Ambient(threading.local):

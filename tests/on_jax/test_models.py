@@ -11,7 +11,7 @@ import hypergrad as hg
 from hypergrad.errors import LeafTypeError
 
 jax, optax = pytest.importorskip("jax"), pytest.importorskip("optax")
-nn, nnx = pytest.importorskip("flax.linen"), pytest.importorskip("flax.nnx")
+nn, nnx = (pytest.importorskip(f"flax.{name}", exc_type=ImportError) for name in ("linen", "nnx"))
 eqx = pytest.importorskip("equinox")
 jnp, tree = jax.numpy, jax.tree
 

@@ -11,6 +11,8 @@ from hypergrad.solvers import System
 
 # What may go wrong in each kind of system; where a row is empty, the solver must succeed.
 SLOW = {"max_steps"}
+UNSTEADY = {"max_steps", "breakdown", "stagnation"}
+"""Where A is singular, the x of BiCGStab may become so large that its residual is no longer the true one."""
 TRANSPOSED = {
     "definite": {
         **dict.fromkeys(["CG", "CG-Nystrom", "CG-Diagonal", "MINRES", "GMRES", "Direct", "External"], set()),
@@ -30,7 +32,7 @@ TRANSPOSED = {
     "singular": {
         **dict.fromkeys(["CG", "CG-Nystrom", "CG-Diagonal", "MINRES", "GMRES", "Direct"], {"singular"}),
         **dict.fromkeys(["GMRES-restarted", "Neumann", "Nystrom"], {"singular", "max_steps", "diverged"}),
-        "BiCGStab": {"singular", "max_steps", "breakdown"},
+        "BiCGStab": {"singular", *UNSTEADY},
         **dict.fromkeys(["Diagonal", "External"], {"singular", "max_steps"}),
     },
     "singular indefinite": {
@@ -39,7 +41,7 @@ TRANSPOSED = {
     },
     "singular consistent": {
         **dict.fromkeys(["CG", "MINRES", "GMRES", "Direct"], {"singular", "consistent"}),
-        "BiCGStab": {"max_steps", "breakdown", "singular", "consistent"},
+        "BiCGStab": {"singular", "consistent", *UNSTEADY},
     },
     "general": {
         **dict.fromkeys(["GMRES", "Direct", "External"], set()),
@@ -49,7 +51,7 @@ TRANSPOSED = {
     },
     "general singular": {
         **dict.fromkeys(["GMRES", "Direct"], {"singular"}),
-        "BiCGStab": {"max_steps", "breakdown"},
+        "BiCGStab": UNSTEADY,
     },
 }
 ROWS = [(kind, name, allowed) for kind, row in TRANSPOSED.items() for name, allowed in row.items()]
@@ -66,6 +68,9 @@ class TestAgainstDense:
         if not v.any():
             return
         outcome = solved(backend, of(rtol)[name], a, v, start, symmetric="general" not in kind)
+        # The residual of MINRES drifts from the true one by κ²ε (Sleijpen, van der Vorst, Modersitzki 2000).
+        if name == "MINRES" and rtol <= drawn.condition**2 * np.finfo(float).eps:
+            allowed = allowed | {"stagnation"}
         judge(outcome, a, v, rtol, allowed)
         if kind == "singular" or kind == "general singular":
             assert outcome.reason is not None

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 import torch
 
 _DEVICES = tuple(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "xpu", "mps")))
+"""Those that this torch knows: asking for another one is an error there."""
 
 
 class _Ambient(threading.local):

@@ -95,25 +95,19 @@ class Once(Push):
     """It can be called a single time."""
 
     def __init__(self, push):
-        self.push = push
+        self.push, self.called = push, False
 
     def __call__(self, *tangents):
-        push, self.push = self.push, None
-        return push(*tangents)
+        assert not self.called
+        self.called = True
+        return self.push(*tangents)
 
     @property
     def reached(self):
         return self.push.reached
 
 
-class Tilted(Push):
-    """It pushes half as far."""
-
-    def __init__(self, push):
-        self.push, self.reached = push, push.reached
-
-    reached = None
-
+class HalfAsFar(Once):
     def __call__(self, *tangents):
         return vectors.scale(NUMPY, 0.5, self.push(*tangents))
 
@@ -238,7 +232,7 @@ BROKEN = {
     ),
     "scalars_are_numbers": backend(number=lambda self, scalar: np.float64(getval(scalar))),
     "gradients_are_derivatives": with_gradients(lambda part, _: floats(lambda x: 2.0 * x)(part)),
-    "forward_is_reverse_transposed": with_pushes(Tilted),
+    "forward_is_reverse_transposed": with_pushes(HalfAsFar),
     "linearized_functions_push_forward": with_pushes(Once),
     "pullbacks_are_linear": with_gradients(lambda part, _: floats(lambda x: x + 1e-3)(part)),
     "pullbacks_have_parts": with_pullbacks(WithPartsMixedUp),

@@ -87,6 +87,13 @@ class Solver(ABC):
         """Complete the solution of a system that this solver prepared and another one solved."""
         return solution
 
+    def diagnosed(self, system: System, failure: Any) -> Any:
+        """Return the failure of a solve of this system, or one that says more, where one can be found.
+
+        Called with the final failure, after the true residual was measured.
+        """
+        return failure
+
     def target(self, system: System) -> Scalar:
         """Return the largest ‖Ax − v‖ that counts as success; v's rounding error if nothing is promised."""
         if system.goal is not None:

@@ -45,22 +45,22 @@ class BiCGStab(Krylov):
     def solve(self, system: System, memory: Tree | None = None) -> Solution:
         system = system.begun()
         solution = self._solve(system)
-        solution = solution._replace(products=solution.products + system.spent)
-        return self._named(system, solution) if system.symmetric else solution
+        return solution._replace(products=solution.products + system.spent)
 
-    def _named(self, system: System, solution: Solution) -> Solution:
-        """Return the solution with the failure that `MINRES` finds, if it failed and that says more.
+    def diagnosed(self, system: System, failure: Any) -> Any:
+        """Return ``SINGULAR`` where `MINRES` finds a symmetric A singular, or else the failure.
 
         BiCGStab cannot tell a singular system from a breakdown. Cost: another solve, where one has failed.
         """
-        backend, own = system.backend, solution.failure
+        if not system.symmetric:
+            return failure
+        backend, unnamed = system.backend, (failure != Failure.NONE) & (failure != Failure.SINGULAR)
         found = backend.cond(
-            own != Failure.NONE,
-            lambda: MINRES(self.max_steps, self.rtol, self.atol).solve(system).failure + 0 * own,
-            lambda: own,
+            unnamed,
+            lambda: MINRES(self.max_steps, self.rtol, self.atol).solve(system).failure + 0 * failure,
+            lambda: failure,
         )
-        singular = (own != Failure.NONE) & (found == Failure.SINGULAR)
-        return solution._replace(failure=backend.xp.where(singular, int(Failure.SINGULAR), own))
+        return backend.xp.where(found == Failure.SINGULAR, int(Failure.SINGULAR), failure)
 
     @on_numpy_scalars
     def _solve(self, system: System) -> Solution:

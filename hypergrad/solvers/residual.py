@@ -24,7 +24,9 @@ def with_true_residual(solver: Solver, system: System, solution: Solution, r: Tr
     missed = (failure == Failure.NONE) & ~(size <= solver.target(system))
     reason = Failure.STAGNATION if solver.core.has_residual else Failure.MAX_STEPS
     failure = xp.where(missed, int(reason), failure)
-    if system.symmetric and (backend.compiles or backend.readable(size)):
+    if not (backend.compiles or backend.readable(size)):
+        return solution._replace(failure=failure)
+    if system.symmetric:
         negligible = rounding(backend, size) ** 0.65 * solution.curvature
         unsolved = (Failure.MAX_STEPS, Failure.STAGNATION, Failure.BREAKDOWN)
         short = sum(xp.where(failure == int(reason), 1, 0) for reason in unsolved) > 0
@@ -32,7 +34,7 @@ def with_true_residual(solver: Solver, system: System, solution: Solution, r: Tr
             short, lambda: vectors.norm(backend, system.product(r)) <= negligible * size, lambda: size < 0
         )
         failure = xp.where(short & singular, int(Failure.SINGULAR), failure)
-    return solution._replace(failure=failure)
+    return solution._replace(failure=solver.core.diagnosed(system, failure))
 
 
 def nan_where_failed(backend: Backend, solution: Solution) -> Solution:

@@ -32,7 +32,7 @@ TRANSPOSED = {
     "singular": {
         **dict.fromkeys(["CG", "CG-Nystrom", "CG-Diagonal", "MINRES", "GMRES", "Direct"], {"singular"}),
         **dict.fromkeys(["GMRES-restarted", "Neumann", "Nystrom"], {"singular", "max_steps", "diverged"}),
-        "BiCGStab": {"singular", *UNSTEADY},
+        "BiCGStab": {"singular"},
         **dict.fromkeys(["Diagonal", "External"], {"singular", "max_steps"}),
     },
     "singular indefinite": {
@@ -41,7 +41,7 @@ TRANSPOSED = {
     },
     "singular consistent": {
         **dict.fromkeys(["CG", "MINRES", "GMRES", "Direct"], {"singular", "consistent"}),
-        "BiCGStab": {"singular", "consistent", *UNSTEADY},
+        "BiCGStab": {"singular", "consistent", "max_steps"},
     },
     "general": {
         **dict.fromkeys(["GMRES", "Direct", "External"], set()),

@@ -101,8 +101,15 @@ def recomputation(node: Node) -> Recomputation | None:
     frame = _variables_of(first.unpack_hook)["frame"]
     held = _variables_of(frame.recompute_fn)
     return Recomputation(
-        held.get("recompute_context"), (held.get("fn"), held.get("kwargs"), tuple(frame.saved_args))
+        held.get("recompute_context"), (held.get("fn"), held.get("kwargs"), *_arguments_of(frame))
     )
+
+
+def _arguments_of(frame: Any) -> list[Any]:
+    """Return the arguments of a block that will run again; ``None`` for the tensors in torch 2.10."""
+    if hasattr(frame, "saved_args"):
+        return frame.saved_args
+    return _variables_of(frame.input_saver.grad_fn.get_args)["args"]
 
 
 def _variables_of(f: Any) -> dict[str, Any]:

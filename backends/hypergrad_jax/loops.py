@@ -92,7 +92,7 @@ class JaxLoops(Loops):
 
     def stack(self, items: Sequence[Tree]) -> Tree:
         try:
-            return jax.tree_util.tree_map(lambda *leaves: jnp.stack(leaves), *items)
+            return jax.tree_util.tree_map(_rows, *items)
         except (TypeError, ValueError) as error:
             raise ArgumentError(
                 "the batches of a list differ in structure or shape, and a compiled loop takes those of one "
@@ -126,3 +126,9 @@ def _blank(like: Any, *rows: int) -> jax.Array:
     """An array, or rows of such, to be overwritten: NaN, or 0 for dtypes without NaN."""
     nothing = jnp.nan if jnp.issubdtype(like.dtype, jnp.floating) else 0
     return jnp.full((*rows, *like.shape), nothing, like.dtype)
+
+
+def _rows(*leaves: Any) -> jax.Array:
+    """Stack leaves; those of the host before they become an array, which adds one constant to a program."""
+    on_host = all(isinstance(leaf, bool | int | float | np.ndarray | np.generic) for leaf in leaves)
+    return jnp.asarray(np.stack(leaves)) if on_host else jnp.stack(leaves)

@@ -103,9 +103,8 @@ def error_bound(
         stretch, nan = norm(hx) / length, float("nan") * length
         # The solver met curvatures of A + δI. In these, curvatures of A below δ cannot be told apart.
         shift = solution.shift
-        smallest = xp.minimum(
-            solution.smallest - shift, xp.where(stretch > 0, stretch, float("inf") + stretch)
-        )
+        met = solution.smallest - shift + 0 * stretch
+        smallest = xp.minimum(met, xp.where(stretch > 0, stretch, float("inf") + stretch))
         smallest = xp.where(smallest > shift, smallest, nan)
         coupling = xp.maximum(xp.sqrt(sum(p * p for p in probes) / _PROBES), norm(mixed) / length)
 

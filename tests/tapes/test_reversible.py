@@ -138,11 +138,12 @@ class TestReversible:
         agree(backend, *self.single(backend), 1e-4)
 
     @on_jax
-    def test_float32_without_x64(self, backend):
+    def test_float32_without_x64(self, backend, request):
         import jax
 
-        with jax.enable_x64(False):
-            agree(backend, *self.single(backend), 1e-4)
+        jax.config.update("jax_enable_x64", False)
+        request.addfinalizer(lambda: jax.config.update("jax_enable_x64", True))
+        agree(backend, *self.single(backend), 1e-4)
 
 
 class TestHalfPrecision:

@@ -8,13 +8,14 @@ from functools import cache, wraps
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.autograd import function
 from torch.nn.modules import _functions
 from torch.optim import Optimizer
 
 Node = Any
+Slots = dict[str, Any]
 
 
 def is_symbolic(x: Tensor) -> bool:
@@ -107,9 +108,10 @@ def recomputation(node: Node) -> Recomputation | None:
 
 def _arguments_of(frame: Any) -> list[Any]:
     """Return the arguments of a block that will run again; ``None`` for the tensors in torch 2.10."""
-    if hasattr(frame, "saved_args"):
-        return frame.saved_args
-    return _variables_of(frame.input_saver.grad_fn.get_args)["args"]
+    saved: list[Any] | None = getattr(frame, "saved_args", None)
+    if saved is None:
+        saved = _variables_of(frame.input_saver.grad_fn.get_args)["args"]
+    return saved
 
 
 def _variables_of(f: Any) -> dict[str, Any]:
@@ -133,6 +135,16 @@ def _saved_names(kind: Any) -> tuple[str, ...]:
     return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
 
 
+def saved_as(node: Node, name: str) -> Any:
+    """Return what a node keeps for its backward pass under a name."""
+    return getattr(node, f"_saved_{name}")
+
+
+def slots_of(module: nn.Module) -> tuple[Slots, Slots]:
+    """Return the dictionaries in which a module itself holds its parameters and its buffers."""
+    return module._parameters, module._buffers
+
+
 HookFunction: Any = _functions.BackwardHookFunction
 """The identity, as a custom function by which torch calls the backward hooks of a module."""
 
@@ -150,6 +162,11 @@ def watch_hooks(changed: Callable[[Callable[[Tensor], Any]], Callable[[Tensor], 
         return _register_hook(self, changed(hook) or hook)  # type: ignore[no-untyped-call]
 
     Tensor.register_hook = register_hook  # type: ignore[method-assign]
+
+
+def hooks_of(x: Tensor) -> list[Callable[[Tensor], Any]]:
+    """Return the hooks that see the gradient of a tensor, in the order in which torch calls them."""
+    return list((x._backward_hooks or {}).values())
 
 
 def hook_unwatched(x: Tensor, hook: Callable[[Tensor], Any]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, final
+from typing import final
 
 from torch import Tensor, nn
 
 from hypergrad.errors import ArgumentError, UnsupportedOpError, explain
 from hypergrad_torch.captured import reads_module
-from hypergrad_torch.private import Node, recomputation
+from hypergrad_torch.private import Node, Slots, recomputation, slots_of
 
 Contexts = tuple[AbstractContextManager[None], AbstractContextManager[None]]
 
@@ -23,10 +23,10 @@ class Reentered(AbstractContextManager[None]):
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._held: list[tuple[dict[str, Any], str, Tensor, bool]] = [
-            (slots, key, tensor, slots is part._buffers)
+        self._held: list[tuple[Slots, str, Tensor, int]] = [
+            (slots, key, tensor, is_buffer)
             for part in module.modules()
-            for slots in (part._parameters, part._buffers)
+            for is_buffer, slots in enumerate(slots_of(part))
             for key, tensor in slots.items()
             if tensor is not None
         ]

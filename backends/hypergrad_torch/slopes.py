@@ -6,7 +6,7 @@ from collections.abc import Collection
 from functools import cache, partial
 from typing import Any, NamedTuple, final
 
-from hypergrad_torch.private import Node, nodes_before
+from hypergrad_torch.private import Node, nodes_before, saved_as
 
 FLAT = {
     # Values without a slope, and draws whose parameters torch does not differentiate.
@@ -52,7 +52,7 @@ def flat_inputs(node: Any) -> set[int]:
     """The inputs in which the node's operation has no slope."""
     name = node.__class__.__name__
     if name in _ROUNDED:
-        return {0, 1} if node._saved_rounding_mode is not None else set()
+        return {0, 1} if saved_as(node, "rounding_mode") is not None else set()
     return FLAT.get(name, set())
 
 

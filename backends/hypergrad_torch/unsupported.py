@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hypergrad.errors import ArgumentError, DisconnectedError, UnsupportedOpError, explain
-from hypergrad_torch.private import HookFunction, custom_function, is_symbolic, once_differentiable
+from hypergrad_torch.private import HookFunction, custom_function, is_symbolic, once_differentiable, saved_as
 
 _DOUBLE_BACKWARD = re.compile(
     r"derivative for '?(?:aten::)?(?P<op>[\w.]+?)'? is not implemented"
@@ -100,7 +100,7 @@ _WRONG: dict[str, tuple[str, str, Callable[[Any, bool], bool]]] = {
     "EmbeddingBackward0": (
         "an embedding with scale_grad_by_freq=True",
         "torch's second derivative of it is wrong: leave scale_grad_by_freq out",
-        lambda node, second: node._saved_scale_grad_by_freq,
+        lambda node, second: saved_as(node, "scale_grad_by_freq"),
     ),
     "GeneratedBackwardFor_torch_nn__linear_cross_entropy_batch_chunked_defaultBackward": (
         "linear_cross_entropy in chunks",
@@ -132,8 +132,8 @@ def refuse_undifferentiable(nodes: Iterable[Any], nested: bool, second: bool) ->
     customs, updated = set(), []
     for node in nodes:
         kind = node.__class__
-        if kind.__name__ == "NativeBatchNormBackward0" and node._saved_training:
-            updated.append(node._saved_running_mean)
+        if kind.__name__ == "NativeBatchNormBackward0" and saved_as(node, "training"):
+            updated.append(saved_as(node, "running_mean"))
         wrong, custom = _about(kind)
         if wrong is not None and nested and wrong[2](node, second):
             raise unsupported(wrong[0], wrong[1])

@@ -4,8 +4,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 import hypergrad as hg
 
+pytestmark = pytest.mark.alone
 PROGRAM = """
 import sys, time
 begin = time.perf_counter()

@@ -21,6 +21,7 @@ import hypergrad as hg
 
 jax, optax = pytest.importorskip("jax"), pytest.importorskip("optax")
 jnp, tree, P = jax.numpy, jax.tree_util, jax.sharding.PartitionSpec
+pytestmark = pytest.mark.alone
 
 DEVICES = {
     # The last two make compilation quick; what lays a program out over the devices is the same.

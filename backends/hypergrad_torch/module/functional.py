@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from hypergrad.backend import Tree
 from hypergrad_torch.graph import trees
+from hypergrad_torch.private import slots_of
 
 Loss = Callable[..., Tensor]
 """(model, hparams, batch) -> scalar"""
@@ -138,9 +139,10 @@ class Functional:
         """For every tensor all the names under which modules hold it; a shared one is exchanged in all."""
         slots: dict[int, list[str]] = {}
         for path, part in self._call.named_modules():
-            for key, tensor in (*part._parameters.items(), *part._buffers.items()):
-                if tensor is not None:
-                    slots.setdefault(id(tensor), []).append(f"{path}.{key}")
+            for held in slots_of(part):
+                for key, tensor in held.items():
+                    if tensor is not None:
+                        slots.setdefault(id(tensor), []).append(f"{path}.{key}")
         return slots
 
 

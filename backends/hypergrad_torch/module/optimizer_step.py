@@ -18,6 +18,7 @@ from hypergrad.updates import ClipNorm, UpdateRule
 from hypergrad_torch.dialects import Hypers, Options
 from hypergrad_torch.graph import trees
 from hypergrad_torch.optimizers import Taken, replay
+from hypergrad_torch.private import hooks_of
 
 
 @final
@@ -130,7 +131,7 @@ class Trainer:
     @property
     def has_hooks(self) -> bool:
         """Does any parameter have a gradient hook?"""
-        return any(p._backward_hooks for p in self.params.values())
+        return any(hooks_of(p) for p in self.params.values())
 
     def values(self) -> dict[str, Tensor]:
         """The tensors' values, which change as the tensors do."""
@@ -147,7 +148,7 @@ def options(optimizer: Optimizer) -> list[Options]:
 
 def _hooked(p: nn.Parameter, g: Any) -> Any:
     if g is not None:
-        for hook in (p._backward_hooks or {}).values():
+        for hook in hooks_of(p):
             changed = hook(g)
             g = g if changed is None else changed
     return g

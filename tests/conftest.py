@@ -38,11 +38,9 @@ if find_spec("torch"):
 
 if find_spec("jax"):
     import jax
+    from support.quick_xla import FLAGS
 
-    # The programs are tiny and run once: compiling them takes the time, and like this a third of it.
-    quick = "--xla_backend_optimization_level=0"
-    if jax.__version_info__ >= (0, 5):  # an XLA that does not know a flag ends the process
-        quick += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    quick = f"{FLAGS} --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{quick} {os.environ.get('XLA_FLAGS', '')}"
     jax.config.update("jax_enable_x64", True)  # for these tests; the library never touches it
 

@@ -20,15 +20,17 @@ import pytest
 import hypergrad as hg
 
 jax, optax = pytest.importorskip("jax"), pytest.importorskip("optax")
+from support import quick_xla  # noqa: E402
+
 jnp, tree, P = jax.numpy, jax.tree_util, jax.sharding.PartitionSpec
 pytestmark = pytest.mark.alone
 
 DEVICES = {
-    # The last two make compilation quick; what lays a program out over the devices is the same.
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
-    "--xla_cpu_use_fusion_emitters=false",
+    # What lays a program out over the devices is the same where compilation is quick.
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {quick_xla.FLAGS}",
     "JAX_PLATFORMS": "cpu",
     "JAX_ENABLE_X64": "1",
+    "PYTHONPATH": os.pathsep.join(sys.path),
 }
 MOMENTUM = hg.SGD(0.05, momentum=0.9)
 ESTIMATORS = {

@@ -9,6 +9,8 @@ from numpy.testing import assert_allclose
 import hypergrad as hg
 
 jax = pytest.importorskip("jax")
+from support import quick_xla  # noqa: E402
+
 jnp, lax, tree = jax.numpy, jax.lax, jax.tree_util
 ravel_pytree = pytest.importorskip("jax.flatten_util").ravel_pytree
 parametrize = pytest.mark.parametrize
@@ -22,8 +24,7 @@ ESTIMATORS = {  # and the steps of real training that each stands for
 }
 each_estimator = parametrize("name", ESTIMATORS)
 EACH = {name: estimator for name, (estimator, _) in ESTIMATORS.items()}
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # to compile
-program = partial(jax.jit, compiler_options=QUICK)
+program = partial(jax.jit, compiler_options=quick_xla.OPTIONS)
 
 
 def eager(estimator, problem):

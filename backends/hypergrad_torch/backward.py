@@ -38,6 +38,9 @@ _agreed: set[_Agreed] = set()
 _MATTERS = 1e-3
 """How much of the derivative of a loss has to come through a custom function for agreement to count."""
 
+_ROUNDINGS = 4
+"""How many units in the last place of a value, a loss or a sum of gradients, are its rounding."""
+
 _COARSEST = 1e-4
 """The machine epsilon above which differences say nothing of a derivative: that of float16 is 1e-3."""
 
@@ -75,15 +78,17 @@ def compare(loss: Loss, leaves: list[Any], customs: set[Any], second: bool, size
         generator = torch.Generator().manual_seed(0)
         directions = [_random(x, generator) for x in variables]
         judge = _second if second else _first
-        analytic, difference = judge(loss, leaves, directions, generator.manual_seed(1))
-        fine, coarse = difference(eps ** (1 / 3)), difference(2 * eps ** (1 / 3))
+        analytic, at = judge(loss, leaves, directions, generator.manual_seed(1))
+        near, far = at(eps ** (1 / 3)), at(2 * eps ** (1 / 3))
+        fine = near.quotient
         scale = max(abs(analytic), abs(fine))
         # Tight, since the function may have a small part in this loss.
-        tolerance = eps**0.5 * scale + 10 * abs(fine - coarse)
+        tolerance = eps**0.5 * scale + 10 * abs(fine - far.quotient) + _ROUNDINGS * eps * near.size
         if abs(analytic - fine) > tolerance:
             # Near a jump, as that of a norm over two numbers, smaller steps come nearer; else they do not.
             if any(
-                abs(analytic - difference(eps ** (1 / 3) / k)) < abs(analytic - fine) / 2 for k in (4, 16, 64)
+                abs(analytic - at(eps ** (1 / 3) / k).quotient) < abs(analytic - fine) / 2
+                for k in (4, 16, 64)
             ):
                 return
             raise _wrong(new, second, analytic, fine)
@@ -97,25 +102,35 @@ def compare(loss: Loss, leaves: list[Any], customs: set[Any], second: bool, size
                 _agreed.add(_Agreed(kind, second, size))
 
 
-Difference = Callable[[float], float]
-"""ε -> the difference quotient at this distance."""
+class _Difference(NamedTuple):
+    """(f(x + εd) − f(x − εd)) / 2ε, and (|f(x + εd)| + |f(x − εd)|) / 2ε, of which rounding takes a share.
+
+    Where f is a sum, |f| is that of its terms.
+    """
+
+    quotient: float
+    size: float
 
 
-def _first(
-    loss: Loss, leaves: list[Any], directions: list[Tensor], generator: torch.Generator
-) -> tuple[float, Difference]:
+_Judge = tuple[float, Callable[[float], _Difference]]
+"""The derivative by the backward pass, and ε -> the difference."""
+
+
+def _first(loss: Loss, leaves: list[Any], directions: list[Tensor], generator: torch.Generator) -> _Judge:
     gradients = _gradients(loss, leaves)[1]
 
     def value(step: float) -> float:
         # The leaves require grad as ever: losses may ask.
         return float(_evaluate(loss, _variables(_moved(leaves, directions, step))).detach())
 
-    return _dot(gradients, directions), lambda e: (value(e) - value(-e)) / (2 * e)
+    def at(step: float) -> _Difference:
+        after, before = value(step), value(-step)
+        return _Difference((after - before) / (2 * step), (abs(after) + abs(before)) / (2 * step))
+
+    return _dot(gradients, directions), at
 
 
-def _second(
-    loss: Loss, leaves: list[Any], directions: list[Tensor], generator: torch.Generator
-) -> tuple[float, Difference]:
+def _second(loss: Loss, leaves: list[Any], directions: list[Tensor], generator: torch.Generator) -> _Judge:
     inputs, gradients = _gradients(loss, leaves, graph=True)
     weights = [torch.randn(g.shape, generator=generator).to(g) for g in gradients]
     total = sum((u * g).sum() for u, g in zip(weights, gradients, strict=True))
@@ -123,10 +138,12 @@ def _second(
     if isinstance(total, Tensor) and total.requires_grad:
         pulled = torch.autograd.grad(total, inputs, allow_unused=True)
 
-    def along(step: float) -> float:
-        return _dot(_gradients(loss, _moved(leaves, directions, step))[1], weights)
+    def at(step: float) -> _Difference:
+        after, before = (_gradients(loss, _moved(leaves, directions, e))[1] for e in (step, -step))
+        quotient = (_dot(after, weights) - _dot(before, weights)) / (2 * step)
+        return _Difference(quotient, (_sizes(after, weights) + _sizes(before, weights)) / (2 * step))
 
-    return _dot(pulled, directions), lambda e: (along(e) - along(-e)) / (2 * e)
+    return _dot(pulled, directions), at
 
 
 def _gradients(loss: Loss, leaves: list[Any], graph: bool = False) -> tuple[list[Tensor], list[Tensor]]:
@@ -176,6 +193,10 @@ def _random(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def _dot(xs: Sequence[Tensor | None], ys: Sequence[Tensor]) -> float:
     return sum(float((x.detach() * y).sum()) for x, y in zip(xs, ys, strict=True) if x is not None)
+
+
+def _sizes(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> float:
+    return _dot([x.abs() for x in xs], [y.abs() for y in ys])
 
 
 def _too_coarse(new: set[Any], dtype: torch.dtype) -> UnsupportedOpError:

@@ -201,6 +201,21 @@ class TestCustomFunctions:
             hg.hypergradient(problem, params, LAM.float(), lambda t: data[0], data[1], estimator())
         )
 
+    @pytest.mark.parametrize("function, right", [(FromOutput, True), (SavedIntermediate, False)])
+    def test_of_a_large_loss_the_rounding_is_not_blamed(self, steps, estimator, function, right):
+        """Differences of a large loss round by more than a small gradient would allow."""
+
+        def accepted(constant):
+            fresh = type(function.__name__, (function,), {})  # not trusted yet
+            plain = of(with_function(fresh))
+            problem = hg.Bilevel(lambda *given: constant + plain.inner(*given), plain.outer)
+            try:
+                return torch.isfinite(hypergradient(problem, values(net()), estimator()))
+            except errors.UnsupportedOpError:
+                return False
+
+        assert [accepted(1e4 * k) for k in range(1, 21)] == [right] * 20
+
     def test_under_autocast_it_is_compared_without(self, steps, estimator):
         wrong = with_function(SavedIntermediate).float()
         single = lambda *xs: tuple(x.float() for x in xs)  # noqa: E731

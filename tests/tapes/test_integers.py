@@ -150,7 +150,7 @@ class TestPrograms:
     def test_need_few_copies_of_the_parameters(self, backend):
         import jax
 
-        size, steps = 400, 300
+        size, steps = 800, 300  # of a smaller leaf a block is a large share
         like = backend.cast(backend.asarray(np.zeros(())), "float32")
         w = backend.asarray(np.eye(size), like=like)
         problem = hg.Bilevel(
